@@ -1,0 +1,74 @@
+"""From a name in a configuration to an attention core."""
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+from torch import nn
+
+from pcattn.attention.external import ExternalAttention
+from pcattn.attention.offset import OffsetAttention
+from pcattn.attention.self_attention import SelfAttention
+
+#: Every mechanism by its name. A new one is a class in a file of its own and a line here.
+ATTENTION: dict[str, type[nn.Module]] = {
+    "self": SelfAttention,
+    "offset": OffsetAttention,
+    "external": ExternalAttention,
+}
+
+
+def build_attention(name: str, dim: int, **kwargs: Any) -> nn.Module:
+    """An attention core: called with features (B, N, C) and a `Geometry`, it returns (B, N, C).
+
+    Args:
+        name: a key of `ATTENTION`, or the import path of a class of one's own (`my_package.my_module.MyAttention`).
+        dim: channels C.
+        **kwargs: further arguments of that mechanism.
+
+    Raises:
+        ValueError: no such mechanism, or it does not take these arguments.
+    """
+    cls = ATTENTION.get(name) or _import_attention(name)
+    try:
+        inspect.signature(cls).bind(dim, **kwargs)
+    except TypeError as error:
+        accepted = ", ".join(list(inspect.signature(cls).parameters)[1:]) or "no further arguments"
+        raise ValueError(
+            f"attention {name!r}: {error}; expected attention_kwargs among: {accepted}, but got {kwargs}"
+        ) from None
+    return cls(dim, **kwargs)
+
+
+def layer_kwargs(attention_kwargs: dict[str, Any] | None, depth: int) -> list[dict[str, Any]]:
+    """The arguments of each of `depth` layers: a list of that length gives every layer its own value.
+
+    Raises:
+        ValueError: a list has another length.
+    """
+    layers: list[dict[str, Any]] = [{} for _ in range(depth)]
+    for key, value in (attention_kwargs or {}).items():
+        values = value if isinstance(value, list) else [value] * depth
+        if len(values) != depth:
+            raise ValueError(
+                f"expected attention_kwargs[{key!r}] to be one value or a list of {depth} (one a layer), "
+                f"but got {len(values)}: {value}"
+            )
+        for layer, item in zip(layers, values, strict=True):
+            layer[key] = item
+    return layers
+
+
+def _import_attention(path: str) -> type[nn.Module]:
+    module_name, _, class_name = path.rpartition(".")
+    if not module_name:
+        close = difflib.get_close_matches(path, ATTENTION, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(
+            f"expected attention to be one of {', '.join(ATTENTION)} or an import path, but got {path!r}{hint}"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"attention {path!r} cannot be imported: {error}") from error

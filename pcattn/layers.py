@@ -1,0 +1,91 @@
+"""Building blocks on points-first tensors (..., C): batch normalisation, LBR, and PCT's local aggregation."""
+
+import torch
+from torch import Tensor, nn
+
+from pcattn.ops import gather
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over all leading dimensions of (..., C), with the parameters of `nn.BatchNorm1d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+
+class LBR(nn.Sequential):
+    r"""Linear, batch normalisation and activation on every point: PCT's :math:`\mathrm{ReLU}(\mathrm{BN}(xW^T + b))`.
+
+    Args:
+        in_dim: channels of the input.
+        out_dim: channels of the output.
+        bias: whether the linear map has a bias (batch normalisation cancels it in training; PCT keeps it in the
+            attention layers and in the head).
+        negative_slope: 0 gives ReLU, anything else LeakyReLU with this slope.
+
+    Shape:
+        (..., in_dim) -> (..., out_dim).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, bias: bool = False, negative_slope: float = 0.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim, bias=bias)
+        self.norm = BatchNorm(out_dim)
+        self.act = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
+
+
+class LocalAggregation(nn.Module):
+    r"""PCT's sample-and-group layer (section 3.3): features of a neighbourhood, gathered at its centre.
+
+    .. math::
+        y_i = \max_{j \in \mathcal{N}(i)} \mathrm{LBR}(\mathrm{LBR}([f_j - f_i,\; f_i]))
+
+    The first linear map is applied to the points *before* they are gathered, which is the same function for a k-th of
+    the products: with :math:`W = [W_a, W_b]`, :math:`W [f_j - f_i, f_i] = W_a f_j + (W_b - W_a) f_i`.
+
+    Args:
+        in_dim: channels C of the input features.
+        out_dim: channels of both LBRs.
+
+    Shape:
+        features (B, N, C), centres (B, M) and neighbours (B, M, k) indices -> (B, M, out_dim).
+
+    Source: Point Cloud Transformer, Guo et al. 2021, https://arxiv.org/abs/2012.09688.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * in_dim, out_dim, bias=False)
+        self.norm = BatchNorm(out_dim)
+        self.act = nn.ReLU()
+        self.second = LBR(out_dim, out_dim)
+
+    def forward(self, features: Tensor, centres: Tensor, neighbours: Tensor) -> Tensor:
+        """Aggregate the features of `neighbours` at `centres`."""
+        of_neighbour, of_centre = self.linear.weight.chunk(2, dim=1)
+        from_points = nn.functional.linear(features, of_neighbour)
+        from_centre = nn.functional.linear(gather(features, centres), of_centre - of_neighbour)
+        grouped = gather(from_points, neighbours) + from_centre[:, :, None]  # (B, M, k, out_dim)
+        return self.second(self.act(self.norm(grouped))).amax(dim=2)
+
+
+def check_points(pos: Tensor, features: Tensor | None, num_features: int) -> Tensor:
+    """The input of a network, checked: positions (B, N, 3) and features (B, N, F), concatenated to (B, N, 3 + F).
+
+    Raises:
+        ValueError: a shape differs from what the network was built for.
+    """
+    if pos.dim() != 3 or pos.shape[2] != 3:
+        raise ValueError(f"expected pos to be (B, N, 3), but got shape {tuple(pos.shape)}")
+    if not num_features:
+        if features is not None:
+            raise ValueError(
+                f"expected no features (the network has num_features=0), but got shape {tuple(features.shape)}"
+            )
+        return pos
+    expected = (*pos.shape[:2], num_features)
+    if features is None or features.shape != expected:
+        got = "none" if features is None else f"shape {tuple(features.shape)}"
+        raise ValueError(f"expected features to be {expected}, but got {got}")
+    return torch.cat((pos, features), dim=2)
