@@ -1,8 +1,5 @@
 """From a name in a configuration to an attention core."""
 
-import difflib
-import importlib
-import inspect
 from typing import Any
 
 from torch import nn
@@ -10,6 +7,7 @@ from torch import nn
 from pcattn.attention.external import ExternalAttention
 from pcattn.attention.offset import OffsetAttention
 from pcattn.attention.self_attention import SelfAttention
+from pcattn.registry import construct, resolve
 
 #: Every mechanism by its name. A new one is a class in a file of its own and a line here.
 ATTENTION: dict[str, type[nn.Module]] = {
@@ -30,15 +28,7 @@ def build_attention(name: str, dim: int, **kwargs: Any) -> nn.Module:
     Raises:
         ValueError: no such mechanism, or it does not take these arguments.
     """
-    cls = ATTENTION.get(name) or _import_attention(name)
-    try:
-        inspect.signature(cls).bind(dim, **kwargs)
-    except TypeError as error:
-        accepted = ", ".join(list(inspect.signature(cls).parameters)[1:]) or "no further arguments"
-        raise ValueError(
-            f"attention {name!r}: {error}; expected attention_kwargs among: {accepted}, but got {kwargs}"
-        ) from None
-    return cls(dim, **kwargs)
+    return construct("attention", name, resolve("attention", name, ATTENTION), dim, **kwargs)
 
 
 def layer_kwargs(attention_kwargs: dict[str, Any] | None, depth: int) -> list[dict[str, Any]]:
@@ -58,17 +48,3 @@ def layer_kwargs(attention_kwargs: dict[str, Any] | None, depth: int) -> list[di
         for layer, item in zip(layers, values, strict=True):
             layer[key] = item
     return layers
-
-
-def _import_attention(path: str) -> type[nn.Module]:
-    module_name, _, class_name = path.rpartition(".")
-    if not module_name:
-        close = difflib.get_close_matches(path, ATTENTION, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(
-            f"expected attention to be one of {', '.join(ATTENTION)} or an import path, but got {path!r}{hint}"
-        )
-    try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"attention {path!r} cannot be imported: {error}") from error

@@ -1,0 +1,30 @@
+# make train: the main job, end to end.  make test: the tests.  make check: formatter, linter, type checker.
+# The environment in .venv is built on first use and again when pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: train test check install clean
+
+train: $(INSTALLED)
+	$(BIN)/python train.py fit -c configs/smoke.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	  f"expected Python 3.11 to 3.13, but {sys.executable} is {v[0]}.{v[1]}: name another one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,34 @@
+"""Errors of the data sets: each names the path, what was expected there and what to do next."""
+
+from pathlib import Path
+
+
+class DatasetError(ValueError):
+    """The files of a data set do not hold what was asked for."""
+
+
+class DatasetNotFoundError(DatasetError):
+    """A data set is not where it was looked for.
+
+    Args:
+        name: name of the data set.
+        root: the folder that was searched.
+        expected: the files that should be there.
+        hint: where they can be had.
+    """
+
+    def __init__(self, name: str, root: Path, expected: str, hint: str) -> None:
+        state = "which lacks them" if root.is_dir() else "which does not exist"
+        super().__init__(f"{name} not found: expected {expected} in {root.absolute()}, {state}. {hint}")
+
+
+class DatasetBrokenError(DatasetError):
+    """A file of a data set cannot be used.
+
+    Args:
+        path: the file.
+        reason: what was expected of it and what it holds instead.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"broken file {path.absolute()}: {reason}")

@@ -1,0 +1,265 @@
+"""The command line: `pcattn fit | validate | test | predict`, also as `python -m pcattn` and `python train.py`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
+from pcattn import runs
+from pcattn.datasets import DatasetError, PointCloudDataModule
+
+#: Arguments of every task that the data module knows.
+FROM_DATA = ("num_classes", "num_features", "class_names")
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong with a command line or a configuration in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and exit with status 2."""
+        fail(concise(message), ex)
+
+
+def fail(message: str, cause: Exception | None = None) -> NoReturn:
+    """Print one line and exit with status 2."""
+    print(f"pcattn: error: {message}", file=sys.stderr)
+    raise SystemExit(2) from cause
+
+
+def concise(message: str) -> str:
+    """A message of the parser in one line: what it found wrong, without a listing of the types that it tried."""
+    where, union, details = message.partition("Does not validate against any of the Union subtypes")
+    if union:
+        reasons = re.findall(r"^ *- (.*)$", details, flags=re.MULTILINE)
+        told = [reason for reason in reasons if "NoneType" not in reason] or reasons
+        value = re.search(r"Given value: (.*)", details)
+        got = f", but got {value[1]}" if value and "but got" not in told[0] else ""
+        message = f"{where}{' or '.join(dict.fromkeys(told))}{got}"
+    if "arguments are required" in message:
+        message += "; start from a configuration: pcattn fit -c configs/smoke.yaml"
+    return " ".join(message.split())
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the configuration when training starts; evaluation leaves the run's own as it is."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save `config.yaml` into the run."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class PointCloudCLI(LightningCLI):
+    """Lightning's command line with runs that lie in `runs/<name>/`, and results that a person can read."""
+
+    def __init__(self, args: list[str] | None) -> None:
+        super().__init__(
+            datamodule_class=PointCloudDataModule,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            # The data module shards by itself. Its sampler is a function of seed and epoch.
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run folder, its checkpoints, and what the model takes from the data."""
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="Folder of the run. Default: runs/<name of the configuration>; an existing run is never overwritten, "
+            "a number is appended instead. `--ckpt_path last` continues the latest one.",
+        )
+        parser.add_argument("--final_test", type=bool, default=True, help="Read the test split once, after training.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/oa",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+        for name in FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the run and its checkpoint, and take the network's hyper-parameters from it, aloud.
+
+        Lightning does the last silently; a configuration that says something else would be ignored without a word.
+        """
+        subcommand = self.config["subcommand"]
+        config = self.config[subcommand]
+        named = Path(config.run) if config.run else runs.config_run(_config_file(config))
+        self.stored: dict[str, Any] = {}
+        which = config.ckpt_path
+        if which is None and subcommand != "fit":
+            which = "best"
+        if which in ("best", "last"):
+            found = runs.latest_run(named, which)
+            if found is None:
+                fail(f"expected --ckpt_path FILE, or a {which} checkpoint in {named}, but there is none")
+            config.ckpt_path = str(runs.checkpoint_path(found, which))
+        elif which is not None and not Path(which).is_file():
+            fail(f"expected --ckpt_path to be best, last or a file, but got {which}")
+        if config.ckpt_path is None:
+            self.run = runs.new_run(named)
+        else:
+            self.run = runs.run_of_checkpoint(Path(config.ckpt_path)) or named
+            self._take_hyper_parameters(config)
+            config.weights_only = True  # a checkpoint is data, never code
+
+    def _take_hyper_parameters(self, config: Any) -> None:
+        try:
+            checkpoint = torch.load(config.ckpt_path, weights_only=True, map_location="cpu")
+            stored = checkpoint["hyper_parameters"]
+        except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+            fail(
+                f"expected {config.ckpt_path} to be a checkpoint of pcattn, tensors and plain data alone, "
+                f"but reading it failed ({type(error).__name__})",
+                error,
+            )
+        init_args = config.model.init_args
+        for name, value in stored.items():
+            # How to run the network is not a property of its weights; what the data says is compared later.
+            if name in init_args and name not in ("compile", *FROM_DATA) and init_args[name] != value:
+                print(f"{name}: {value} as in {config.ckpt_path} (the configuration says {init_args[name]})")
+                init_args[name] = value
+        self.stored = {name: stored.get(name) for name in FROM_DATA}
+
+    def before_instantiate_classes(self) -> None:
+        """Evaluation prints its own table."""
+        config = self.config[self.subcommand]
+        if "verbose" in config:
+            config.verbose = False
+
+    def instantiate_classes(self) -> None:
+        """A wrong value in a configuration is one line, not a traceback."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            self.parser.error(str(error), error)
+        for name, value in self.stored.items():
+            if self.model.hparams[name] != value:
+                fail(f"expected data with {name} {value} as in the checkpoint, but got {self.model.hparams[name]}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Loggers and checkpoints inside the run folder."""
+        trainer_config = self.config_init[self.subcommand]["trainer"]
+        callbacks = [self.config_init[self.subcommand]["checkpoint"]]
+        kwargs["default_root_dir"] = trainer_config["default_root_dir"] or str(self.run)
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+        elif trainer_config["logger"] is None:
+            kwargs["logger"] = [
+                CSVLogger(str(self.run), name="", version="", flush_logs_every_n_steps=1),
+                TensorBoardLogger(str(self.run), name="tensorboard", version=""),
+            ]
+            callbacks.append(LearningRateMonitor("epoch"))
+        if callbacks[0].dirpath is None:
+            callbacks[0].dirpath = str(self.run / runs.CHECKPOINTS)
+        return self._instantiate_trainer({**trainer_config, **kwargs}, callbacks)
+
+    def before_fit(self) -> None:
+        """Keep the logs of the run that is resumed."""
+        if self.config_init["fit"]["ckpt_path"]:
+            runs.keep_metrics(self.run)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint by validation, once, and say where everything lies."""
+        if self.trainer.fast_dev_run or self.trainer.interrupted:
+            return
+        checkpoint = self.trainer.checkpoint_callback
+        best = checkpoint.best_model_path
+        results = {"best": {checkpoint.monitor: float(checkpoint.best_model_score)}}
+        print(f"\nbest checkpoint by {checkpoint.monitor}: {float(checkpoint.best_model_score):.4f}")
+        if not self.config_init["fit"]["final_test"]:
+            print("test: left out (final_test: false)")
+        elif not self.datamodule.has_test_split():
+            print(f"test: left out, there is no test split in {self.datamodule.root}")
+        else:
+            results["test"] = self.trainer.test(self.model, self.datamodule, best, verbose=False, weights_only=True)[0]
+            print(f"\n{self.model.report('test')}")
+        (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        config = self.run / "config.yaml"
+        print(
+            f"\nThe run lies in {self.run}/\n"
+            f"  checkpoints/best.ckpt, last.ckpt   weights, hyper-parameters, state of the optimiser\n"
+            f"  config.yaml                        every option, as it was used\n"
+            f"  metrics.csv, tensorboard/          curves\n"
+            f"  results.json                       the figures above\n"
+            f"Next:\n"
+            f"  {_command('pcattn')} test -c {config}\n"
+            f"  {_command('pcattn')} fit -c {config} --model.attention external\n"
+            f"  {_command('tensorboard')} --logdir {self.run.parent}"
+        )
+
+    def after_test(self) -> None:
+        """Print the metrics and the accuracy of each class."""
+        print(f"\n{self.model.report('test')}")
+
+    def after_validate(self) -> None:
+        """Print the metrics and the accuracy of each class."""
+        print(f"\n{self.model.report('val')}")
+
+    def predict(self, model: LightningModule, **kwargs: Any) -> None:
+        """Write the predicted class of each cloud of the test split to `predictions.csv` in the run."""
+        batches = self.trainer.predict(model, **kwargs)
+        path = self.run / "predictions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "label", "class", "probability"])
+            for batch in batches:
+                top = batch["probabilities"].amax(dim=1)
+                for index, label, probability in zip(batch["index"], batch["label"], top, strict=True):
+                    writer.writerow([int(index), int(label), model.class_names[int(label)], f"{probability:.6f}"])
+        print(f"\npredictions: {path}")
+
+
+def _config_file(config: Any) -> Path:
+    """The last configuration file of a command line; `pcattn.yaml`, which need not exist, if there is none."""
+    files = config.get("config") or []
+    return Path(str(files[-1])) if files else Path("pcattn.yaml")
+
+
+def _command(name: str) -> str:
+    """How to call a program of this environment from the present folder."""
+    program = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(program):
+        return name
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line `args` (default: that of the process)."""
+    # Batches are read from memory by index: worker processes would only copy them.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
+    try:
+        PointCloudCLI(args)
+    except DatasetError as error:
+        fail(str(error), error)

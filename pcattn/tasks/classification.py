@@ -1,0 +1,185 @@
+"""Classification of whole clouds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from pcattn.models import PCTClassifier
+from pcattn.registry import construct
+from pcattn.tasks.optimization import OPTIMIZERS, build_optimizer, build_schedule
+
+if TYPE_CHECKING:
+    from pcattn.datasets import PointBatch
+
+
+class Classification(LightningModule):
+    """Train and evaluate a point-cloud classifier.
+
+    Logs `train/loss`, `val/loss`, and on validation and test the overall accuracy `oa` and the mean class accuracy
+    `macc`, both from one confusion matrix over all samples. Every argument is plain data and kept in the checkpoint,
+    so that YAML, command line, Python and checkpoints build the same object.
+
+    Args:
+        num_classes: number of classes; the command line takes it from the data.
+        variant: network, see `pcattn.models.PCTClassifier`.
+        attention: name of the attention mechanism; None is the variant's own.
+        attention_kwargs: arguments of the mechanism.
+        network_kwargs: further arguments of the network (`dim`, `depth`, `k`, `dropout`, ...).
+        num_features: channels of a point beside its position; the command line takes it from the data.
+        class_names: names of the classes; likewise.
+        label_smoothing: eps; the true class gets 1 - eps, the K - 1 others eps / (K - 1) each, as in PCT's code.
+        optimizer: `"sgd"` or `"adamw"`.
+        lr: learning rate after the warm-up.
+        momentum: of SGD.
+        weight_decay: of either.
+        warmup_epochs: epochs of linear warm-up.
+        min_lr: learning rate at the end of the cosine.
+        compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        variant: str = "pct",
+        attention: str | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        network_kwargs: dict[str, Any] | None = None,
+        num_features: int = 0,
+        class_names: list[str] | None = None,
+        label_smoothing: float = 0.2,
+        optimizer: str = "sgd",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        warmup_epochs: float = 0.0,
+        min_lr: float = 1e-4,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"expected 0 <= label_smoothing < 1, but got {label_smoothing}")
+        if not lr > 0 or not 0 <= min_lr <= lr:
+            raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
+        self.save_hyperparameters()
+        self.network = construct(
+            "network",
+            variant,
+            PCTClassifier,
+            num_classes,
+            variant=variant,
+            attention=attention,
+            attention_kwargs=attention_kwargs,
+            num_features=num_features,
+            **(network_kwargs or {}),
+        )
+        if compile:
+            self.network.compile()
+        self.class_names = class_names or [str(label) for label in range(num_classes)]
+        # torch spreads its label smoothing over all K classes, the true one included.
+        self.label_smoothing = label_smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.eval_loss = MeanMetric()
+
+    def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of clouds (B, N, 3) with features (B, N, F)."""
+        return self.network(pos, features)
+
+    def on_train_batch_start(self, batch: PointBatch, batch_idx: int) -> None:
+        """Tie the network's own randomness to the batch, so that a resumed run repeats it."""
+        torch.manual_seed(batch.seed)
+
+    def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
+        """Smoothed cross-entropy of a batch."""
+        logits = self(batch.pos, batch.normals)
+        loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
+        """Add a batch to the metrics."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: PointBatch, batch_idx: int) -> None:
+        """Add a batch to the metrics."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics over all validation samples."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics over all test samples."""
+        self._log_metrics("test")
+
+    def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Index, predicted class, and probabilities of each cloud of a batch."""
+        probabilities = self(batch.pos, batch.normals).softmax(dim=1)
+        return {"index": batch.index, "label": probabilities.argmax(dim=1), "probabilities": probabilities}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser, with a cosine schedule stepped after every batch."""
+        h = self.hparams
+        optimizer = build_optimizer(h["optimizer"], self.parameters(), h["lr"], h["momentum"], h["weight_decay"])
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(total * h["warmup_epochs"] / max(1, self.trainer.max_epochs or 1))
+        schedule = build_schedule(optimizer, h["lr"], h["min_lr"], warmup, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def report(self, split: str) -> str:
+        """The last evaluation in words: both accuracies, and for each class its own and its most frequent mistake."""
+        matrix = self.last_confusion.cpu()
+        total, right = int(matrix.sum()), int(matrix.diagonal().sum())
+        accuracy = class_accuracy(matrix)
+        width = max(map(len, self.class_names))
+        lines = [f"{'class':{width}}  accuracy  clouds  most often taken for"]
+        for label, name in enumerate(self.class_names):
+            count = int(matrix[label].sum())
+            if count == 0:
+                lines.append(f"{name:{width}}         -       0")
+                continue
+            wrong = matrix[label].clone()
+            wrong[label] = 0
+            mistake = f"{self.class_names[int(wrong.argmax())]} ({int(wrong.max())})" if wrong.any() else ""
+            lines.append(f"{name:{width}}  {accuracy[label]:8.4f}  {count:6d}  {mistake}".rstrip())
+        lines.append(
+            f"{split}: overall accuracy {right / total:.4f} ({right} of {total}), "
+            f"mean class accuracy {accuracy.nanmean():.4f}"
+        )
+        return "\n".join(lines)
+
+    def _evaluate(self, batch: PointBatch) -> None:
+        logits = self(batch.pos, batch.normals)
+        self.confusion.update(logits, batch.label)
+        self.eval_loss.update(F.cross_entropy(logits, batch.label, reduction="none"))
+
+    def _log_metrics(self, split: str) -> None:
+        matrix = self.confusion.compute()
+        self.last_confusion = matrix
+        metrics = {
+            f"{split}/loss": self.eval_loss.compute(),
+            f"{split}/oa": matrix.diagonal().sum() / matrix.sum(),
+            f"{split}/macc": class_accuracy(matrix).nanmean(),
+        }
+        self.log_dict(metrics, prog_bar=True)
+        self.confusion.reset()
+        self.eval_loss.reset()
+
+
+def class_accuracy(confusion: Tensor) -> Tensor:
+    """Share of each class's samples that were recognised, from a confusion matrix (K, K) with the truth in its rows.
+
+    Shape:
+        (K,), NaN for a class without samples: it is left out of the mean class accuracy, where counting it as zero
+        would punish a prediction that no sample asked for.
+    """
+    return confusion.diagonal() / confusion.sum(dim=1)
