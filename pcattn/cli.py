@@ -75,7 +75,7 @@ class PointCloudCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             # The data module shards by itself. Its sampler is a function of seed and epoch.
-            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1},
             args=args,
         )
 
@@ -253,12 +253,15 @@ def _command(name: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
-    # Batches are read from memory by index: worker processes would only copy them.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in (
+        ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
+        "LightningCLI's args parameter.*",
+        ".*directory .* exists and is not empty.*",  # a resumed run's own; the logs before are kept (runs.keep_metrics)
+    ):
+        warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
     try:
         PointCloudCLI(args)
     except DatasetError as error:

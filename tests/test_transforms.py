@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from pcattn.datasets import PointBatch
 from torch import Tensor
 
+from pcattn.datasets import PointBatch
 from pcattn.transforms import TRANSFORMS, Dropout, Jitter, Rotate, Scale, Translate, build_transforms, subsample
 
 

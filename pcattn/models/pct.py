@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pcattn.attention import AttentionLayer, Geometry, layer_kwargs
 from pcattn.layers import LBR, LocalAggregation, check_points
 from pcattn.ops import farthest_point_sample, gather, knn
+from pcattn.registry import construct
 
 
 class PointEmbedding(nn.Module):
@@ -173,13 +174,13 @@ class PCTClassifier(nn.Module):
         **backbone: Any,
     ) -> None:
         super().__init__()
-        self.backbone = PCTBackbone(variant, attention, attention_kwargs, **backbone)
+        self.backbone = construct("network", variant, PCTBackbone, variant, attention, attention_kwargs, **backbone)
         self.head = ClassificationHead(self.backbone.out_dim, num_classes, dropout)
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits of each cloud."""
         _, tokens = self.backbone(pos, features)
-        return self.head(tokens.amax(dim=1))
+        return self.head(tokens.max(dim=1).values)
 
 
 class ClassificationHead(nn.Sequential):

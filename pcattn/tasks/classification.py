@@ -13,7 +13,6 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcattn.models import PCTClassifier
-from pcattn.registry import construct
 from pcattn.tasks.optimization import OPTIMIZERS, build_optimizer, build_schedule
 
 if TYPE_CHECKING:
@@ -71,16 +70,8 @@ class Classification(LightningModule):
         if not lr > 0 or not 0 <= min_lr <= lr:
             raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
         self.save_hyperparameters()
-        self.network = construct(
-            "network",
-            variant,
-            PCTClassifier,
-            num_classes,
-            variant=variant,
-            attention=attention,
-            attention_kwargs=attention_kwargs,
-            num_features=num_features,
-            **(network_kwargs or {}),
+        self.network = PCTClassifier(
+            num_classes, variant, attention, attention_kwargs, num_features=num_features, **(network_kwargs or {})
         )
         if compile:
             self.network.compile()

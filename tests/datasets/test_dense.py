@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from pcattn.datasets import DenseClouds, EpochSampler, stratified_split
 from torch_geometric.data import Data, InMemoryDataset
+
+from pcattn.datasets import DenseClouds, EpochSampler, stratified_split
 
 
 class Clouds(InMemoryDataset):

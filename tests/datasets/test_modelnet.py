@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from pcattn.datasets import DatasetBrokenError, DatasetNotFoundError, ModelNet40
 from torch_geometric.data import InMemoryDataset
+
+from pcattn.datasets import DatasetBrokenError, DatasetNotFoundError, ModelNet40
 
 from .modelnet_files import NAMES, write_modelnet40
 

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+
 from pcattn.datasets import primitives
 from pcattn.datasets.shape_categories import CATEGORIES
 from pcattn.datasets.shapes import Shapes, sample_object

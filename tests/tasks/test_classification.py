@@ -1,0 +1,127 @@
+"""The classification task: loss, metrics over all samples, optimisers, randomness."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pcattn.datasets import PointBatch
+from pcattn.tasks import Classification
+from pcattn.tasks.classification import class_accuracy
+from pcattn.tasks.optimization import build_optimizer, warmup_cosine
+
+
+def make_task(**kwargs) -> Classification:
+    return Classification(4, variant="spct", network_kwargs={"dim": 8, "depth": 1, "out_dim": 16}, **kwargs)
+
+
+def make_batch(size: int, seed: int = 0) -> PointBatch:
+    index = torch.arange(size)
+    return PointBatch(torch.randn(size, 16, 3), None, index % 4, None, index, seed)
+
+
+class TestLoss:
+    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+    def test_smoothing_is_that_of_pct(self, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The true class gets 1 - eps, each of the K - 1 others eps / (K - 1)."""
+        task, batch = make_task(label_smoothing=smoothing), make_batch(6)
+        logits = torch.randn(6, 4)
+        monkeypatch.setattr(task, "forward", lambda pos, features: logits)
+        monkeypatch.setattr(task, "log", lambda *args, **kwargs: None)
+        target = torch.full((6, 4), smoothing / 3)
+        target[torch.arange(6), batch.label] = 1 - smoothing
+        expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+        torch.testing.assert_close(task.training_step(batch, 0), expected)
+
+
+class TestMetrics:
+    @pytest.fixture
+    def logged(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+        logged: dict[str, Tensor] = {}
+        monkeypatch.setattr(Classification, "log_dict", lambda self, metrics, **kwargs: logged.update(metrics))
+        return logged
+
+    def evaluate(self, task: Classification, logits: Tensor, label: Tensor, sizes: list[int]) -> None:
+        """Feed logits in batches of the given sizes: the network is replaced by a look-up."""
+        rows = iter(logits.split(sizes))
+        task.forward = lambda pos, features: next(rows)
+        for part in label.split(sizes):
+            task.validation_step(make_batch(len(part))._replace(label=part), 0)
+        task.on_validation_epoch_end()
+
+    def test_over_all_samples_and_not_over_batches(self, logged: dict) -> None:
+        logits, label = torch.randn(11, 4), torch.tensor([0] * 5 + [1] * 3 + [3] * 3)
+        predicted = logits.argmax(dim=1)
+        recalls = [(predicted[label == c] == c).float().mean() for c in (0, 1, 3)]
+        for sizes in ([11], [8, 2, 1]):
+            self.evaluate(make_task(), logits, label, sizes)
+            torch.testing.assert_close(logged["val/oa"], (predicted == label).float().mean())
+            torch.testing.assert_close(logged["val/macc"], torch.stack(recalls).mean())
+            torch.testing.assert_close(logged["val/loss"], torch.nn.functional.cross_entropy(logits, label))
+
+    def test_each_evaluation_starts_afresh(self, logged: dict) -> None:
+        task, label = make_task(), torch.tensor([0, 1])
+        self.evaluate(task, torch.eye(4)[label], label, [2])
+        assert logged["val/oa"] == 1
+        self.evaluate(task, torch.eye(4)[label.flip(0)], label, [2])
+        assert logged["val/oa"] == 0
+
+    def test_a_class_without_samples_is_left_out(self) -> None:
+        accuracy = class_accuracy(torch.tensor([[3, 1], [0, 0]]))
+        assert accuracy[0] == 0.75
+        assert accuracy[1].isnan()
+
+    def test_report(self, logged: dict) -> None:
+        task = make_task(class_names=["cup", "mug", "bowl", "jar"])
+        label = torch.tensor([0, 0, 0, 1])
+        self.evaluate(task, torch.eye(4)[torch.tensor([0, 1, 1, 1])], label, [4])
+        lines = task.report("val").splitlines()
+        assert lines[1].split() == ["cup", "0.3333", "3", "mug", "(2)"]
+        assert lines[2].split() == ["mug", "1.0000", "1"]
+        assert lines[3].split() == ["bowl", "-", "0"]
+        assert lines[-1] == "val: overall accuracy 0.5000 (2 of 4), mean class accuracy 0.6667"
+
+
+class TestOptimization:
+    def test_schedule(self) -> None:
+        factor = warmup_cosine(warmup=4, total=14, floor=0.01)
+        assert [factor(step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+        assert factor(9) == pytest.approx(0.505)
+        assert factor(14) == factor(20) == pytest.approx(0.01)
+
+    def test_optimizers(self) -> None:
+        parameters = [torch.nn.Parameter(torch.ones(1))]
+        sgd = build_optimizer("sgd", parameters, 0.1, 0.9, 1e-4)
+        assert (type(sgd), sgd.defaults["momentum"]) == (torch.optim.SGD, 0.9)
+        adamw = build_optimizer("adamw", parameters, 0.1, 0.9, 0.05)
+        assert (type(adamw), adamw.defaults["weight_decay"]) == (torch.optim.AdamW, 0.05)
+        with pytest.raises(ValueError, match="sgd, adamw"):
+            build_optimizer("adam", parameters, 0.1, 0.9, 0.05)
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"optimizer": "lion"}, "sgd, adamw"),
+            ({"label_smoothing": 1.0}, "label_smoothing"),
+            ({"lr": 0.0}, "lr > 0"),
+            ({"lr": 0.1, "min_lr": 0.2}, "min_lr"),
+            ({"variant": "pcd"}, "variant"),
+        ],
+    )
+    def test_bad_arguments(self, kwargs: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Classification(4, **kwargs)
+
+    def test_unknown_network_argument_is_named(self) -> None:
+        with pytest.raises(ValueError, match="detph"):
+            Classification(4, network_kwargs={"detph": 2})
+
+
+def test_dropout_is_a_function_of_the_batch() -> None:
+    task, batch = make_task().train(), make_batch(4, seed=5)
+
+    def run(seed: int) -> Tensor:
+        task.on_train_batch_start(batch._replace(seed=seed), 0)
+        return task(batch.pos)
+
+    assert torch.equal(run(5), run(5))
+    assert not torch.equal(run(5), run(6))

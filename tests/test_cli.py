@@ -1,0 +1,242 @@
+"""The command line, driven as a user would, on small files in the layout of ModelNet40."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pcattn.cli import main
+
+from .datasets.modelnet_files import write_modelnet40
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_modelnet40(tmp_path_factory.mktemp("data") / "modelnet40", train=(400, 400))
+
+
+@pytest.fixture(scope="module")
+def config(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "class_path": "Classification",
+                    "init_args": {
+                        "variant": "pct",
+                        "network_kwargs": {"dim": 16, "depth": 2, "k": 4, "out_dim": 32},
+                        "optimizer": "adamw",
+                        "lr": 0.01,
+                    },
+                },
+                "data": {
+                    "dataset": "modelnet40",
+                    "root": str(root),
+                    "num_points": 32,
+                    "augmentation": [{"translate": {"max_offset": 0.01}}, {"dropout": None}],
+                },
+                "trainer": {"max_epochs": 3, "accelerator": "cpu", "enable_progress_bar": False},
+            }
+        )
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def error_of(args: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The single line on stderr that a failing command ends with."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(args)
+    assert exit_info.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pcattn: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def last_line(out: str, start: str) -> str:
+    return [line for line in out.splitlines() if line.startswith(start)][-1]
+
+
+@pytest.fixture(scope="module")
+def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("fit") / "run"
+    main(["fit", "-c", str(config), "--run", str(folder)])
+    return folder
+
+
+class TestFit:
+    def test_files(self, run: Path) -> None:
+        assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["variant"] == "pct"
+        assert any((run / "tensorboard").iterdir())
+        with (run / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        accuracies = [float(row["val/oa"]) for row in rows if row["val/oa"]]
+        assert len(accuracies) == 3
+        results = json.loads((run / "results.json").read_text())
+        assert results["best"]["val/oa"] == pytest.approx(max(accuracies))
+        assert 0 <= results["test"]["test/oa"] <= 1
+
+    def test_checkpoint_is_plain_data(self, run: Path) -> None:
+        checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+        assert checkpoint["hyper_parameters"]["num_classes"] == 40
+        assert checkpoint["datamodule_hyper_parameters"]["num_points"] == 32
+
+    def test_test_and_validate_repeat_what_fit_reported(self, run: Path, capsys: pytest.CaptureFixture) -> None:
+        results = json.loads((run / "results.json").read_text())
+        main(["test", "-c", str(run / "config.yaml")])
+        line = last_line(capsys.readouterr().out, "test: overall accuracy")
+        assert line.split()[3] == f"{results['test']['test/oa']:.4f}"
+        main(["validate", "-c", str(run / "config.yaml"), "--ckpt_path", "best", "--data.batch_size", "7"])
+        line = last_line(capsys.readouterr().out, "val: overall accuracy")
+        assert line.split()[3] == f"{results['best']['val/oa']:.4f}"
+
+    def test_predict(self, run: Path) -> None:
+        main(["predict", "-c", str(run / "config.yaml")])
+        with (run / "predictions.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["index"]) for row in rows] == list(range(40))
+        assert all(row["class"] == f"class{int(row['label']):02d}" for row in rows)
+        results = json.loads((run / "results.json").read_text())
+        right = sum(int(row["label"]) == int(row["index"]) % 40 for row in rows)
+        assert right / 40 == pytest.approx(results["test"]["test/oa"])
+
+    def test_the_checkpoint_wins_aloud(self, run: Path, capsys: pytest.CaptureFixture) -> None:
+        main(["validate", "-c", str(run / "config.yaml"), "--model.attention", "self"])
+        assert "attention: None as in" in capsys.readouterr().out
+
+    def test_loads_in_python(self, run: Path) -> None:
+        from pcattn.tasks import Classification
+
+        task = Classification.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
+        assert task(torch.randn(2, 32, 3)).shape == (2, 40)
+
+    def test_a_run_is_not_overwritten(self, run: Path, config: Path) -> None:
+        before = (run / "checkpoints" / "best.ckpt").read_bytes()
+        main(["fit", "-c", str(config), "--run", str(run), "--model.attention", "external", "--trainer.max_epochs=1"])
+        assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
+        saved = yaml.safe_load((run.with_name("run-2") / "config.yaml").read_text())
+        assert saved["model"]["init_args"]["attention"] == "external"
+
+    def test_without_a_test_split(self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        root = write_modelnet40(tmp_path / "no_test", test=())
+        main(["fit", "-c", str(config), "--data.root", str(root), "--trainer.max_epochs=1"])
+        assert "there is no test split in" in capsys.readouterr().out
+        assert (tmp_path / "runs" / "tiny" / "checkpoints" / "best.ckpt").is_file()
+
+
+class TestErrors:
+    """One readable line that names what is wrong, and exit status 2."""
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--model.attention", "ofset"], "did you mean 'offset'"),
+            (["--model.atention", "self"], "'atention' is not accepted"),
+            (["--model.lr", "fast"], "Expected a <class 'float'>"),
+            (["--data.root", "/nowhere"], "/nowhere, which does not exist"),
+            (["--data.dataset", "modelnet04"], "did you mean 'modelnet40'"),
+            (["--data.num_points", "65"], "at most 64"),
+            (["--data.normals", "true"], "expected normals"),
+            (["--data.augmentation", "[{scale: {lo: 1}}]"], "low, high"),
+            (["--ckpt_path", "last"], "there is none"),
+            (["--ckpt_path", "no/such/file.ckpt"], "best, last or a file"),
+        ],
+    )
+    def test_options(self, config: Path, args: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+        assert message in error_of(["fit", "-c", str(config), *args], capsys)
+
+    def test_config_typo(self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        typo = tmp_path / "typo.yaml"
+        typo.write_text(config.read_text().replace("num_points", "num_point"))
+        assert "num_point" in error_of(["fit", "-c", str(typo)], capsys)
+
+    def test_no_such_config(self, capsys: pytest.CaptureFixture) -> None:
+        assert "no.yaml" in error_of(["fit", "-c", "no.yaml"], capsys)
+
+    def test_no_config(self, capsys: pytest.CaptureFixture) -> None:
+        assert "pcattn fit -c configs/smoke.yaml" in error_of(["fit"], capsys)
+
+    def test_not_a_checkpoint(self, config: Path, capsys: pytest.CaptureFixture) -> None:
+        Path("fake.ckpt").write_text("not a checkpoint")
+        assert "fake.ckpt to be a checkpoint" in error_of(
+            ["test", "-c", str(config), "--ckpt_path", "fake.ckpt"], capsys
+        )
+
+    def test_checkpoint_of_other_data(self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        main(["fit", "-c", str(config), "--trainer.max_epochs=1", "--final_test=false"])
+        args = ["--data.dataset=shapes", "--data.root", str(tmp_path), "--ckpt_path=runs/tiny/checkpoints/best.ckpt"]
+        assert "num_classes 40 as in the checkpoint" in error_of(["validate", "-c", str(config), *args], capsys)
+
+
+def test_three_ways_to_call_it_are_one() -> None:
+    repository = Path(__file__).parent.parent
+    script = Path(sys.executable).with_name("pcattn")
+    calls = [[sys.executable, str(repository / "train.py")], [sys.executable, "-m", "pcattn"], [str(script)]]
+    outputs = [
+        subprocess.run([*call, "fit"], capture_output=True, text=True, check=False, cwd=repository) for call in calls
+    ]
+    assert {output.returncode for output in outputs} == {2}
+    assert len({output.stderr for output in outputs}) == 1
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_valid(path: Path, root: Path, capsys: pytest.CaptureFixture) -> None:
+    """Each builds its model and data: `--print_config` parses, one step runs on stand-in data of the same layout."""
+    args = ["fit", "-c", str(path), "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", "--data.batch_size=2"]
+    settings = yaml.safe_load(path.read_text())
+    if settings["data"]["dataset"] == "modelnet40":
+        args += ["--data.root", str(root), "--data.num_points=64"]
+        if settings["model"]["init_args"]["variant"] == "pct":
+            args += ["--model.network_kwargs.k=8"]
+    else:
+        args += ["--data.dataset_kwargs={num_train: 88, num_test: 22, num_points: 256}", "--data.root=shapes"]
+    main(args)
+
+
+def wait_for_epochs(run: Path, epochs: int, process: subprocess.Popen) -> None:
+    """Until that many validations are in the log."""
+    for _ in range(600):
+        if (run / "metrics.csv").is_file():
+            with (run / "metrics.csv").open() as file:
+                if sum(bool(row.get("val/oa")) for row in csv.DictReader(file)) >= epochs:
+                    return
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+    raise AssertionError("the run did not get that far in 30 seconds")
+
+
+def test_a_killed_run_resumes_bit_identically(config: Path) -> None:
+    args = ["fit", "-c", str(config), "--trainer.max_epochs=6"]
+    main([*args, "--run", "whole"])
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "pcattn", *args, "--run", "killed"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for_epochs(Path("killed"), 2, process)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not Path("killed/results.json").exists()
+    main([*args, "--run", "killed", "--ckpt_path", "last"])
+    whole, killed = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "killed"))
+    assert whole["global_step"] == killed["global_step"]
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, killed["state_dict"][name]), name
+    assert json.loads(Path("whole/results.json").read_text()) == json.loads(Path("killed/results.json").read_text())
+    # The log of the killed part is kept beside that of the rest.
+    assert Path("killed/metrics-1.csv").is_file()
