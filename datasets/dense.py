@@ -21,7 +21,7 @@ class PointBatch(NamedTuple):
     normals: Tensor | None  #: (B, N, 3) unit normals
     label: Tensor  #: (B,) class of each cloud, or (B, N) part of each point
     category: Tensor | None  #: (B,) category of each cloud when `label` is per point
-    index: Tensor  #: (B,) position of each cloud in its data set
+    indices: Tensor  #: (B,) position of each cloud in its data set
     seed: int  #: everything random that happens to this batch derives from it
 
 
@@ -69,13 +69,13 @@ class DenseClouds(Dataset):
 
     def __getitem__(self, key: tuple[int, Tensor]) -> PointBatch:
         """The batch of a `(seed, indices)` pair, as `EpochSampler` yields them."""
-        seed, index = key
+        seed, indices = key
         return PointBatch(
-            pos=self.pos[index],
-            normals=None if self.normals is None else self.normals[index],
-            label=self.label[index],
-            category=None if self.category is None else self.category[index],
-            index=index,
+            pos=self.pos[indices],
+            normals=None if self.normals is None else self.normals[indices],
+            label=self.label[indices],
+            category=None if self.category is None else self.category[indices],
+            indices=indices,
             seed=seed,
         )
 

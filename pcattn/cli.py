@@ -187,21 +187,23 @@ class PointCloudCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint by validation, once, and say where everything lies."""
-        if self.trainer.fast_dev_run or self.trainer.interrupted:
+        config = self.config_init["fit"]
+        checkpoint = config["checkpoint"]
+        if config["trainer"]["fast_dev_run"] or self.trainer.interrupted or not checkpoint.best_model_path:
             return
-        checkpoint = self.trainer.checkpoint_callback
-        best = checkpoint.best_model_path
-        results = {"best": {checkpoint.monitor: float(checkpoint.best_model_score)}}
-        print(f"\nbest checkpoint by {checkpoint.monitor}: {float(checkpoint.best_model_score):.4f}")
-        if not self.config_init["fit"]["final_test"]:
+        score = float(checkpoint.best_model_score)
+        results: dict[str, Any] = {"best": {checkpoint.monitor: score}}
+        print(f"\nbest checkpoint by {checkpoint.monitor}: {score:.4f}")
+        if not config["final_test"]:
             print("test: left out (final_test: false)")
         elif not self.datamodule.has_test_split():
             print(f"test: left out, there is no test split in {self.datamodule.root}")
         else:
-            results["test"] = self.trainer.test(self.model, self.datamodule, best, verbose=False, weights_only=True)[0]
+            best = checkpoint.best_model_path
+            (results["test"],) = self.trainer.test(self.model, self.datamodule, best, verbose=False, weights_only=True)
             print(f"\n{self.model.report('test')}")
         (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        config = self.run / "config.yaml"
+        saved = self.run / "config.yaml"
         print(
             f"\nThe run lies in {self.run}/\n"
             f"  checkpoints/best.ckpt, last.ckpt   weights, hyper-parameters, state of the optimiser\n"
@@ -209,8 +211,8 @@ class PointCloudCLI(LightningCLI):
             f"  metrics.csv, tensorboard/          curves\n"
             f"  results.json                       the figures above\n"
             f"Next:\n"
-            f"  {_command('pcattn')} test -c {config}\n"
-            f"  {_command('pcattn')} fit -c {config} --model.attention external\n"
+            f"  {_command('pcattn')} test -c {saved}\n"
+            f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
 
@@ -222,9 +224,9 @@ class PointCloudCLI(LightningCLI):
         """Print the metrics and the accuracy of each class."""
         print(f"\n{self.model.report('val')}")
 
-    def predict(self, model: LightningModule, **kwargs: Any) -> None:
+    def predict(self, model: Any, **kwargs: Any) -> None:
         """Write the predicted class of each cloud of the test split to `predictions.csv` in the run."""
-        batches = self.trainer.predict(model, **kwargs)
+        batches: Any = self.trainer.predict(model, **kwargs)
         path = self.run / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
@@ -232,7 +234,7 @@ class PointCloudCLI(LightningCLI):
             writer.writerow(["index", "label", "class", "probability"])
             for batch in batches:
                 top = batch["probabilities"].amax(dim=1)
-                for index, label, probability in zip(batch["index"], batch["label"], top, strict=True):
+                for index, label, probability in zip(batch["indices"], batch["label"], top, strict=True):
                     writer.writerow([int(index), int(label), model.class_names[int(label)], f"{probability:.6f}"])
         print(f"\npredictions: {path}")
 

@@ -115,7 +115,7 @@ class Classification(LightningModule):
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
         """Index, predicted class, and probabilities of each cloud of a batch."""
         probabilities = self(batch.pos, batch.normals).softmax(dim=1)
-        return {"index": batch.index, "label": probabilities.argmax(dim=1), "probabilities": probabilities}
+        return {"indices": batch.indices, "label": probabilities.argmax(dim=1), "probabilities": probabilities}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, with a cosine schedule stepped after every batch."""

@@ -30,7 +30,7 @@ class TestDenseClouds:
         assert torch.equal(batch.normals, torch.stack([dataset[2].x, dataset[0].x]))
         assert torch.equal(batch.label, torch.arange(5).expand(2, -1))
         assert batch.category.tolist() == [12, 10]
-        assert (batch.index.tolist(), batch.seed) == ([2, 0], 7)
+        assert (batch.indices.tolist(), batch.seed) == ([2, 0], 7)
 
     def test_class_is_the_category_where_there_is_one(self) -> None:
         batch = DenseClouds(Clouds())[0, torch.tensor([1])]
