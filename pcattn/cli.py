@@ -1,8 +1,12 @@
-"""The command line: `pcattn fit | validate | test | predict`, also as `python -m pcattn` and `python train.py`."""
+"""The command line, also as `python -m pcattn` and `python train.py`.
+
+`fit`, `validate`, `test` and `predict` are Lightning's; `COMMANDS` lists the others.
+"""
 
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import logging
 import re
@@ -14,13 +18,20 @@ from typing import Any, NoReturn
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
 from pcattn import runs
 from pcattn.datasets import DatasetError, PointCloudDataModule
+
+#: Commands beside Lightning's: the module whose `main(args)` runs them.
+COMMANDS = {
+    ("bench", "attention"): "pcattn.bench.attention",
+    ("bench", "ops"): "pcattn.bench.ops",
+    ("compare",): "pcattn.compare",
+}
 
 #: Arguments of every task that the data module knows.
 FROM_DATA = ("num_classes", "num_features", "class_names")
@@ -166,7 +177,8 @@ class PointCloudCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""
         trainer_config = self.config_init[self.subcommand]["trainer"]
-        callbacks = [self.config_init[self.subcommand]["checkpoint"]]
+        self.timer = Timer()
+        callbacks = [self.config_init[self.subcommand]["checkpoint"], self.timer]
         kwargs["default_root_dir"] = trainer_config["default_root_dir"] or str(self.run)
         if self.subcommand != "fit":
             kwargs["logger"] = False
@@ -193,6 +205,9 @@ class PointCloudCLI(LightningCLI):
             return
         score = float(checkpoint.best_model_score)
         results: dict[str, Any] = {"best": {checkpoint.monitor: score}}
+        seconds = self.timer.time_elapsed("train") - self.timer.time_elapsed("validate")
+        clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
+        results["clouds_per_second"] = clouds * self.trainer.world_size / seconds
         print(f"\nbest checkpoint by {checkpoint.monitor}: {score:.4f}")
         if not config["final_test"]:
             print("test: left out (final_test: false)")
@@ -255,6 +270,13 @@ def _command(name: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
+    words = sys.argv[1:] if args is None else args
+    for command, module in COMMANDS.items():
+        if tuple(words[: len(command)]) == command:
+            raise SystemExit(importlib.import_module(module).main(words[len(command) :]))
+    if words[:1] == ["bench"]:
+        names = " | ".join(command[1] for command in COMMANDS if command[0] == "bench")
+        fail(f"expected pcattn bench {names}, but got {' '.join(words)!r}")
     for message in (
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
         "LightningCLI's args parameter.*",

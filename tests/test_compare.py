@@ -1,0 +1,77 @@
+"""`pcattn compare`: the table, and that an interrupted comparison goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pcattn.cli import main
+from pcattn.compare import format_table, summarize
+
+from .datasets.modelnet_files import write_modelnet40
+from .tiny import write_tiny_config
+
+
+def run(args: list[str]) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", *args])
+    return exit_info.value.code
+
+
+def result(accuracy: float, **more: float) -> dict:
+    costs = {"parameters": 1000, "multiply_adds": 2_000_000, "clouds_per_second": 10.0, "peak_mib": 500.0}
+    return {"best": {"val/oa": 0.5}, "test": {"test/oa": accuracy}, **costs, **more}
+
+
+class TestSummary:
+    def test_mean_and_standard_deviation(self) -> None:
+        row = summarize("self", [result(0.8, peak_mib=600.0), result(0.9, clouds_per_second=12.0), result(0.7)])
+        assert row["mean"] == pytest.approx(0.8)
+        assert row["std"] == pytest.approx(0.1)
+        assert (row["split"], row["clouds_per_second"], row["peak_mib"]) == ("test", 10.0, 600.0)
+
+    def test_validation_where_there_is_no_test(self) -> None:
+        without = result(0.8)
+        del without["test"]
+        assert summarize("self", [without])["mean"] == 0.5
+        assert "validation accuracy" in format_table([summarize("self", [without])])
+
+    def test_table_is_ordered_by_accuracy(self) -> None:
+        rows = [summarize("self", [result(0.8)]), summarize("offset", [result(0.9), result(0.92)])]
+        lines = format_table(rows).splitlines()
+        assert lines[2].startswith("| offset | 91.0 ± 1.4 | 2 | 1,000 | 2 |")
+        assert lines[3].startswith("| self | 80.0 ± 0.0 | 1 |")
+
+
+class TestCommand:
+    def test_trains_once_and_goes_on(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        root = write_modelnet40(tmp_path / "data", train=(80,))
+        config = write_tiny_config(tmp_path / "tiny.yaml", root)
+        out = tmp_path / "out"
+        args = ["-c", str(config), "--seeds", "0", "--out", str(out), "--trainer.max_epochs=1", "--attentions"]
+        assert run([*args, "self"]) == 0
+        finished = out / "self-seed0" / "results.json"
+        before = finished.stat().st_mtime_ns
+        assert run([*args, "self", "external"]) == 0
+        assert finished.stat().st_mtime_ns == before
+        rows = json.loads((out / "compare.json").read_text())
+        assert [row["attention"] for row in rows] == ["self", "external"]
+        assert all(row["peak_mib"] > 50 and row["multiply_adds"] > 0 for row in rows)
+        printed = capsys.readouterr().out
+        assert (out / "compare.md").read_text().strip() in printed
+        assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+        # Another budget does not mix with this one.
+        assert run([*args, "self", "--model.lr=0.1"]) == 2
+        assert "setting.json differs" in capsys.readouterr().err
+
+    def test_a_failed_training_is_told(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        root = write_modelnet40(tmp_path / "data", train=(80,))
+        config = write_tiny_config(tmp_path / "tiny.yaml", root)
+        out = tmp_path / "out"
+        assert run(["-c", str(config), "--seeds", "0", "--out", str(out), "--attentions", "nonsense"]) == 1
+        assert "nonsense, seed 0 failed" in capsys.readouterr().err
+        assert "expected attention to be one of" in (out / "nonsense-seed0.log").read_text()
+
+    def test_no_config(self, capsys: pytest.CaptureFixture) -> None:
+        assert run(["-c", "no.yaml"]) == 2
+        assert "no.yaml" in capsys.readouterr().err
