@@ -1,15 +1,15 @@
 """Which back-end computes an operation: each one says why it cannot, and the first that can is called.
 
-The order is Triton, numba, reference. Triton and numba are imported when they are first used.
+The order is numba (CPU), Triton (CUDA), reference (everywhere). numba and Triton are imported when they are first used.
 """
 
+import os
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor
 
 #: names that the argument `backend` takes
@@ -49,8 +49,8 @@ def knn_backend(backend: str, query: Tensor, k: int) -> Callable[..., tuple[Tens
     return _choose(
         backend,
         {
-            "triton": ("triton_knn.knn", lambda: can_run_triton_knn(query, k)),
             "numba": ("numba_knn.knn", lambda: can_run_numba(query)),
+            "triton": ("triton_knn.knn", lambda: can_run_triton_knn(query, k)),
             "reference": ("reference.knn", list),
         },
     )
@@ -61,8 +61,8 @@ def fps_backend(backend: str, pos: Tensor) -> Callable[..., Tensor]:
     return _choose(
         backend,
         {
-            "triton": ("triton_fps.farthest_point_sample", lambda: can_run_triton_fps(pos)),
             "numba": ("numba_fps.farthest_point_sample", lambda: can_run_numba(pos)),
+            "triton": ("triton_fps.farthest_point_sample", lambda: can_run_triton_fps(pos)),
             "reference": ("reference.farthest_point_sample", list),
         },
     )
@@ -97,19 +97,11 @@ def _triton_reasons(tensor: Tensor) -> list[str]:
     reasons = []
     if not _installed("triton"):
         reasons.append("triton is not installed")
-    elif tensor.device.type != "cuda" and not _interpreting():
-        reasons.append(f"the tensors are on {tensor.device}, not on a CUDA device (or TRITON_INTERPRET=1 for tests)")
-    elif tensor.device.type == "cpu" and torch.compiler.is_compiling():
-        reasons.append("the interpreter cannot be compiled")
+    if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        reasons.append(f"the tensors are on {tensor.device}, not on a CUDA device, and TRITON_INTERPRET is not 1")
     return reasons
 
 
 @cache
 def _installed(module: str) -> bool:
     return find_spec(module) is not None
-
-
-def _interpreting() -> bool:
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
