@@ -45,8 +45,8 @@ def bench_ops(
         origin), `peak_mib` (None where it is not known) or, where an implementation failed, `error`.
     """
     on_cuda = device == "cuda"
-    searches = CUDA_SEARCHES if on_cuda else SEARCHES
-    samplings = CUDA_SAMPLINGS if on_cuda else SAMPLINGS
+    searches: tuple[tuple[int, int, int], ...] = CUDA_SEARCHES if on_cuda else SEARCHES
+    samplings: tuple[tuple[int, int, int], ...] = CUDA_SAMPLINGS if on_cuda else SAMPLINGS
     if quick:
         searches, samplings = ((2, 256, 8),), ((2, 256, 32),)
     rows = []

@@ -119,9 +119,11 @@ def _open3d(query: Tensor, support: Tensor, k: int) -> Tensor:
 
     found = []
     for q, s in zip(query, support, strict=True):
-        search = o3c.nns.NearestNeighborSearch(o3c.Tensor(s.numpy()))
+        search = o3c.nns.NearestNeighborSearch(o3c.Tensor.from_numpy(s.numpy()))
         search.knn_index()
-        found.append(torch.from_numpy(search.knn_search(o3c.Tensor(q.numpy()), k)[0].numpy().astype("int64")))
+        found.append(
+            torch.from_numpy(search.knn_search(o3c.Tensor.from_numpy(q.numpy()), k)[0].numpy().astype("int64"))
+        )
     return torch.stack(found)
 
 
