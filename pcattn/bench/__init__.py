@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat: ours and the installed peers, side by side in one run."""

@@ -1,0 +1,74 @@
+"""Interleaved timing of several functions that do the same work."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], Any]], repeats: int, device: str, time_limit: float = 30.0
+) -> dict[str, list[float]]:
+    """Seconds of every repeat of each function, called in turns so that all see the same state of the machine.
+
+    Args:
+        functions: by name; each was called before (compiled, warmed up).
+        repeats: calls of each.
+        device: `"cpu"` or `"cuda"`; on the latter the device is waited for.
+        time_limit: a function that took longer than this in total is not called again.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            if sum(times[name]) > time_limit:
+                continue
+            synchronize(device)
+            start = time.perf_counter()
+            function()
+            synchronize(device)
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def synchronize(device: str) -> None:
+    """Wait for a CUDA device; nothing to do on the CPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median and spread (half the distance of the quartiles) of times in seconds, in milliseconds."""
+    milliseconds = sorted(1e3 * t for t in times)
+    if len(milliseconds) < 2:
+        return {"median_ms": milliseconds[0], "spread_ms": 0.0}
+    low, _, high = statistics.quantiles(milliseconds, n=4, method="inclusive")
+    return {"median_ms": statistics.median(milliseconds), "spread_ms": (high - low) / 2}
+
+
+def peak_mib(function: Callable[[], Any], device: str) -> float | None:
+    """By how much a call raises the memory in use at its peak, in MiB; None where the system does not tell.
+
+    On the CPU it is the resident memory of the process, which Linux tells.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # 5: reset the peak
+        before = _resident_kib("VmRSS")
+        function()
+        return (_resident_kib("VmHWM") - before) / 2**10
+    except OSError:
+        return None
+
+
+def _resident_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

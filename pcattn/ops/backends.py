@@ -1,0 +1,107 @@
+"""Which back-end computes an operation: each one says why it cannot, and the first that can is called.
+
+The order is numba (CPU), Triton (CUDA), reference (everywhere). numba and Triton are imported when they are first used.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
+
+#: names that the argument `backend` takes
+BACKENDS = ("auto", "triton", "numba", "reference")
+
+
+def can_run_triton_knn(query: Tensor, k: int) -> list[str]:
+    """Reasons why the Triton kernel of `knn` and `ball_query` cannot run; none means that it can."""
+    reasons = _triton_reasons(query)
+    if k > 256:
+        reasons.append(f"k={k} is more than the 256 neighbours it keeps on chip")
+    return reasons
+
+
+def can_run_triton_fps(pos: Tensor) -> list[str]:
+    """Reasons why the Triton kernel of `farthest_point_sample` cannot run; none means that it can."""
+    return _triton_reasons(pos)
+
+
+def can_run_triton_group(features: Tensor) -> list[str]:
+    """Reasons why the Triton kernel of `group` cannot run; none means that it can."""
+    return _triton_reasons(features)
+
+
+def can_run_numba(points: Tensor) -> list[str]:
+    """Reasons why the numba kernels cannot run; none means that they can."""
+    reasons = []
+    if not _installed("numba"):
+        reasons.append("numba is not installed")
+    if points.device.type != "cpu":
+        reasons.append(f"the points are on {points.device}, not on the CPU")
+    return reasons
+
+
+def knn_backend(backend: str, query: Tensor, k: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function that computes `knn`: see `pcattn.ops.reference.knn` for its arguments."""
+    return _choose(
+        backend,
+        {
+            "numba": ("numba_knn.knn", lambda: can_run_numba(query)),
+            "triton": ("triton_knn.knn", lambda: can_run_triton_knn(query, k)),
+            "reference": ("reference.knn", list),
+        },
+    )
+
+
+def fps_backend(backend: str, pos: Tensor) -> Callable[..., Tensor]:
+    """The function that samples: see `pcattn.ops.reference.farthest_point_sample` for its arguments."""
+    return _choose(
+        backend,
+        {
+            "numba": ("numba_fps.farthest_point_sample", lambda: can_run_numba(pos)),
+            "triton": ("triton_fps.farthest_point_sample", lambda: can_run_triton_fps(pos)),
+            "reference": ("reference.farthest_point_sample", list),
+        },
+    )
+
+
+def group_backend(backend: str, features: Tensor) -> Callable[..., Tensor]:
+    """The function that groups: see `pcattn.ops.reference.group` for its arguments."""
+    return _choose(
+        backend,
+        {
+            "triton": ("triton_group.group", lambda: can_run_triton_group(features)),
+            "numba": ("", lambda: ["torch's own gather is as fast: this operation has no numba kernel"]),
+            "reference": ("reference.group", list),
+        },
+    )
+
+
+def _choose(backend: str, candidates: dict[str, tuple[str, Callable[[], list[str]]]]) -> Callable[..., Any]:
+    for name, (target, reasons_against) in candidates.items():
+        if backend not in ("auto", name):
+            continue
+        reasons = reasons_against()
+        if not reasons:
+            module, function = target.split(".")
+            return getattr(import_module(f"pcattn.ops.{module}"), function)
+        if backend == name:
+            raise ValueError(f"expected a back-end that can run, but got backend={name!r}: {'; '.join(reasons)}")
+    raise ValueError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
+
+
+def _triton_reasons(tensor: Tensor) -> list[str]:
+    reasons = []
+    if not _installed("triton"):
+        reasons.append("triton is not installed")
+    if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        reasons.append(f"the tensors are on {tensor.device}, not on a CUDA device, and TRITON_INTERPRET is not 1")
+    return reasons
+
+
+@cache
+def _installed(module: str) -> bool:
+    return find_spec(module) is not None

@@ -1,0 +1,58 @@
+"""Relative features of neighbourhoods on the GPU: both halves of the result in one pass, without a gathered copy."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK_ROWS = 16
+
+
+def group(features: Tensor, neighbours: Tensor, centres: Tensor) -> Tensor:
+    """See `pcattn.ops.reference.group`."""
+    batch, num_points, channels = features.shape
+    _, num_centres, k = neighbours.shape
+    out = features.new_empty(batch, num_centres, k, 2 * channels)
+    rows = num_centres * k
+    block = min(128, triton.next_power_of_2(channels))
+    group_fwd_kernel[(triton.cdiv(rows, _BLOCK_ROWS), triton.cdiv(channels, block), batch)](
+        features.contiguous(),
+        neighbours.contiguous(),
+        centres.contiguous(),
+        out,
+        num_points,
+        num_centres,
+        k,
+        channels,
+        BLOCK_ROWS=_BLOCK_ROWS,
+        BLOCK_CHANNELS=block,
+    )
+    return out
+
+
+@triton.jit
+def group_fwd_kernel(  # type: ignore[no-untyped-def]
+    features,  # (B, N, C)
+    neighbours,  # (B, M, k)
+    centres,  # (B, M)
+    out,  # (B, M, k, 2C)
+    num_points,
+    num_centres,
+    k,
+    channels,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """A block of rows (m, j) and channels; grid (blocks of rows, blocks of channels, clouds)."""
+    b = tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    inside = row < num_centres * k
+    mask = inside[:, None] & (channel < channels)[None, :]
+    neighbour = tl.load(neighbours + b * num_centres * k + row, mask=inside, other=0)
+    centre = tl.load(centres + b * num_centres + row // k, mask=inside, other=0)
+    features += b * num_points * channels
+    own = tl.load(features + centre[:, None] * channels + channel[None, :], mask=mask)
+    other = tl.load(features + neighbour[:, None] * channels + channel[None, :], mask=mask)
+    place = (b * num_centres * k + row)[:, None] * (2 * channels) + channel[None, :]
+    tl.store(out + place, other - own, mask=mask)
+    tl.store(out + place + channels, own, mask=mask)

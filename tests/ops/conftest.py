@@ -1,0 +1,41 @@
+"""Fixtures of the operations' tests: back-ends, and uninitialised memory that shows."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+# Without a GPU the Triton kernels run in Triton's interpreter, which is chosen before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(params=["numba", "reference"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The back-ends of the CPU in turn; those of Triton are tested on small clouds in test_triton.py."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    return request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninitialised memory holds NaN and indices out of range, so that whatever stays unwritten shows."""
+
+    def poison(empty: Callable[..., Any], fill: Callable[[Any], Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: fill(empty(*args, **kwargs))
+
+    def fill_tensor(x: Tensor) -> Tensor:
+        return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(-(2**31))
+
+    def fill_array(x: np.ndarray) -> np.ndarray:
+        x.fill(np.nan if x.dtype.kind == "f" else -(2**31))
+        return x
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty, fill_tensor))
+    monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty, fill_tensor))
+    monkeypatch.setattr(np, "empty", poison(np.empty, fill_array))
