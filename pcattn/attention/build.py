@@ -7,8 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from pcattn.attention.acmix import ACmixAttention
+from pcattn.attention.axial import AxialAttention
 from pcattn.attention.external import ExternalAttention
+from pcattn.attention.multihead_external import MultiheadExternalAttention
+from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.offset import OffsetAttention
+from pcattn.attention.polarized import PolarizedAttention
 from pcattn.attention.self_attention import SelfAttention
 
 #: Every mechanism by its name. A new one is a class in a file of its own and a line here.
@@ -16,6 +21,11 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "self": SelfAttention,
     "offset": OffsetAttention,
     "external": ExternalAttention,
+    "multihead_external": MultiheadExternalAttention,
+    "axial": AxialAttention,
+    "acmix": ACmixAttention,
+    "polarized": PolarizedAttention,
+    "neighborhood": NeighborhoodAttention,
 }
 
 
