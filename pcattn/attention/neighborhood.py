@@ -84,7 +84,7 @@ class NeighborhoodAttention(nn.Module):
         bias = None
         if self.bias is not None:
             offsets = geometry.offsets(*where)
-            bias = self.bias(offsets / (self.cell or _spread(offsets)))
+            bias = self.bias((offsets / (self.cell or _spread(offsets))).to(x.dtype))
         return self.proj(neighborhood_attention(q, k, v, geometry.neighbours(*where), bias).flatten(2))
 
 
