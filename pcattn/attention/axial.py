@@ -23,7 +23,7 @@ class AxialAttention(nn.Module):
 
     Args:
         dim: channels C, divisible by `2 * num_groups`.
-        num_groups: groups (heads) G.
+        num_groups: groups (heads) G; None is 8, or less where 2 * 8 does not divide dim.
         axes: axes in the order of their attention, letters of `"xyz"`.
         span: K, the table of relative positions reaches from -(K - 1) to K - 1 cells; beyond, its border counts.
         gated: a learnable gate on each relative term, as in Medical Transformer (Valanarasu et al. 2021).

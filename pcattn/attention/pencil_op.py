@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 # Elements of one map of a block of pencils.
-_BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
+_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 # The longest pencil of a block is at most this much longer than the shortest: bounds the work on padding.
 _MAX_PADDING = 1.25
 
