@@ -85,7 +85,11 @@ class NeighborhoodAttention(nn.Module):
         if self.bias is not None:
             offsets = geometry.offsets(*where)
             bias = self.bias((offsets / (self.cell or _spread(offsets))).to(x.dtype))
-        return self.proj(neighborhood_attention(q, k, v, geometry.neighbours(*where), bias).flatten(2))
+        return self.proj(self.attend(q, k, v, geometry.neighbours(*where), bias).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention (B, N, H, D) of every point over its list, see `neighborhood_attention`."""
+        return neighborhood_attention(q, k, v, neighbours, bias)
 
 
 class _MLPBias(nn.Sequential):

@@ -98,15 +98,3 @@ def load_linear(linear: nn.Module, weight: Tensor, bias: Tensor | None = None) -
 def assert_near(actual: Tensor, expected: Tensor, atol: float = 1e-10) -> None:
     """Equal within an absolute tolerance, and no NaN anywhere."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-
-
-def peak_memory(run: Callable[[], object]) -> int:
-    """Bytes that `run` holds at most, beyond what was there before (CPU)."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
