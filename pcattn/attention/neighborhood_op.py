@@ -13,7 +13,7 @@ from torch import Tensor
 BACKENDS = ("auto", "triton", "torch")
 
 # Elements of the gathered keys of one chunk: small enough for the cache of a CPU, large enough to keep a GPU busy.
-_CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
+_CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}
 
 
 def neighborhood_attention(

@@ -13,8 +13,8 @@ results do not, so `torch.compile` and `torch.export` pass through. Pencils of a
 length and computed together, forward and backward.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -74,25 +74,27 @@ def pencil_attention(
 
 
 class _Block(NamedTuple):
-    """Pencils padded to one length m."""
+    """Pencils padded to one length m, with all their points as queries (n = m), or a part of one long pencil."""
 
-    points: Tensor  #: (P, m), rows of the B * N points; the padding repeats the first
-    valid: Tensor  #: (P, m)
-    forth: Tensor  #: (P, 1, m, m), entry of i relative to j
-    back: Tensor  #: (P, 1, m, m), entry of j relative to i, for query i and key j
-    pairs: Tensor  #: (P, 1, m, m), whether both are points of the pencil
+    queries: Tensor  #: (P, n), rows of the B * N points; the padding repeats the first
+    keys: Tensor  #: (P, m)
+    valid_queries: Tensor  #: (P, n)
+    valid_keys: Tensor  #: (P, m)
+    forth: Tensor  #: (P, 1, n, m), entry of query i relative to key j
+    back: Tensor  #: (P, 1, n, m), entry of key j relative to query i
 
-    def take(self, x: Tensor) -> Tensor:
-        """Rows of x (B * N, G, D) as (P, G, m, D)."""
-        return x.index_select(0, self.points.flatten()).view(*self.points.shape, *x.shape[1:]).transpose(1, 2)
+    @property
+    def pairs(self) -> Tensor:
+        """(P, 1, n, m), whether both are points of the pencil."""
+        return (self.valid_queries[:, :, None] & self.valid_keys[:, None])[:, None]
 
-    def put(self, out: Tensor, x: Tensor) -> None:
-        """Write x (P, G, m, D) to the rows of out (B * N, G, D)."""
-        out[self.points[self.valid]] = x.transpose(1, 2)[self.valid].to(out.dtype)
+    def take(self, q: Tensor, k: Tensor, q_table: Tensor, k_table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and their tables (B * N, G, D) as (P, G, n or m, D)."""
+        return _take(q, self.queries), _take(k, self.keys), _take(q_table, self.queries), _take(k_table, self.keys)
 
     def maps(self, q: Tensor, k: Tensor, q_table: Tensor, k_table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three maps (P, G, m, m) of queries and keys (P, G, m, D) and their tables (P, G, m, T)."""
-        # Key j is a column: gathered from row j and transposed.
+        """The three maps (P, G, n, m) of queries and keys (P, G, n or m, D) and their tables (P, G, n or m, T)."""
+        # The table of key j is in row j: gathered there and transposed.
         by_key = self.back.transpose(2, 3).expand(-1, q.shape[1], -1, -1)
         return (
             q @ k.transpose(2, 3),
@@ -100,20 +102,30 @@ class _Block(NamedTuple):
             k_table.gather(3, by_key).transpose(2, 3),
         )
 
-    def scatter(self, weights: Tensor, size: int) -> Tensor:
-        """Sum weights (P, G, m, m) of every query by table entry, (P, G, m, T)."""
+    def mass(self, weights: Tensor, size: int) -> Tensor:
+        """Sum weights (P, G, n, m) of every query by table entry, (P, G, n, T)."""
         return _scatter(weights, self.forth, size)
 
-    def maps_backward(
-        self, grads: tuple[Tensor, Tensor, Tensor], q: Tensor, k: Tensor, size: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of q, k and their tables from those of the maps."""
-        return (
-            grads[0] @ k,
-            grads[0].transpose(2, 3) @ q,
-            _scatter(grads[1], self.forth, size),
-            _scatter(grads[2].transpose(2, 3), self.back.transpose(2, 3), size),
-        )
+    def add_to_queries(self, out: Tensor, x: Tensor) -> None:
+        """Add x (P, G, n, D) to the rows of out (B, N, G, D)."""
+        out.flatten(0, 1)[self.queries[self.valid_queries]] += x.transpose(1, 2)[self.valid_queries]
+
+    def add_to_keys(self, out: Tensor, x: Tensor) -> None:
+        """Add x (P, G, m, D) to the rows of out (B, N, G, D)."""
+        out.flatten(0, 1)[self.keys[self.valid_keys]] += x.transpose(1, 2)[self.valid_keys]
+
+    def add_gradients(self, outs: list[Tensor], grads: list[Tensor], q: Tensor, k: Tensor) -> None:
+        """Add to the gradients of queries, keys and their tables what those of the three maps bring."""
+        size = outs[2].shape[3]
+        self.add_to_queries(outs[0], grads[0] @ k)
+        self.add_to_keys(outs[1], grads[0].transpose(2, 3) @ q)
+        self.add_to_queries(outs[2], _scatter(grads[1], self.forth, size))
+        self.add_to_keys(outs[3], _scatter(grads[2].transpose(2, 3), self.back.transpose(2, 3), size))
+
+
+def _take(x: Tensor, points: Tensor) -> Tensor:
+    """Rows of x (B * N, G, D) at points (P, m), as (P, G, m, D)."""
+    return x.index_select(0, points.flatten()).view(*points.shape, *x.shape[1:]).transpose(1, 2)
 
 
 def _scatter(weights: Tensor, entries: Tensor, size: int) -> Tensor:
@@ -126,25 +138,28 @@ def _blocks(num_groups: int, size: int, order: Tensor, label: Tensor, coordinate
     starts = counts.cumsum(0) - counts
     lengths, by_length = counts.sort(stable=True)
     starts = starts[by_length]
-    limit = _BLOCK_ELEMENTS.get(label.device.type, _BLOCK_ELEMENTS["cpu"])
+    limit = max(1, _BLOCK_ELEMENTS.get(label.device.type, _BLOCK_ELEMENTS["cpu"]) // num_groups)
     coordinate = coordinate.flatten()
     centre = size // 2
-    for first, last, length in _group(lengths.tolist(), limit // num_groups):
+    for first, last, length in _group(lengths.tolist(), limit):
         member = torch.arange(length, device=label.device)
         valid = member < lengths[first:last, None]
         points = order[starts[first:last, None] + member.where(valid, 0)]  # (P, m)
         place = coordinate[points]
-        distance = (place[:, :, None] - place[:, None, :]).round().clamp(-centre, centre).long()[:, None]
-        yield _Block(points, valid, centre + distance, centre - distance, (valid[:, :, None] & valid[:, None])[:, None])
+        # A pencil may hold nearly all points, as copies of one: its queries then come in parts.
+        part = max(1, limit // length) if last - first == 1 else length
+        for i in range(0, length, part):
+            rows = slice(i, i + part)
+            distance = (place[:, rows, None] - place[:, None]).round().clamp(-centre, centre).long()[:, None]
+            yield _Block(points[:, rows], points, valid[:, rows], valid, centre + distance, centre - distance)
 
 
 def _group(lengths: list[int], limit: int) -> Iterator[tuple[int, int, int]]:
     """Ranges of the ascending lengths to compute together, and the longest of each."""
     first = 0
     for i, length in enumerate(lengths):
-        if length > max(4, _MAX_PADDING * lengths[first]) or (i + 1 - first) * length**2 > limit:
-            if i > first:
-                yield first, i, lengths[i - 1]
+        if i > first and (length > max(4, _MAX_PADDING * lengths[first]) or (i + 1 - first) * length**2 > limit):
+            yield first, i, lengths[i - 1]
             first = i
     yield first, len(lengths), lengths[-1]
 
@@ -155,7 +170,12 @@ def _rows(*tensors: Tensor) -> list[Tensor]:
 
 
 def _zeros(*tensors: Tensor) -> list[Tensor]:
-    return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors]
+    """What blocks are added to, in at least float32."""
+    return [torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device) for x in tensors]
+
+
+def _cast(results: list[Tensor], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(result.to(x.dtype) for result, x in zip(results, like, strict=True))
 
 
 @torch.library.custom_op("pcattn::pencil_variances", mutates_args=())
@@ -169,7 +189,7 @@ def _variances(
     num_pairs = q.new_zeros(())
     with torch.autocast(q.device.type, enabled=False):
         for block in _blocks(num_groups, size, order, label, coordinate):
-            inputs = [block.take(x) for x in (q, k, q_table, k_table)]
+            inputs = block.take(q, k, q_table, k_table)
             count = block.pairs.sum()
             # Merged block by block (Chan et al. 1983): float32 loses the variance in E[m^2] - E[m]^2.
             share = count / (num_pairs + count)
@@ -197,22 +217,19 @@ def _variances_backward(
     coordinate: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k and their tables."""
-    grad_q, grad_k, grad_q_table, grad_k_table = _zeros(q, k, q_table, k_table)
-    outs = [x.flatten(0, 1) for x in (grad_q, grad_k, grad_q_table, grad_k_table)]
-    rows = _rows(q, k, q_table, k_table)
+    inputs = (q, k, q_table, k_table)
+    outs, rows = _zeros(*inputs), _rows(*inputs)
     num_groups, size = q_table.shape[2:]
     factor = 2 * grad / num_pairs
     with torch.autocast(q.device.type, enabled=False):
         for block in _blocks(num_groups, size, order, label, coordinate):
-            inputs = [block.take(x) for x in rows]
+            q, k, q_table, k_table = block.take(*rows)
             grads = [
                 ((values - means[r, :, None, None]) * factor[r, :, None, None]).where(block.pairs, 0)
-                for r, values in enumerate(block.maps(*inputs))
+                for r, values in enumerate(block.maps(q, k, q_table, k_table))
             ]
-            results = block.maps_backward((grads[0], grads[1], grads[2]), inputs[0], inputs[1], size)
-            for out, result in zip(outs, results, strict=True):
-                block.put(out, result)
-    return grad_q, grad_k, grad_q_table, grad_k_table
+            block.add_gradients(outs, grads, q, k)
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], _cast(outs, inputs))
 
 
 @torch.library.custom_op("pcattn::pencil_attention", mutates_args=())
@@ -228,23 +245,22 @@ def _attend(
     coordinate: Tensor,
 ) -> tuple[Tensor, Tensor]:
     out, mass = _zeros(v, q_table)
-    rows = _rows(q, k, q_table, k_table, v)
+    *rows, values = _rows(q, k, q_table, k_table, v)
     num_groups, size = q_table.shape[2:]
     with torch.autocast(q.device.type, enabled=False):
         for block in _blocks(num_groups, size, order, label, coordinate):
-            *inputs, values = [block.take(x) for x in rows]
-            weights = _weights(block, block.maps(*inputs), scales)
-            block.put(out.flatten(0, 1), weights @ values)
-            block.put(mass.flatten(0, 1), block.scatter(weights, size))
-    return out, mass
+            weights = _weights(block, block.maps(*block.take(*rows)), scales)
+            block.add_to_queries(out, weights @ _take(values, block.keys))
+            block.add_to_queries(mass, block.mass(weights, size))
+    return out.to(v.dtype), mass.to(q_table.dtype)
 
 
 def _weights(block: _Block, maps: tuple[Tensor, Tensor, Tensor], scales: Tensor) -> Tensor:
-    """Softmax over the keys of the pencil, (P, G, m, m); zero beside the pairs."""
+    """Softmax over the keys of the pencil, (P, G, n, m); zero beside the pairs."""
     scales = scales.to(maps[0].dtype)[:, :, None, None]
     logits = scales[0] * maps[0] + scales[1] * maps[1] + scales[2] * maps[2]
     # The padding follows the points of a pencil, so every row has a valid first key once rows of padding are let in.
-    weights = logits.masked_fill(~block.valid[:, None, None], -torch.inf).softmax(dim=3)
+    weights = logits.masked_fill(~block.valid_keys[:, None, None], -torch.inf).softmax(dim=3)
     return weights.where(block.pairs, 0)
 
 
@@ -263,27 +279,27 @@ def _attend_backward(
     coordinate: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, the two tables, and the scales."""
-    grad_q, grad_k, grad_v, grad_q_table, grad_k_table = _zeros(q, k, v, q_table, k_table)
-    outs = [x.flatten(0, 1) for x in (grad_q, grad_k, grad_q_table, grad_k_table)]
-    rows = _rows(q, k, q_table, k_table, v, grad_out, grad_mass)
-    grad_scales = torch.zeros_like(scales, dtype=rows[0].dtype)
+    inputs = (q, k, q_table, k_table)
+    outs, rows = _zeros(*inputs), _rows(*inputs)
+    (grad_v,), (v_rows, out_rows, mass_rows) = _zeros(v), _rows(v, grad_out, grad_mass)
+    (grad_scales,) = _zeros(scales)
     num_groups, size = q_table.shape[2:]
     with torch.autocast(q.device.type, enabled=False):
         for block in _blocks(num_groups, size, order, label, coordinate):
-            *inputs, values, grad, grad_by_entry = [block.take(x) for x in rows]
-            maps = block.maps(*inputs)
+            taken = block.take(*rows)
+            maps = block.maps(*taken)
             weights = _weights(block, maps, scales)
-            block.put(grad_v.flatten(0, 1), weights.transpose(2, 3) @ grad)
-            grad_weights = grad @ values.transpose(2, 3)
-            grad_weights += grad_by_entry.gather(3, block.forth.expand_as(weights))
+            grad = _take(out_rows, block.queries)
+            block.add_to_keys(grad_v, weights.transpose(2, 3) @ grad)
+            grad_weights = grad @ _take(v_rows, block.keys).transpose(2, 3)
+            grad_weights += _take(mass_rows, block.queries).gather(3, block.forth.expand_as(weights))
             grad_logits = weights * (grad_weights - (weights * grad_weights).sum(dim=3, keepdim=True))
             for r, values in enumerate(maps):
                 grad_scales[r] += (grad_logits * values).sum(dim=(0, 2, 3))
-            grads = grad_logits * scales[:, None, :, None, None].to(grad_logits.dtype)  # (3, P, G, m, m)
-            results = block.maps_backward((grads[0], grads[1], grads[2]), inputs[0], inputs[1], size)
-            for out, result in zip(outs, results, strict=True):
-                block.put(out, result)
-    return grad_q, grad_k, grad_v, grad_q_table, grad_k_table, grad_scales.to(scales.dtype)
+            grads = grad_logits * scales[:, None, :, None, None].to(grad_logits.dtype)  # (3, P, G, n, m)
+            block.add_gradients(outs, list(grads), taken[0], taken[1])
+    grad_q, grad_k, grad_q_table, grad_k_table = _cast(outs, inputs)
+    return grad_q, grad_k, grad_v.to(v.dtype), grad_q_table, grad_k_table, grad_scales.to(scales.dtype)
 
 
 def _like(*tensors: Tensor) -> list[Tensor]:

@@ -7,6 +7,7 @@ from attention_cases import assert_near, grid_positions, load_linear, load_norm,
 from pcattn.attention import Geometry, build_attention, pencil_op
 from pcattn.attention.axial import PairNorm, PencilAttention
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
+from pcattn.bench.attention import peak_memory
 
 
 def load_pencils(arrays, prefix, axis, gated=False):
@@ -41,21 +42,23 @@ def _blocks(request, monkeypatch):
 
 def test_equals_image_layers(image):
     arrays, x, geometry, shuffled = image
+    scale = max(1, arrays["y_height_width"].abs().max())
     after_height = load_pencils(arrays, "h", 0)(x, geometry)
-    assert_near(after_height, shuffled(arrays["y_height"]), atol=1e-12)
+    assert_near(after_height, shuffled(arrays["y_height"]), atol=1e-12 * scale)
     after_width = load_pencils(arrays, "w", 1)(after_height, geometry)
-    assert_near(after_width, shuffled(arrays["y_height_width"]), atol=1e-12)
+    assert_near(after_width, shuffled(arrays["y_height_width"]), atol=1e-12 * scale)
 
 
 def test_gated_equals_image_layer(image):
     arrays, x, geometry, shuffled = image
+    scale = max(1, arrays["y_height_width"].abs().max())
     gated = load_pencils(arrays, "h", 0, gated=True)
     gates = torch.tensor([0.1, 0.1, 1, 0.1], dtype=torch.float64)
     assert_near(gated.gates, gates, atol=1e-8)  # as they start, but for the digits of float32
     load_parameter(gated.gates, gates)
-    assert_near(gated(x, geometry), shuffled(arrays["y_height_gated"]), atol=1e-12)
+    assert_near(gated(x, geometry), shuffled(arrays["y_height_gated"]), atol=1e-12 * scale)
     load_parameter(gated.gates, torch.ones(4))
-    assert_near(gated(x, geometry), shuffled(arrays["y_height"]), atol=1e-12)
+    assert_near(gated(x, geometry), shuffled(arrays["y_height"]), atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize(("prefix", "axis"), [("h", 0), ("w", 1)])
@@ -161,6 +164,15 @@ def test_isolated_and_equal_points():
     assert core(x, Geometry(torch.rand(1, 6, 3, dtype=torch.float64))).isfinite().all()
     same = core(x[:, :1].expand(1, 6, 8), Geometry(torch.ones(1, 6, 3, dtype=torch.float64)))
     assert_near(same, same[:, :1].expand_as(same))
+
+
+def test_many_copies_of_one_point_take_little_memory(monkeypatch):
+    """They share one pencil, whose pairs are not held at once."""
+    monkeypatch.setattr(pencil_op, "_BLOCK_ELEMENTS", {"cpu": 1 << 18})
+    core = build_attention("axial", 8, num_groups=2, axes="x")
+    x, geometry = torch.randn(1, 2048, 8, requires_grad=True), Geometry(torch.ones(1, 2048, 3))
+    one_map = 2 * 2048**2 * 4  # of its pairs, in bytes
+    assert peak_memory(lambda: core(x, geometry).sum().backward()) < one_map / 2
 
 
 def test_pair_norm_starts_as_identity():

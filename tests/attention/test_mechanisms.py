@@ -122,9 +122,10 @@ def test_compile(mechanism: Mechanism, num_points: int) -> None:
         assert_near(actual, expected, atol=1e-9)
 
 
-def test_export_with_free_batch(mechanism: Mechanism) -> None:
+@pytest.mark.parametrize("num_points", [24, 300])
+def test_export_with_free_batch(mechanism: Mechanism, num_points: int) -> None:
     module = OnPositions(16, mechanism).eval()
-    inputs = [(torch.randn(batch, 24, 16), torch.randn(batch, 24, 3)) for batch in (2, 5)]
+    inputs = [(torch.randn(batch, num_points, 16), torch.randn(batch, num_points, 3)) for batch in (2, 5)]
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(module, inputs[0], dynamic_shapes=({0: batch}, {0: batch})).module()
     for x, pos in inputs:
