@@ -170,8 +170,8 @@ def test_many_copies_of_one_point_take_little_memory(monkeypatch):
     """They share one pencil, whose pairs are not held at once."""
     monkeypatch.setattr(pencil_op, "_BLOCK_ELEMENTS", {"cpu": 1 << 18})
     core = build_attention("axial", 8, num_groups=2, axes="x")
-    x, geometry = torch.randn(1, 2048, 8, requires_grad=True), Geometry(torch.ones(1, 2048, 3))
-    one_map = 2 * 2048**2 * 4  # of its pairs, in bytes
+    x, geometry = torch.randn(1, 4096, 8, requires_grad=True), Geometry(torch.ones(1, 4096, 3))
+    one_map = 2 * 4096**2 * 4  # of its pairs, in bytes
     assert peak_memory(lambda: core(x, geometry).sum().backward()) < one_map / 2
 
 
