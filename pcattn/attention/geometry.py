@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pcattn.ops import KNN, gather, knn
-from pcattn.ops.reference import lexicographic_order
 
 DILATION_MODES = ("rank", "class")
 
@@ -109,7 +108,7 @@ class Geometry:
 
     def _class_neighbours(self, k: int, dilation: int) -> Tensor:
         batch, num_points, _ = self.pos.shape
-        order = lexicographic_order(self.pos.detach())  # (B, N)
+        order = _canonical_order(self.pos.detach())  # (B, N)
         ordered = gather(self.pos, order)
         neighbours = order.new_empty(batch, num_points, k)
         # The first N mod dilation classes have one member more than the others: two searches, without padding.
@@ -122,7 +121,7 @@ class Geometry:
             points = ordered[:, members].flatten(0, 1)
             index = torch.arange(length, device=order.device).expand(points.shape[:2])
             found = _self_first(self._search(points, points, k).indices, index)  # within the class
-            ranks = (found.unflatten(0, (batch, -1)) * dilation + classes[:, :, None]).flatten(1, 2)
+            ranks = (found.view(batch, last - first, length, k) * dilation + classes[:, :, None]).flatten(1, 2)
             own = order[:, members.flatten()]
             in_cloud = order.gather(1, ranks.flatten(1)).view_as(ranks)
             neighbours = neighbours.scatter(1, own[..., None].expand_as(in_cloud), in_cloud)
@@ -144,6 +143,14 @@ class Geometry:
         cloud = torch.arange(batch, device=pos.device)[:, None]
         label, order = (((cloud * _MAX_CELLS) + first) * _MAX_CELLS + second).flatten().sort(stable=True)
         return Pencils(order, label, scaled[..., axis])
+
+
+def _canonical_order(pos: Tensor) -> Tensor:
+    """Indices (B, N) that sort the points by x, then y, then z, whatever order they come in."""
+    order = pos[..., 2].argsort(dim=1, stable=True)
+    for axis in (1, 0):
+        order = order.gather(1, pos[..., axis].gather(1, order).argsort(dim=1, stable=True))
+    return order
 
 
 def _self_first(neighbours: Tensor, index: Tensor) -> Tensor:
