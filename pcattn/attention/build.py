@@ -4,8 +4,13 @@ from typing import Any
 
 from torch import nn
 
+from pcattn.attention.acmix import ACmixAttention
+from pcattn.attention.axial import AxialAttention
 from pcattn.attention.external import ExternalAttention
+from pcattn.attention.multihead_external import MultiheadExternalAttention
+from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.offset import OffsetAttention
+from pcattn.attention.polarized import PolarizedAttention
 from pcattn.attention.self_attention import SelfAttention
 from pcattn.registry import construct, resolve
 
@@ -14,6 +19,11 @@ ATTENTION: dict[str, type[nn.Module]] = {
     "self": SelfAttention,
     "offset": OffsetAttention,
     "external": ExternalAttention,
+    "multihead_external": MultiheadExternalAttention,
+    "axial": AxialAttention,
+    "acmix": ACmixAttention,
+    "polarized": PolarizedAttention,
+    "neighborhood": NeighborhoodAttention,
 }
 
 

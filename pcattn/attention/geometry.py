@@ -1,8 +1,28 @@
 """What attention layers need to know of the positions, computed once for all of them."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
-from pcattn.ops import knn
+from pcattn.ops import KNN, gather, knn
+
+DILATION_MODES = ("rank", "class")
+
+# A dilated search keeps one neighbour of `dilation`: long lists are thinned out by blocks of this many entries a cloud.
+_BLOCK_ENTRIES = 1 << 20
+
+# Cells along one axis at most; keeps a pair of cell coordinates and the index of the cloud in one 64-bit integer.
+_MAX_CELLS = 1 << 20
+
+
+class Pencils(NamedTuple):
+    """Points sorted into pencils; the points of one pencil share their cell along all axes but one."""
+
+    order: Tensor  #: (B * N,), points b * N + n, those of a pencil side by side
+    label: Tensor  #: (B * N,), non-decreasing, the same value for the points of a pencil, in this order
+    coordinate: Tensor  #: (B, N), position along the pencil, in cells
 
 
 class Geometry:
@@ -12,14 +32,132 @@ class Geometry:
 
     Args:
         pos: (B, N, 3).
+        search: neighbour search with the signature and the result of `pcattn.ops.knn`, for other metrics than the
+            Euclidean one.
     """
 
-    def __init__(self, pos: Tensor) -> None:
+    def __init__(self, pos: Tensor, search: Callable[[Tensor, Tensor, int], KNN] = knn) -> None:
         self.pos = pos
-        self._neighbours: dict[int, Tensor] = {}
+        self._search = search
+        self._cache: dict[tuple[Any, ...], Any] = {}
 
-    def neighbours(self, k: int) -> Tensor:
-        """Indices (B, N, k) of the k nearest points of every point, itself among them, nearest first."""
-        if k not in self._neighbours:
-            self._neighbours[k] = knn(self.pos, self.pos, k).indices
-        return self._neighbours[k]
+    def neighbours(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
+        """Neighbours of every point: the point itself first, then by increasing distance.
+
+        Args:
+            k: length of a list.
+            dilation: 1 takes the k nearest points; a larger value reaches further with the same k.
+            mode: `"rank"` keeps the ranks 0, dilation, 2 dilation, ... of the k * dilation nearest. `"class"` sorts the
+                points by their coordinates, puts every dilation-th into one class, and takes the k nearest of the
+                point's own class.
+
+        Shape:
+            (B, N, k), int64.
+
+        Raises:
+            ValueError: a cloud is too small for k and dilation, or mode is unknown.
+        """
+        if mode not in DILATION_MODES:
+            raise ValueError(f"expected dilation_mode to be one of {', '.join(DILATION_MODES)}, but got {mode!r}")
+        num_points = self.pos.shape[1]
+        if not 1 <= k <= num_points:
+            raise ValueError(f"expected 1 <= k <= {num_points} (the number of points), but got k={k}")
+        if not 1 <= dilation <= num_points // k:
+            raise ValueError(
+                f"expected 1 <= dilation <= floor(N / k) = {num_points // k} for N={num_points} points and k={k}, "
+                f"but got dilation={dilation}"
+            )
+        key = ("neighbours", k, dilation, mode if dilation > 1 else "")
+        if key not in self._cache:
+            search = self._class_neighbours if mode == "class" and dilation > 1 else self._rank_neighbours
+            self._cache[key] = search(k, dilation)
+        return self._cache[key]
+
+    def offsets(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
+        """Positions (B, N, k, 3) of the `neighbours` of every point, relative to the point."""
+        key = ("offsets", k, dilation, mode if dilation > 1 else "")
+        if key not in self._cache:
+            self._cache[key] = gather(self.pos, self.neighbours(k, dilation, mode)) - self.pos[:, :, None]
+        return self._cache[key]
+
+    def pencils(self, axis: int, grid: int | None = None, cell: float | None = None) -> Pencils:
+        """The pencils along one axis: points that share their cells along the two other axes.
+
+        Cells are cubes centred on the multiples of their size, counted from the smallest coordinates of the cloud.
+
+        Args:
+            axis: 0, 1 or 2.
+            grid: cells along the longest side of the cloud; None is sqrt(N) / 4, at least 2.
+            cell: size of a cell, in units of the positions, instead of `grid`.
+        """
+        key = ("pencils", axis, grid, cell)
+        if key not in self._cache:
+            self._cache[key] = self._pencils(axis, grid, cell)
+        return self._cache[key]
+
+    def _rank_neighbours(self, k: int, dilation: int) -> Tensor:
+        index = torch.arange(self.pos.shape[1], device=self.pos.device).expand(self.pos.shape[:2])
+        if dilation == 1:
+            return _self_first(self._search(self.pos, self.pos, k).indices, index)
+        rows = max(1, _BLOCK_ENTRIES // (k * dilation))
+        blocks = [
+            _self_first(self._search(query, self.pos, k * dilation).indices, own)[..., ::dilation]
+            for query, own in zip(self.pos.split(rows, dim=1), index.split(rows, dim=1), strict=True)
+        ]
+        return torch.cat(blocks, dim=1)
+
+    def _class_neighbours(self, k: int, dilation: int) -> Tensor:
+        batch, num_points, _ = self.pos.shape
+        order = _canonical_order(self.pos.detach())  # (B, N)
+        ordered = gather(self.pos, order)
+        neighbours = order.new_empty(batch, num_points, k)
+        # The first N mod dilation classes have one member more than the others: two searches, without padding.
+        size, longer = divmod(num_points, dilation)
+        for first, last, length in ((0, longer, size + 1), (longer, dilation, size)):
+            if first == last:
+                continue
+            classes = torch.arange(first, last, device=order.device)[:, None]
+            members = classes + dilation * torch.arange(length, device=order.device)  # (classes, length), ranks
+            points = ordered[:, members].flatten(0, 1)
+            index = torch.arange(length, device=order.device).expand(points.shape[:2])
+            found = _self_first(self._search(points, points, k).indices, index)  # within the class
+            ranks = (found.view(batch, last - first, length, k) * dilation + classes[:, :, None]).flatten(1, 2)
+            own = order[:, members.flatten()]
+            in_cloud = order.gather(1, ranks.flatten(1)).view_as(ranks)
+            neighbours = neighbours.scatter(1, own[..., None].expand_as(in_cloud), in_cloud)
+        return neighbours
+
+    def _pencils(self, axis: int, grid: int | None, cell: float | None) -> Pencils:
+        pos = self.pos.detach()
+        pos = pos if pos.dtype == torch.float64 else pos.float()
+        batch, num_points, _ = pos.shape
+        low, high = pos.amin(dim=1, keepdim=True), pos.amax(dim=1, keepdim=True)
+        if cell is None:
+            cells = grid if grid is not None else max(2, round(num_points**0.5 / 4))
+            longest = (high - low).amax(dim=2, keepdim=True).clamp_min(torch.finfo(pos.dtype).tiny)
+            scaled = (pos - low) / longest * cells
+        else:
+            scaled = (pos - low) / cell
+        index = scaled.round().clamp(max=_MAX_CELLS - 1).long()  # (B, N, 3)
+        first, second = (index[..., other] for other in range(3) if other != axis)
+        cloud = torch.arange(batch, device=pos.device)[:, None]
+        label, order = (((cloud * _MAX_CELLS) + first) * _MAX_CELLS + second).flatten().sort(stable=True)
+        return Pencils(order, label, scaled[..., axis])
+
+
+def _canonical_order(pos: Tensor) -> Tensor:
+    """Indices (B, N) that sort the points by x, then y, then z, whatever order they come in."""
+    order = pos[..., 2].argsort(dim=1, stable=True)
+    for axis in (1, 0):
+        order = order.gather(1, pos[..., axis].gather(1, order).argsort(dim=1, stable=True))
+    return order
+
+
+def _self_first(neighbours: Tensor, index: Tensor) -> Tensor:
+    """Neighbours (B, M, k) with the point itself, `index` (B, M), moved to the front.
+
+    Among more than k copies of one point a list may lack the point itself; it then replaces the last entry.
+    """
+    own = index[..., None]
+    others = (neighbours == own).byte().argsort(dim=-1, stable=True)[..., : neighbours.shape[-1] - 1]
+    return torch.cat((own, neighbours.gather(-1, others)), dim=-1)

@@ -1,0 +1,128 @@
+"""ACmix: self-attention over neighbourhoods and a point convolution, from one projection."""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pcattn.attention.geometry import Geometry
+from pcattn.attention.neighborhood_op import neighborhood_attention
+
+#: The centre and the corners of a cube, at unit distance from it.
+_KERNEL_POINTS = [[0.0, 0.0, 0.0]] + [
+    [x / math.sqrt(3), y / math.sqrt(3), z / math.sqrt(3)] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)
+]
+
+
+class ACmixAttention(nn.Module):
+    r"""ACmix (section 4): a mixture of local self-attention and convolution that share queries, keys and values.
+
+    .. math::
+        \mathrm{att}_i &= \sum_{j \in \mathcal{N}(i)}
+            \mathrm{softmax}_j\!\left(\tfrac{1}{\sqrt{d_h}}\, q_i \cdot (k_j + W_p (p_i - p_j))\right) v_j \\
+        f_{t,d} &= \mathrm{fc}_t [q^{1..h}_d, k^{1..h}_d, v^{1..h}_d], \qquad
+        \mathrm{conv}_o(i) = \sum_{j \in \mathcal{N}(i)} \sum_{t,a}
+            \kappa_a(p_j - p_i)\, W_{o,t,a}\, f_{t,\lfloor o/h \rfloor}(j) \\
+        \mathrm{out} &= r_1\, \mathrm{att} + r_2\, \mathrm{conv}, \qquad r_1 = r_2 = \tfrac12 \text{ at first}
+
+    The convolution has one map t a kernel point, and starts as the shift of map t to kernel point t.
+
+    Differs from the paper, whose windows are squares of pixels: N(i) holds the k nearest points, and a weight belongs
+    to a kernel point x_a by the correlation :math:`\kappa_a(D) = \max(0, 1 - |D - x_a| / \sigma)` of KPConv, with D
+    in units of the mean distance to the neighbours of the point (or of `spacing`). With r_2 = 0 it is neighbourhood
+    attention, with r_1 = 0 a point convolution. Linear in the number of points beside the neighbour search.
+
+    Args:
+        dim: channels C, divisible by `num_heads`.
+        num_heads: h.
+        k: neighbours of a point, itself included.
+        kernel_points: x_a, a list of [x, y, z]; None is the centre and the eight corners of a cube around it.
+        sigma: distance from a kernel point at which its weight has vanished.
+        spacing: unit of `kernel_points` and `sigma` in units of the positions; None is the local spacing.
+
+    Shape:
+        x (B, N, C) -> (B, N, C).
+
+    Source: On the Integration of Self-Attention and Convolution, Pan et al. 2022, https://arxiv.org/abs/2111.14556;
+    the correlation: KPConv, Thomas et al. 2019, https://arxiv.org/abs/1904.08889.
+    """
+
+    update: ClassVar[str] = "residual"
+    kernel_points: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        k: int = 9,
+        kernel_points: list[list[float]] | None = None,
+        sigma: float = 1.25,
+        spacing: float | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"expected dim to be divisible by num_heads, but got dim={dim}, num_heads={num_heads}")
+        if k < 1 or sigma <= 0 or (spacing is not None and spacing <= 0):
+            raise ValueError(f"expected k >= 1, sigma > 0 and spacing > 0, but got {k}, {sigma} and {spacing}")
+        points = torch.tensor(
+            _KERNEL_POINTS if kernel_points is None else kernel_points, dtype=torch.get_default_dtype()
+        )
+        if points.dim() != 2 or points.shape[1] != 3:
+            raise ValueError(f"expected kernel_points to be a list of [x, y, z], but got shape {tuple(points.shape)}")
+        self.num_heads, self.k, self.sigma, self.spacing = num_heads, k, sigma, spacing
+        self.register_buffer("kernel_points", points, persistent=False)
+        num_maps = len(points)
+        self.q = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.position = nn.Linear(3, dim // num_heads, bias=False)
+        self.mix = nn.Linear(3 * num_heads, num_maps, bias=False)
+        self.conv = nn.Parameter(torch.eye(num_maps).expand(dim, -1, -1).clone())  # (C, maps, kernel points)
+        self.rate_attention = nn.Parameter(torch.tensor(0.5))
+        self.rate_conv = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Mix the two paths."""
+        q, k, v = (project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q, self.k_proj, self.v))
+        attention, conv = self.attention_path(q, k, v, geometry), self.conv_path(q, k, v, geometry)
+        return self.rate_attention * attention + self.rate_conv * conv
+
+    def attention_path(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
+        """Attention of every point to its neighbours: q, k, v (B, N, h, C / h) -> (B, N, C)."""
+        # q . W_p (p_i - p_j) = (W_p^T q) . (p_i - p_j): three numbers a head in place of the width of the head.
+        direction = q @ self.position.weight * q.shape[-1] ** -0.5  # (B, N, h, 3)
+        bias = -geometry.offsets(self.k).to(direction.dtype) @ direction.transpose(2, 3)  # (B, N, k, h)
+        return neighborhood_attention(q, k, v, geometry.neighbours(self.k), bias).flatten(2)
+
+    def conv_path(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
+        """Convolution over the neighbours: q, k, v (B, N, h, C / h) -> (B, N, C)."""
+        maps = self.mix(torch.cat((q, k, v), dim=2).transpose(2, 3))  # (B, N, C / h, maps)
+        # Weights are applied to the points before they are gathered: what is left is a weighted sum of rows, which
+        # embedding_bag computes without holding the gathered rows.
+        weight = self.conv.unflatten(0, (-1, self.num_heads))  # (C / h, h, maps, kernel points)
+        batch, num_points, width, _ = maps.shape
+        by_channel = maps.flatten(0, 1).transpose(0, 1)  # (C / h, B * N, maps)
+        rows = by_channel @ weight.permute(0, 2, 3, 1).flatten(2).to(maps.dtype)  # (C / h, B * N, kernel points * h)
+        num_kernel_points = self.kernel_points.shape[0]
+        rows = rows.unflatten(2, (num_kernel_points, -1)).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+        starts = torch.arange(batch, device=maps.device)[:, None, None] * num_points
+        points = (geometry.neighbours(self.k) + starts)[..., None] * num_kernel_points
+        points = points + torch.arange(num_kernel_points, device=maps.device)  # (B, N, k, kernel points)
+        correlation = self.correlation(geometry.offsets(self.k)).to(rows.dtype)
+        out = F.embedding_bag(
+            points.flatten(2).flatten(0, 1), rows, mode="sum", per_sample_weights=correlation.flatten(2).flatten(0, 1)
+        )
+        return out.view(batch, num_points, width * self.num_heads)
+
+    def correlation(self, offsets: Tensor) -> Tensor:
+        """How much each of the neighbours at `offsets` (B, N, k, 3) belongs to each kernel point, (B, N, k, A)."""
+        if self.spacing is None:
+            others = max(1, offsets.shape[2] - 1)
+            spacing = offsets.norm(dim=-1).sum(dim=2)[..., None, None] / others
+            offsets = offsets / spacing.clamp_min(torch.finfo(offsets.dtype).tiny)
+        else:
+            offsets = offsets / self.spacing
+        distance = (offsets[..., None, :] - self.kernel_points.to(offsets.dtype)).norm(dim=-1)
+        return (1 - distance / self.sigma).clamp_min(0)

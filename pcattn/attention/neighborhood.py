@@ -1,0 +1,144 @@
+"""Neighbourhood attention, plain and dilated, over the nearest points."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pcattn.attention.geometry import DILATION_MODES, Geometry
+from pcattn.attention.neighborhood_op import neighborhood_attention
+
+
+class NeighborhoodAttention(nn.Module):
+    r"""Neighbourhood attention (NA) and its dilated form (DiNA), the windows of an image replaced by nearest points.
+
+    .. math::
+        \mathrm{out}_i = W_o \sum_{j \in \mathcal{N}(i)}
+            \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt{d_h}} + b_h(p_j - p_i)\right) v_j + b_o
+
+    The k neighbours are the nearest points, the point itself among them; with a `dilation` every dilation-th of the
+    nearest, see `Geometry.neighbours`. Networks alternate plain and dilated layers: `dilation: [1, 4, 1, 4]`. Linear in
+    the number of points beside the neighbour search; neither keys nor values of the neighbours are held.
+
+    Differs from the papers, which have a table of biases by relative pixel: positions are continuous, so b_h is a
+    function of the relative position, measured in units of the cloud's root mean square neighbour distance
+    (or of `cell`).
+
+    Args:
+        dim: channels C, divisible by `num_heads`.
+        num_heads: heads.
+        k: neighbours of a point, itself included.
+        dilation: 1 is plain neighbourhood attention; at most floor(N / k).
+        dilation_mode: `"rank"` or `"class"`, see `Geometry.neighbours`.
+        bias: `"mlp"`: b_h is a small network. `"table"`: b_h is a table, linearly interpolated. `"none"`: no bias.
+        table_size: entries of the table along each axis, or three numbers for x, y and z; odd, because the middle entry
+            is relative position 0. Positions beyond the table take its border.
+        cell: distance between two entries of the table, in units of the positions; None is the cloud's own scale.
+
+    Shape:
+        x (B, N, C) -> (B, N, C).
+
+    Source: Neighborhood Attention Transformer, Hassani et al. 2022, https://arxiv.org/abs/2204.07143; Dilated
+    Neighborhood Attention Transformer, Hassani and Shi 2022, https://arxiv.org/abs/2209.15001.
+    """
+
+    update: ClassVar[str] = "residual"
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        k: int = 16,
+        dilation: int = 1,
+        dilation_mode: str = "rank",
+        bias: str = "mlp",
+        table_size: int | Sequence[int] = 5,
+        cell: float | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"expected dim to be divisible by num_heads, but got dim={dim}, num_heads={num_heads}")
+        if k < 1 or dilation < 1:
+            raise ValueError(f"expected k >= 1 and dilation >= 1, but got k={k}, dilation={dilation}")
+        if dilation_mode not in DILATION_MODES:
+            raise ValueError(
+                f"expected dilation_mode to be one of {', '.join(DILATION_MODES)}, but got {dilation_mode!r}"
+            )
+        if bias not in _BIASES:
+            raise ValueError(f"expected bias to be one of {', '.join(_BIASES)}, but got {bias!r}")
+        if cell is not None and cell <= 0:
+            raise ValueError(f"expected cell > 0, but got {cell}")
+        self.num_heads = num_heads
+        self.k, self.dilation, self.dilation_mode, self.cell = k, dilation, dilation_mode, cell
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.bias = _BIASES[bias](num_heads, table_size)
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Attend from every point to its neighbours."""
+        where = (self.k, self.dilation, self.dilation_mode)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, N, H, C / H)
+        bias = None
+        if self.bias is not None:
+            offsets = geometry.offsets(*where)
+            bias = self.bias((offsets / (self.cell or _spread(offsets))).to(x.dtype))
+        return self.proj(self.attend(q, k, v, geometry.neighbours(*where), bias).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention (B, N, H, D) of every point over its list, see `neighborhood_attention`."""
+        return neighborhood_attention(q, k, v, neighbours, bias)
+
+
+class _MLPBias(nn.Sequential):
+    """(..., 3) -> (..., num_heads)."""
+
+    def __init__(self, num_heads: int, _: int | Sequence[int], hidden: int = 16) -> None:
+        super().__init__(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, num_heads))
+
+
+class _TableBias(nn.Module):
+    """(..., 3) -> (..., num_heads): trilinear interpolation in a table (num_heads, X, Y, Z)."""
+
+    def __init__(self, num_heads: int, table_size: int | Sequence[int]) -> None:
+        super().__init__()
+        table_size = (table_size,) * 3 if isinstance(table_size, int) else tuple(table_size)
+        if len(table_size) != 3 or any(size < 1 or size % 2 == 0 for size in table_size):
+            raise ValueError(f"expected table_size to be three odd numbers, but got {table_size}")
+        self.table = nn.Parameter(torch.empty(num_heads, *table_size))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, offsets: Tensor) -> Tensor:
+        """Interpolate."""
+        lows, fractions = [], []
+        for axis, size in enumerate(self.table.shape[1:]):
+            place = (offsets[..., axis] + (size - 1) / 2).clamp(0, size - 1)
+            # The last cell, and not the one behind it, holds the upper border.
+            low = place.detach().floor().clamp(max=max(size - 2, 0))
+            lows.append(low.long())
+            fractions.append(place - low)
+        table = self.table.flatten(1).t()  # (X * Y * Z, H)
+        _, size_x, size_y, size_z = self.table.shape
+        out = torch.zeros((), device=table.device, dtype=table.dtype)
+        for corner in itertools.product(*(range(min(size, 2)) for size in (size_x, size_y, size_z))):
+            x, y, z = (low + step for low, step in zip(lows, corner, strict=True))
+            weight = torch.ones((), device=table.device, dtype=table.dtype)
+            for fraction, step in zip(fractions, corner, strict=True):
+                weight = weight * (fraction if step else 1 - fraction)
+            out = out + weight[..., None] * F.embedding((x * size_y + y) * size_z + z, table)
+        return out
+
+
+_BIASES: dict[str, Callable[[int, int | Sequence[int]], nn.Module | None]] = {
+    "mlp": _MLPBias,
+    "table": _TableBias,
+    "none": lambda *_: None,
+}
+
+
+def _spread(offsets: Tensor) -> Tensor:
+    """Root mean square (B, 1, 1, 1) of the distances to the neighbours, so that b_h does not depend on the scale."""
+    square = offsets.square().sum(dim=-1).mean(dim=(1, 2))
+    return square.clamp_min(torch.finfo(offsets.dtype).tiny).sqrt()[:, None, None, None]

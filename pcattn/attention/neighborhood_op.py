@@ -1,0 +1,206 @@
+"""Softmax attention over lists of neighbours, without holding the gathered keys and values of a whole cloud.
+
+The operation is registered with `torch.library`, so `torch.compile` and `torch.export` pass through it. On CUDA it runs
+as a Triton kernel where that can run; elsewhere it works through the points in chunks, forward and backward.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "triton", "torch")
+
+# Elements of the gathered keys of one chunk: small enough for the cache of a CPU, large enough to keep a GPU busy.
+_CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}
+
+
+def neighborhood_attention(
+    q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    r"""Attention of every point over its own list of neighbours.
+
+    .. math::
+        \mathrm{out}_i = \sum_{j \in \mathcal{N}(i)}
+            \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt{D}} + b_{ij}\right) v_j
+
+    Args:
+        q: queries (B, N, H, D).
+        k: keys (B, N, H, D).
+        v: values (B, N, H, D).
+        neighbours: (B, N, K), int64: row i lists the keys of query i.
+        bias: (B, N, K, H), added to the logits.
+        backend: `"auto"` takes the first that can run; `"triton"` or `"torch"` that one only.
+
+    Shape:
+        (B, N, H, D), in the dtype of q. Computed in at least float32.
+
+    Raises:
+        ValueError: shapes do not fit, or the backend cannot run; the message lists the reasons.
+    """
+    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(
+            f"expected q, k and v of one shape (B, N, H, D), but got {tuple(q.shape)}, {tuple(k.shape)} "
+            f"and {tuple(v.shape)}"
+        )
+    if neighbours.dim() != 3 or neighbours.shape[:2] != q.shape[:2]:
+        raise ValueError(f"expected neighbours (B, N, K) = {tuple(q.shape[:2])} + (K,), but got {neighbours.shape}")
+    if bias is not None and bias.shape != (*neighbours.shape, q.shape[2]):
+        raise ValueError(
+            f"expected bias (B, N, K, H) = {(*neighbours.shape, q.shape[2])}, but got shape {tuple(bias.shape)}"
+        )
+    if backend not in BACKENDS:
+        raise ValueError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
+    if backend == "triton" and (reasons := cannot_run_triton(q)):
+        raise ValueError(f"expected a case that backend='triton' can run, but got: {'; '.join(reasons)}")
+    dtypes = {tensor.dtype for tensor in (q, k, v)}
+    if len(dtypes) > 1:
+        raise ValueError(f"expected q, k and v of one dtype, but got {', '.join(sorted(map(str, dtypes)))}")
+    return _attend(q, k, v, neighbours, bias, backend)[0]
+
+
+def cannot_run_triton(q: Tensor) -> list[str]:
+    """Why the Triton kernel cannot take these queries; empty when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return ["triton is not installed"]
+    from pcattn.attention import triton_neighborhood
+
+    return triton_neighborhood.cannot_run(q)
+
+
+def _use_triton(q: Tensor, backend: str) -> bool:
+    return backend == "triton" or (backend == "auto" and q.is_cuda and not cannot_run_triton(q))
+
+
+@torch.library.custom_op("pcattn::neighborhood_attention", mutates_args=())
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The output, and the log-sum-exp (B, N, H) of the logits, from which the backward pass rebuilds the weights."""
+    if _use_triton(q, backend):
+        from pcattn.attention import triton_neighborhood
+
+        return triton_neighborhood.forward(q, k, v, neighbours, bias)
+    out, lse = _empty_outputs(q)
+    with torch.autocast(q.device.type, enabled=False):
+        k_rows, v_rows = k.flatten(0, 1), v.flatten(0, 1)
+        for rows, points in _chunks(q, neighbours):
+            logits = _logits(q, k_rows, bias, rows, points)
+            lse.view(-1, q.shape[2])[rows] = torch.logsumexp(logits, dim=1)
+            weights = logits.softmax(dim=1)
+            gathered = _take(v_rows, points, weights.dtype)
+            out.view(-1, *q.shape[2:])[rows] = (weights[..., None] * gathered).sum(dim=1).to(out.dtype)
+    return out, lse
+
+
+@torch.library.custom_op("pcattn::neighborhood_attention_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    neighbours: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and of the bias (empty without one)."""
+    if _use_triton(q, backend):
+        from pcattn.attention import triton_neighborhood
+
+        return triton_neighborhood.backward(grad, q, k, v, neighbours, bias, out, lse)
+    dtype = lse.dtype
+    scale = q.shape[-1] ** -0.5
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    # Many queries add to one key: summed in at least float32, whatever the dtype of the keys.
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (k, v))
+    grad_bias = _empty_bias(q, bias)
+    with torch.autocast(q.device.type, enabled=False):
+        k_rows, v_rows = k.flatten(0, 1), v.flatten(0, 1)
+        grad_rows, out_rows, lse_rows = (x.flatten(0, 1) for x in (grad, out, lse))
+        for rows, points in _chunks(q, neighbours):
+            weights = (_logits(q, k_rows, bias, rows, points) - lse_rows[rows, None]).exp()  # (m, K, H)
+            grad_out = grad_rows[rows].to(dtype)
+            grad_v.flatten(0, 1).index_add_(0, points.flatten(), (weights[..., None] * grad_out[:, None]).flatten(0, 1))
+            grad_weights = (_take(v_rows, points, dtype) * grad_out[:, None]).sum(dim=-1)
+            mean = (grad_out * out_rows[rows].to(dtype)).sum(dim=-1)
+            grad_logits = weights * (grad_weights - mean[:, None])
+            if bias is not None:
+                grad_bias.flatten(0, 1)[rows] = grad_logits.to(grad_bias.dtype)
+            grad_logits = grad_logits[..., None] * scale
+            grad_q.flatten(0, 1)[rows] = (grad_logits * _take(k_rows, points, dtype)).sum(dim=1).to(q.dtype)
+            query = q.flatten(0, 1)[rows].to(dtype)
+            grad_k.flatten(0, 1).index_add_(0, points.flatten(), (grad_logits * query[:, None]).flatten(0, 1))
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_bias
+
+
+def _chunks(q: Tensor, neighbours: Tensor) -> list[tuple[slice, Tensor]]:
+    """Slices of the B * N queries, and the keys (m, K) of each, as rows of the B * N keys."""
+    batch, num_points, num_neighbours = neighbours.shape
+    size = max(1, _CHUNK_ELEMENTS.get(q.device.type, _CHUNK_ELEMENTS["cpu"]) // (num_neighbours * q[0, 0].numel()))
+    starts = torch.arange(batch, device=q.device)[:, None, None] * num_points
+    rows = (neighbours + starts).flatten(0, 1)
+    return [(slice(i, i + size), rows[i : i + size]) for i in range(0, batch * num_points, size)]
+
+
+def _take(rows: Tensor, points: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows.index_select(0, points.flatten()).to(dtype).view(*points.shape, *rows.shape[1:])
+
+
+def _logits(q: Tensor, k_rows: Tensor, bias: Tensor | None, rows: slice, points: Tensor) -> Tensor:
+    """Logits (m, K, H) of a chunk, in at least float32."""
+    dtype = _compute_dtype(q)
+    query = q.flatten(0, 1)[rows].to(dtype) * q.shape[-1] ** -0.5
+    logits = (query[:, None] * _take(k_rows, points, dtype)).sum(dim=-1)
+    return logits if bias is None else logits + bias.flatten(0, 1)[rows].to(dtype)
+
+
+def _compute_dtype(q: Tensor) -> torch.dtype:
+    return torch.promote_types(q.dtype, torch.float32)
+
+
+def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty(q.shape[:3], dtype=_compute_dtype(q))
+
+
+def _empty_bias(q: Tensor, bias: Tensor | None) -> Tensor:
+    return q.new_empty(0) if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
+
+
+@_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(q)
+
+
+@_attend_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    neighbours: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    return (*(torch.empty_like(x, memory_format=contiguous) for x in (q, k, v)), _empty_bias(q, bias))  # type: ignore[return-value]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, neighbours, bias, ctx.backend = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, neighbours, bias, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, neighbours, bias, out, lse = ctx.saved_tensors
+    *grads, grad_bias = _attend_backward(grad, q, k, v, neighbours, bias, out, lse, ctx.backend)
+    return *grads, None, None if bias is None else grad_bias, None
+
+
+_attend.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,95 @@
+"""Polarized self-attention: one gate for the channels, one for the points."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from pcattn.attention.geometry import Geometry
+
+LAYOUTS = ("parallel", "sequential")
+VARIANTS = ("paper", "released")
+
+
+class PolarizedAttention(nn.Module):
+    r"""Polarized self-attention (section 3.1, equations 4 to 8): linear in the number of points, no neighbours.
+
+    A gate a channel and a gate a point,
+
+    .. math::
+        g^{ch} &= \sigma\!\left(\mathrm{LN}\!\left(W_z \sum_n \mathrm{softmax}_N(W_q x)_n\, W_v x_n + b_z\right)\right)
+        \in \mathbb{R}^{1 \times C} \\
+        g^{sp}_n &= \sigma\!\left(\mathrm{softmax}_{C/2}\!\left(\tfrac1N \sum_m W'_q x_m\right) \cdot W'_v x_n\right)
+        \in \mathbb{R}^{N \times 1}
+
+    give :math:`x\,g^{ch}(x) + x\,g^{sp}(x)` in parallel, or :math:`z\,g^{sp}(z)` with :math:`z = x\,g^{ch}(x)`.
+
+    `variant="released"` is the authors' code, which differs from their paper: no bias beside the values; the channel
+    gate has no LayerNorm in parallel and a bottleneck C/2 -> C/8 -> C around one in sequence; the spatial query is not
+    normalised, and the softmax runs over the points, on the products (parallel) or on the values (sequential). That
+    spatial gate tends to 0.5 as the number of points grows, so the paper's form is the default.
+
+    Differs from the paper: the channel query has no bias, because softmax over the points cancels it.
+
+    Args:
+        dim: channels C, divisible by 2 (by 8 for the released sequential form).
+        layout: `"parallel"` or `"sequential"`.
+        variant: `"paper"` or `"released"`.
+
+    Shape:
+        x (B, N, C) -> (B, N, C).
+
+    Source: Polarized Self-Attention: Towards High-quality Pixel-wise Regression, Liu et al. 2021,
+    https://arxiv.org/abs/2107.00782.
+    """
+
+    update: ClassVar[str] = "residual"
+
+    def __init__(self, dim: int, layout: str = "parallel", variant: str = "paper") -> None:
+        super().__init__()
+        if layout not in LAYOUTS:
+            raise ValueError(f"expected layout to be one of {', '.join(LAYOUTS)}, but got {layout!r}")
+        if variant not in VARIANTS:
+            raise ValueError(f"expected variant to be one of {', '.join(VARIANTS)}, but got {variant!r}")
+        divisor = 8 if (layout, variant) == ("sequential", "released") else 2
+        if dim % divisor:
+            raise ValueError(f"expected dim to be divisible by {divisor}, but got dim={dim}")
+        self.layout = layout
+        self.variant = variant
+        half, bias = dim // 2, variant == "paper"
+        self.channel_q = nn.Linear(dim, 1, bias=False)
+        self.channel_v = nn.Linear(dim, half, bias=bias)
+        self.channel_up: nn.Module
+        if variant == "paper":
+            self.channel_up = nn.Sequential(nn.Linear(half, dim), nn.LayerNorm(dim))
+        elif layout == "parallel":
+            self.channel_up = nn.Linear(half, dim, bias=False)
+        else:
+            self.channel_up = nn.Sequential(
+                nn.Linear(half, dim // 8), nn.LayerNorm(dim // 8), nn.ReLU(), nn.Linear(dim // 8, dim)
+            )
+        self.spatial_q = nn.Linear(dim, half, bias=bias)
+        self.spatial_v = nn.Linear(dim, half, bias=bias)
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Gate the channels and the points."""
+        if self.layout == "parallel":
+            return x * self.channel_gate(x) + x * self.spatial_gate(x)
+        x = x * self.channel_gate(x)
+        return x * self.spatial_gate(x)
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """Gate of every channel, (B, 1, C), in [0, 1]."""
+        weights = self.channel_q(x).softmax(dim=1).to(x.dtype)  # (B, N, 1)
+        # The values are linear in x, so the points are summed first: one product a cloud in place of one a point.
+        pooled = weights.transpose(1, 2) @ x  # (B, 1, C)
+        return self.channel_up(self.channel_v(pooled)).sigmoid()
+
+    def spatial_gate(self, x: Tensor) -> Tensor:
+        """Gate of every point, (B, N, 1), in [0, 1]."""
+        query = self.spatial_q(x.mean(dim=1, keepdim=True))  # (B, 1, C / 2)
+        value = self.spatial_v(x)
+        if self.variant == "paper":
+            return (value @ query.softmax(dim=2).to(value.dtype).transpose(1, 2)).sigmoid()
+        if self.layout == "parallel":
+            return (value @ query.transpose(1, 2)).softmax(dim=1).sigmoid()
+        return (value.softmax(dim=1) @ query.to(x.dtype).transpose(1, 2)).sigmoid()

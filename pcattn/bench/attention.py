@@ -1,0 +1,403 @@
+"""What each attention mechanism costs: time, memory, multiply-adds and parameters against the number of points."""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pcattn.attention import ATTENTION, Geometry, build_attention
+from pcattn.attention.external import ExternalAttention
+from pcattn.attention.neighborhood import NeighborhoodAttention
+from pcattn.attention.self_attention import SelfAttention
+from pcattn.ops import KNN, knn
+
+SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+# Below, time is the overhead of the calls and not of the points.
+_FIT_FROM = 2048
+
+
+class WrittenOutSelfAttention(SelfAttention):
+    """Self-attention with its N x N weights in memory: what the fused form is compared with."""
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Attend from every point to every point."""
+        q, k, v = (self._split_heads(project(x)) for project in (self.q, self.k, self.v))
+        weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+
+class GatheredNeighborhoodAttention(NeighborhoodAttention):
+    """Neighbourhood attention with the keys and values of all neighbours in memory, (B, N, k, C)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention (B, N, H, D) of every point over its list."""
+        cloud = torch.arange(len(q), device=q.device)[:, None, None]
+        logits = (q[:, :, None] * k[cloud, neighbours]).sum(dim=-1) * q.shape[-1] ** -0.5
+        weights = (logits if bias is None else logits + bias).softmax(dim=2)
+        return (weights[..., None] * v[cloud, neighbours]).sum(dim=2)
+
+
+#: Plain forms to compare with, beside the mechanisms themselves.
+REFERENCES = {
+    "self, written out": f"{__name__}.{WrittenOutSelfAttention.__name__}",
+    "neighborhood, gathered": f"{__name__}.{GatheredNeighborhoodAttention.__name__}",
+}
+
+
+def bench_attention(
+    attentions: Sequence[str] = (*ATTENTION, *REFERENCES),
+    sizes: Sequence[int] = SIZES,
+    dim: int = 128,
+    batch: int = 1,
+    device: str = "cpu",
+    repeats: int = 3,
+    max_seconds: float = 20.0,
+    max_gib: float | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure the cores of attention mechanisms on points of a sphere.
+
+    Args:
+        attentions: names of mechanisms, keys of `REFERENCES`, or import paths.
+        sizes: numbers of points.
+        dim: channels.
+        batch: clouds.
+        device: `"cpu"` or `"cuda"`.
+        repeats: timed runs, of which the median counts.
+        max_seconds: a size is skipped when one forward and backward pass (or one search) would take longer.
+        max_gib: a size is skipped when it would take more memory; None is half of what is free.
+        log: told one line a measurement.
+
+    Returns:
+        `"rows"`: one dictionary a mechanism and size, with times in milliseconds, memory in MiB, multiply-adds; or why
+        it was skipped. `"exponents"`: the slopes of time and memory in N, fitted from 2048 points on.
+        `"table_12"`: see `count_table_12`. `"setting"`: the arguments.
+    """
+    limit = (max_gib * 2**30) if max_gib is not None else _free_memory(device) / 2
+    rows: list[dict[str, Any]] = []
+    for attention in attentions:
+        measured: list[dict[str, Any]] = []
+        for num_points in sorted(sizes):
+            reason = _too_much(measured, num_points, max_seconds, limit)
+            row: dict[str, Any] = {"attention": attention, "num_points": num_points}
+            if reason:
+                row["skipped"] = reason
+            else:
+                row |= _measure(REFERENCES.get(attention, attention), num_points, dim, batch, device, repeats)
+                measured.append(row)
+            rows.append(row)
+            log(_format_row(row))
+    return {
+        "setting": {"dim": dim, "batch": batch, "device": device, "threads": torch.get_num_threads()},
+        "rows": rows,
+        "exponents": {name: _exponents([row for row in rows if row["attention"] == name]) for name in attentions},
+        "table_12": count_table_12(),
+    }
+
+
+def _measure(attention: str, num_points: int, dim: int, batch: int, device: str, repeats: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    core = build_attention(attention, dim).to(device)
+    pos = nn.functional.normalize(torch.randn(batch, num_points, 3, device=device), dim=-1)
+    x = torch.randn(batch, num_points, dim, device=device, requires_grad=True)
+    search_macs = 0
+
+    def search(query: Tensor, support: Tensor, k: int) -> KNN:
+        nonlocal search_macs
+        search_macs += query.shape[0] * query.shape[1] * support.shape[1] * support.shape[2]
+        return knn(query, support, k)
+
+    geometry = Geometry(pos, search)
+
+    def forward() -> None:
+        with torch.no_grad():
+            core(x, geometry)
+
+    def step() -> None:
+        core(x, geometry).sum().backward()
+
+    core(x[:, :256], Geometry(pos[:, :256]))  # whatever is loaded on first use is not part of the search
+    first = _seconds(forward, device)
+    forward_time = _median_seconds(forward, device, repeats)
+    # Counted on its own, because layers share it: what the first pass needs beyond the others.
+    search_time = max(0.0, first - forward_time) if geometry._cache else 0.0
+    step()
+    step_time = _median_seconds(step, device, repeats)
+    return {
+        "forward_ms": 1e3 * forward_time,
+        "step_ms": 1e3 * step_time,
+        "search_ms": 1e3 * search_time,
+        "peak_mib": peak_memory(step, device) / 2**20,
+        "multiply_adds": count_multiply_adds(forward),
+        "search_multiply_adds": search_macs,
+        "parameters": sum(parameter.numel() for parameter in core.parameters()),
+    }
+
+
+def count_multiply_adds(run: Callable[[], object]) -> int:
+    """Multiply-adds of the matrix products in `run`, those inside this package's own operations included."""
+    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+        run()
+    return counter.get_total_flops() // 2
+
+
+def _formulas() -> dict[Any, Any]:
+    """Floating-point operations of what torch does not count, from its arguments: our operations, and two of its own.
+
+    Fused attention counts with the width it runs at: queries and keys padded to that of the values.
+    """
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+        return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+    def neighborhood(q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, *_: Any, **__: Any) -> int:
+        return 4 * q.numel() * neighbours.shape[2]
+
+    def offset(q: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+        return 2 * q.shape[0] * q.shape[1] ** 2 * (q.shape[2] + v.shape[2])
+
+    def num_pairs(label: Tensor) -> int:
+        return int(torch.unique_consecutive(label, return_counts=True)[1].square().sum())
+
+    def pencils(q: Tensor, k: Tensor, v: Tensor, *others: Tensor, **_: Any) -> int:
+        return 2 * num_pairs(others[-2]) * (q[0, 0].numel() + v[0, 0].numel())
+
+    def variances(q: Tensor, *others: Tensor, **_: Any) -> int:
+        return 2 * num_pairs(others[-2]) * q[0, 0].numel()
+
+    def embedding_bag(weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> int:
+        return 2 * indices.numel() * weight.shape[1]
+
+    ours, aten = torch.ops.pcattn, torch.ops.aten
+    formulas = {
+        ours.neighborhood_attention: neighborhood,
+        ours.offset_attention: offset,
+        ours.pencil_attention: pencils,
+        ours.pencil_variances: variances,
+        aten._scaled_dot_product_flash_attention_for_cpu: fused,
+        aten._embedding_bag: embedding_bag,
+        aten._embedding_bag_forward_only: embedding_bag,
+    }
+    for formula in formulas.values():
+        formula._get_raw = True  # type: ignore[attr-defined]  # arguments as tensors, not as shapes
+    return formulas
+
+
+def count_table_12(num_points: int = 128 * 128, dim: int = 512) -> dict[str, dict[str, int]]:
+    """Multiply-adds and parameters of self- and external attention as in table 12 of the External Attention paper.
+
+    Self-attention there has queries, keys, values and a projection of full width; external attention has a projection
+    before and one after the memories. The paper states 292 G and 1.00 M against 9.2 G and 0.55 M, where M is 2^20.
+    """
+    with torch.device("meta"):
+        x = torch.empty(1, num_points, dim)
+        self_layers = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(4))
+        external, after = ExternalAttention(dim), nn.Linear(dim, dim, bias=False)
+
+    def run_self() -> Tensor:
+        q, k, v = (layer(x) for layer in self_layers[:3])
+        return self_layers[3]((q @ k.transpose(1, 2)).softmax(dim=-1) @ v)
+
+    geometry = Geometry(torch.empty(1, num_points, 3, device="meta"))
+    weights = [self_layers, nn.ModuleList((external, after))]
+    result = {}
+    for name, run, modules in zip(
+        ("self", "external"), (run_self, lambda: after(external(x, geometry))), weights, strict=True
+    ):
+        result[name] = {
+            "multiply_adds": count_multiply_adds(run),
+            "parameters": sum(p.numel() for p in modules.parameters() if p.dim() > 1),
+        }
+    return result
+
+
+def peak_memory(run: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes that `run` holds at most, beyond what was there before."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes a line at every start and stop
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _median_seconds(run: Callable[[], object], device: str, repeats: int) -> float:
+    first = _seconds(run, device)
+    # One run of several seconds is precise enough.
+    return first if first > 2 else statistics.median(_seconds(run, device) for _ in range(repeats))
+
+
+def _free_memory(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no such figure on this system
+        return 8 * 2**30
+
+
+def _too_much(measured: list[dict[str, Any]], num_points: int, max_seconds: float, limit: float) -> str | None:
+    """Why the next size would not fit, judged by how the last two sizes grew."""
+    if not measured:
+        return None
+    last = measured[-1]
+    for key, unit, allowed in (("step_ms", "s", 1e3 * max_seconds), ("search_ms", "s of search", 1e3 * max_seconds)):
+        expected = _extrapolate(measured, key, num_points)
+        if expected > allowed:
+            return f"would take about {expected / 1e3:.0f} {unit}, more than {max_seconds:.0f} s"
+    expected = _extrapolate(measured, "peak_mib", num_points)
+    if expected * 2**20 > limit:
+        return f"would take about {expected:,.0f} MiB (it was {last['peak_mib']:,.0f}), more than {limit / 2**20:,.0f}"
+    return None
+
+
+def _extrapolate(measured: list[dict[str, Any]], key: str, num_points: int) -> float:
+    last = measured[-1]
+    exponent = 2.0
+    if len(measured) > 1 and measured[-2][key] > 0 and last[key] > 0:
+        before = measured[-2]
+        exponent = math.log(last[key] / before[key]) / math.log(last["num_points"] / before["num_points"])
+    return last[key] * (num_points / last["num_points"]) ** max(1.0, exponent)
+
+
+def _exponents(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    rows = [row for row in rows if "skipped" not in row and row["num_points"] >= _FIT_FROM]
+    columns: dict[str, Callable[[dict[str, Any]], float]] = {
+        "forward": lambda row: row["forward_ms"],
+        "step": lambda row: row["step_ms"],
+        "step_and_search": lambda row: row["step_ms"] + row["search_ms"],
+        "memory": lambda row: row["peak_mib"],
+        "multiply_adds": lambda row: row["multiply_adds"],
+    }
+    if len(rows) < 2:
+        return dict.fromkeys(columns)
+    sizes = [math.log(row["num_points"]) for row in rows]
+    return {
+        name: statistics.linear_regression(sizes, [math.log(max(value(row), 1e-9)) for row in rows]).slope
+        for name, value in columns.items()
+    }
+
+
+_HEADER = (
+    f"{'attention':<24}{'N':>7}{'forward ms':>12}{'step ms':>11}{'search ms':>11}{'peak MiB':>10}"
+    f"{'M mult-adds':>13}{'M search':>10}{'parameters':>12}"
+)
+
+
+def _format_row(row: dict[str, Any]) -> str:
+    start = f"{row['attention'].rpartition('.')[2]:<24}{row['num_points']:>7}"
+    if "skipped" in row:
+        return f"{start}  skipped: {row['skipped']}"
+    return (
+        f"{start}{row['forward_ms']:>12.2f}{row['step_ms']:>11.2f}{row['search_ms']:>11.2f}{row['peak_mib']:>10.1f}"
+        f"{row['multiply_adds'] / 1e6:>13,.1f}{row['search_multiply_adds'] / 1e6:>10,.1f}{row['parameters']:>12,}"
+    )
+
+
+def format_summary(result: dict[str, Any]) -> str:
+    """The exponents, and table 12 of the External Attention paper, as text."""
+    lines = [f"exponents in N, from {_FIT_FROM} points on"]
+    lines.append(f"{'attention':<24}{'forward':>10}{'step':>10}{'+ search':>10}{'memory':>10}{'mult-adds':>10}")
+    for name, slopes in result["exponents"].items():
+        cells = ("-" if slope is None else f"{slope:.2f}" for slope in slopes.values())
+        lines.append(f"{name.rpartition('.')[2]:<24}" + "".join(f"{cell:>10}" for cell in cells))
+    lines.append("External Attention, table 12 (N = 16,384, C = 512): the paper has 292 G and 9.2 G multiply-adds")
+    for name, counts in result["table_12"].items():
+        macs, parameters = counts["multiply_adds"] / 1e9, counts["parameters"] / 2**20
+        lines.append(f"{name:<24}{macs:>10.2f} G multiply-adds{parameters:>8.2f} M parameters")
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: str) -> None:
+    """Time and memory of forward and backward against the number of points, as an image."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("a plot needs matplotlib, which is not installed: pip install matplotlib") from error
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, key, label in zip(panels, ("step_ms", "peak_mib"), ("forward + backward, ms", "peak, MiB"), strict=True):
+        for name in result["exponents"]:
+            rows = [row for row in result["rows"] if row["attention"] == name and "skipped" not in row]
+            style = "--" if name in REFERENCES else "-"
+            axes.loglog([row["num_points"] for row in rows], [row[key] for row in rows], f"o{style}", label=name, ms=3)
+        axes.set_xlabel("points")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    panels[1].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `bench_attention`."""
+    parser = argparse.ArgumentParser(prog="pcattn bench attention", description=__doc__)
+    names = (*ATTENTION, *REFERENCES)
+    parser.add_argument("--attention", nargs="+", default=names, help=f"mechanisms, of {', '.join(names)}, or paths")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="numbers of points")
+    parser.add_argument("--dim", type=int, default=128, help="channels")
+    parser.add_argument("--batch", type=int, default=1, help="clouds")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median counts")
+    parser.add_argument("--max-seconds", type=float, default=20.0, help="skip what would take longer")
+    parser.add_argument(
+        "--max-gib", type=float, help="skip what would take more memory (default: half of what is free)"
+    )
+    parser.add_argument("--plot", metavar="PNG", help="write a plot of time and memory")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    args = parser.parse_args(argv)
+
+    def log(line: str) -> None:
+        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+    log(_HEADER)
+    result = bench_attention(
+        args.attention,
+        args.sizes,
+        args.dim,
+        args.batch,
+        args.device,
+        args.repeats,
+        args.max_seconds,
+        args.max_gib,
+        log,
+    )
+    print(json.dumps(result, indent=2) if args.json else format_summary(result))
+    if args.plot:
+        plot(result, args.plot)
+        log(f"plot written to {args.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""External attention, with one and with many heads, against the authors' released modules."""
+
+import pytest
+import torch
+from attention_cases import assert_near, load_linear, load_norm, load_parameter
+
+from pcattn.attention import Geometry, build_attention
+from pcattn.attention.external import double_normalize
+from pcattn.layers import BatchNorm
+
+
+def load_external(arrays, value="Mv"):
+    core = build_attention("external", arrays["x"].shape[-1], num_slots=len(arrays["Mk"])).double()
+    load_linear(core.query, arrays["W1"], arrays["b1"])
+    load_parameter(core.memory_key, arrays["Mk"])
+    load_parameter(core.memory_value, arrays[value])
+    return core
+
+
+def image_layer(core_out, arrays, training):
+    """What the image network does with the core: ReLU(x + BN(core W_2^T))."""
+    norm = BatchNorm(core_out.shape[-1]).double().train(training)
+    load_norm(norm, arrays)
+    return (arrays["x"] + norm(core_out @ arrays["W2"].t())).relu()
+
+
+def test_external_equals_fixture(load_fixture):
+    arrays = load_fixture("ea")
+    core, x = load_external(arrays), arrays["x"]
+    assert_near(core.query(x), arrays["u"])
+    logits = core.query(x) @ core.memory_key.t()
+    assert_near(logits.softmax(dim=1), arrays["attn_softmax_over_N"])
+    assert_near(double_normalize(logits), arrays["attn"])
+    out = core(x, Geometry(x[..., :3]))
+    assert_near(out, arrays["core"])
+    assert_near(image_layer(out, arrays, training=False), arrays["y_eval"])
+    assert_near(image_layer(out, arrays, training=True), arrays["y_train"])
+
+
+def test_external_with_one_memory_equals_fixture(load_fixture):
+    arrays = load_fixture("ea")
+    out = load_external(arrays, value="Mk")(arrays["x"], Geometry(arrays["x"][..., :3]))
+    assert_near(image_layer(out, arrays, training=False), arrays["y_eval_tied"])
+
+
+def test_multihead_equals_fixture(load_fixture):
+    arrays = load_fixture("mea")
+    x, num_slots = arrays["x"], arrays["Mk"].shape[0]
+    core = build_attention(
+        "multihead_external", x.shape[-1], num_heads=int(arrays["num_heads"]), num_slots=num_slots
+    ).double()
+    load_linear(core.expand, arrays["Wt"], arrays["bt"])
+    load_parameter(core.memory_key, arrays["Mk"])
+    load_linear(core.memory_value, arrays["Mv"], arrays["bv"])
+    load_linear(core.proj, arrays["Wo"], arrays["bo"])
+    heads = core.expand(x).unflatten(-1, (core.num_heads, -1)).transpose(1, 2)
+    assert_near(double_normalize(heads @ core.memory_key.t()), arrays["attn"])
+    assert_near(core(x, Geometry(x[..., :3])), arrays["y"])
+
+
+def test_rows_sum_to_one():
+    for dtype in (torch.float16, torch.float32):
+        weights = double_normalize(torch.randn(2, 30, 8).to(dtype))
+        torch.testing.assert_close(weights.float().sum(dim=-1), torch.ones(2, 30), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("external", {"num_slots": 0}, "num_slots >= 1"),
+        ("multihead_external", {"num_slots": 0}, "num_slots >= 1"),
+        ("multihead_external", {"num_heads": 3}, "divisible by num_heads"),
+    ],
+)
+def test_refuses(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build_attention(name, 16, **kwargs)

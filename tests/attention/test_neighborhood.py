@@ -1,0 +1,192 @@
+"""Neighbourhood attention on points of a grid against the authors' operators, and its chunked form."""
+
+import pytest
+import torch
+from attention_cases import assert_near, grid_positions, knn_linf, load_linear, load_parameter, window_search
+
+from pcattn.attention import Geometry, build_attention, neighborhood_op
+from pcattn.attention.neighborhood_op import neighborhood_attention
+
+LINE_CASES = [(3, 1), (3, 2), (3, 3), (3, 4), (5, 1), (5, 2)]
+
+
+def load_core(arrays, table=None, **kwargs):
+    """A core with the weights of a fixture; its table has the axes of the grid first."""
+    if table is None:
+        kwargs["bias"] = "none"
+    else:
+        kwargs.update(bias="table", table_size=[*table.shape[1:], *[1] * (4 - table.dim())])
+    core = build_attention("neighborhood", arrays["x"].shape[-1], num_heads=int(arrays["num_heads"]), **kwargs).double()
+    load_linear(core.qkv, arrays["Wqkv"], arrays["bqkv"])
+    load_linear(core.proj, arrays["Wo"], arrays["bo"])
+    if table is not None:
+        load_parameter(core.bias.table, table)
+    return core
+
+
+@pytest.fixture(params=[1, 1 << 18], ids=["small chunks", "large chunks"], autouse=True)
+def _chunks(request, monkeypatch):
+    monkeypatch.setattr(neighborhood_op, "_CHUNK_ELEMENTS", {"cpu": request.param})
+
+
+@pytest.fixture
+def line(load_fixture):
+    """The arrays, features and geometry of the tokens as points in a random order, and the way back."""
+    arrays = load_fixture("na1d")
+    batch, length, _ = arrays["x"].shape
+    order = torch.randperm(length)
+    geometry = Geometry(grid_positions(length)[order].expand(batch, -1, -1))
+    return arrays, arrays["x"][:, order], geometry, order
+
+
+def weights(core, x, geometry):
+    """The weights (B, H, N, N): what comes back with the identity as values, in heads as wide as there are points."""
+    where = core.k, core.dilation, core.dilation_mode
+    q, k, _ = core.qkv(x).unflatten(-1, (3, core.num_heads, -1)).unbind(2)
+    num_points, width = x.shape[1], q.shape[-1]
+    padding = (0, num_points - width)
+    q, k = (torch.nn.functional.pad(y, padding) for y in (q * (num_points / width) ** 0.5, k))
+    identity = torch.eye(num_points, dtype=x.dtype)[None, :, None].expand_as(q)
+    bias = None if core.bias is None else core.bias(geometry.offsets(*where) / core.cell)
+    return neighborhood_attention(q, k, identity, geometry.neighbours(*where), bias).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("k", "dilation"), LINE_CASES)
+def test_line_equals_fixture_borders_included(line, k, dilation):
+    arrays, x, geometry, order = line
+    name = f"k{k}_d{dilation}"
+    core = load_core(arrays, arrays[f"rpb_k{k}"], k=k, dilation=dilation, dilation_mode="class", cell=float(dilation))
+    assert_near(core(x, geometry), arrays[f"y_{name}"][:, order])
+    listed = order[geometry.neighbours(k, dilation, "class")].sort(dim=-1).values
+    assert (listed == arrays[f"nbr_{name}"][order]).all()
+    expected = torch.zeros(*arrays[f"attn_{name}"].shape[:3], x.shape[1], dtype=x.dtype)
+    expected.scatter_(3, arrays[f"nbr_{name}"].expand_as(arrays[f"attn_{name}"]), arrays[f"attn_{name}"])
+    assert_near(weights(core, x, geometry), expected[:, :, order][..., order])
+
+
+def test_line_without_bias_equals_fixture(line):
+    arrays, x, geometry, order = line
+    assert_near(load_core(arrays, k=5)(x, geometry), arrays["y_k5_d1_nobias"][:, order])
+
+
+def test_image_in_the_maximum_metric_equals_fixture(load_fixture):
+    """Where the nearest 9 pixels are one set: inside and in the corners. Along an edge further pixels tie."""
+    arrays = load_fixture("na2d")
+    batch, height, width, _ = arrays["x"].shape
+    order = torch.randperm(height * width)
+    geometry = Geometry(grid_positions(height, width)[order].expand(batch, -1, -1), knn_linf)
+    core = load_core(arrays, arrays["rpb_k3"], k=9, cell=1.0)
+    out = core(arrays["x"].flatten(1, 2)[:, order], geometry)[:, order.argsort()].view_as(arrays["x"])
+    expected = arrays["y_k3_d1"]
+    assert_near(out[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1])
+    assert_near(out[:, [0, 0, -1, -1], [0, -1, 0, -1]], expected[:, [0, 0, -1, -1], [0, -1, 0, -1]])
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_image_with_its_windows_equals_fixture(load_fixture, dilation):
+    """With the windows of the image as neighbour lists it is the image operator, edges included."""
+    arrays = load_fixture("na2d")
+    batch, height, width, _ = arrays["x"].shape
+    pos = grid_positions(height, width).expand(batch, -1, -1)
+    geometry = Geometry(pos, window_search(height, width, 3, dilation))
+    core = load_core(arrays, arrays["rpb_k3"], k=9, cell=float(dilation))
+    x = arrays["x"].flatten(1, 2)
+    assert_near(core(x, geometry).view_as(arrays["x"]), arrays[f"y_k3_d{dilation}"])
+    windows = window_search(height, width, 3, dilation)(pos, pos, 9).indices[:, None]
+    listed = weights(core, x, geometry).gather(3, windows.expand(-1, core.num_heads, -1, -1))
+    assert_near(listed.view_as(arrays[f"attn_k3_d{dilation}"]), arrays[f"attn_k3_d{dilation}"])
+
+
+@pytest.mark.parametrize("mode", ["rank", "class"])
+def test_all_neighbours_are_dense_attention(cloud, mode):
+    x, geometry = cloud(num_points=20)
+    core = build_attention("neighborhood", 16, k=20, bias="none", dilation_mode=mode).double()
+    q, k, v = core.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert_near(core(x, geometry), core.proj(dense.transpose(1, 2).flatten(2)))
+
+
+def test_table_is_interpolated():
+    """Halfway between entries the mean; beyond the table its border; size 1 does not look along an axis."""
+    core = build_attention("neighborhood", 4, num_heads=1, bias="table", table_size=[3, 1, 3], cell=1.0).double()
+    table = torch.randn(1, 3, 1, 3, dtype=torch.float64)
+    load_parameter(core.bias.table, table)
+    places = torch.tensor([[0, 0, 0], [0.5, 7, 0], [-0.5, 0, 0.5], [9, 0, -9.0]], dtype=torch.float64)
+    t = table[0, :, 0]
+    expected = torch.stack([t[1, 1], t[1:, 1].mean(), t[:2, 1:].mean(), t[2, 0]])
+    assert_near(core.bias(places)[:, 0], expected)
+
+
+def test_bias_does_not_depend_on_the_scale(cloud):
+    core, (x, geometry) = build_attention("neighborhood", 16, k=8).double(), cloud()
+    assert_near(core(x, Geometry(1000 * geometry.pos)), core(x, geometry))
+
+
+def gathered(q, k, v, neighbours, bias):
+    """The definition, with the keys and values of all neighbours in memory."""
+    cloud = torch.arange(len(q))[:, None, None]
+    logits = torch.einsum("bnhd,bnkhd->bnkh", q, k[cloud, neighbours]) / q.shape[-1] ** 0.5
+    weights = (logits if bias is None else logits + bias).softmax(dim=2)
+    return torch.einsum("bnkh,bnkhd->bnhd", weights, v[cloud, neighbours])
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_chunks_equal_gather(with_bias):
+    """Forward and gradients; lists may name a key twice."""
+    q, k, v, grad = torch.randn(4, 2, 17, 3, 5, dtype=torch.float64)
+    neighbours = torch.randint(0, 17, (2, 17, 6))
+    bias = torch.randn(2, 17, 6, 3, dtype=torch.float64) if with_bias else None
+    results = []
+    for attend in (gathered, neighborhood_attention):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, *([bias] if with_bias else []))]
+        out = attend(*leaves[:3], neighbours, leaves[3] if with_bias else None)
+        results.append((out, *torch.autograd.grad(out, leaves, grad)))
+    for expected, actual in zip(*results, strict=True):
+        assert_near(actual, expected)
+
+
+def test_operation_is_registered_soundly():
+    q, k, v = torch.randn(3, 1, 6, 2, 3, dtype=torch.float64).requires_grad_().unbind()
+    bias = torch.randn(1, 6, 4, 2, dtype=torch.float64, requires_grad=True)
+    neighbours = torch.randint(0, 6, (1, 6, 4))
+    assert torch.autograd.gradcheck(lambda *x: neighborhood_attention(*x[:3], neighbours, x[3]), (q, k, v, bias))
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(neighborhood_op._attend, (*leaves, neighbours, bias, "auto"))
+    torch.library.opcheck(neighborhood_op._attend, (*leaves, neighbours, None, "auto"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(1, 5, 8)}, "one shape \\(B, N, H, D\\)"),
+        ({"v": torch.zeros(1, 5, 2, 3)}, "one shape \\(B, N, H, D\\)"),
+        ({"k": torch.zeros(1, 5, 2, 4, dtype=torch.float64)}, "one dtype"),
+        ({"neighbours": torch.zeros(1, 4, 3, dtype=torch.long)}, "expected neighbours"),
+        ({"bias": torch.zeros(1, 5, 3, 1)}, "expected bias"),
+        ({"backend": "fast"}, "backend to be one of auto, triton, torch"),
+        ({"backend": "triton"}, "backend='triton' can run, but got: "),
+    ],
+)
+def test_operation_refuses(change, message, monkeypatch):
+    monkeypatch.setattr(neighborhood_op, "cannot_run_triton", lambda q: ["there is no GPU"])
+    arguments = {name: torch.zeros(1, 5, 2, 4) for name in "qkv"}
+    arguments["neighbours"] = torch.zeros(1, 5, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=message):
+        neighborhood_attention(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_heads": 3}, "divisible by num_heads"),
+        ({"k": 0}, "k >= 1"),
+        ({"dilation": 0}, "dilation >= 1"),
+        ({"dilation_mode": "random"}, "dilation_mode to be one of rank, class"),
+        ({"bias": "cubic"}, "bias to be one of mlp, table, none"),
+        ({"bias": "table", "table_size": 4}, "three odd numbers"),
+        ({"cell": 0.0}, "cell > 0"),
+    ],
+)
+def test_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build_attention("neighborhood", 16, **kwargs)

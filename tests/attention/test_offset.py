@@ -1,0 +1,113 @@
+"""Offset-attention against the authors' released module, and its blockwise form against the written-out one."""
+
+import copy
+
+import pytest
+import torch
+from attention_cases import assert_near, load_linear, load_norm
+
+from pcattn.attention import AttentionLayer, Geometry, offset
+from pcattn.bench.attention import peak_memory
+
+
+def load_layer(arrays):
+    layer = AttentionLayer(arrays["x"].shape[-1], "offset").double()
+    load_linear(layer.core.qk, arrays["Wqk"])
+    load_linear(layer.core.v, arrays["Wv"], arrays["bv"])
+    load_linear(layer.lbr.linear, arrays["Wt"], arrays["bt"])
+    load_norm(layer.lbr.norm, arrays)
+    return layer.eval()
+
+
+@pytest.fixture(params=["written out", "blocks"])
+def form(request, monkeypatch):
+    """Both forms of the attention, the second in blocks of few keys."""
+    if request.param == "blocks":
+        monkeypatch.setattr(offset, "_MAX_WRITTEN_OUT", 0)
+        monkeypatch.setattr(offset, "_BLOCK_ELEMENTS", {"cpu": 20})
+    return request.param
+
+
+def test_layer_equals_fixture(load_fixture, form):
+    arrays = load_fixture("oa")
+    layer, geometry = load_layer(arrays), Geometry(arrays["xyz"])
+    x = arrays["x"].requires_grad_()
+    out = layer(x, geometry)
+    assert_near(out, arrays["y_eval"])
+    (out * arrays["g"]).sum().backward()
+    assert_near(x.grad, arrays["grad_x_eval"])
+    assert_near(layer.core(x, geometry), arrays["f_sa"])
+
+
+def test_training_equals_fixture(load_fixture, form):
+    arrays = load_fixture("oa")
+    layer = load_layer(arrays).train()
+    assert_near(layer(arrays["x"], Geometry(arrays["xyz"])), arrays["y_train"])
+    assert_near(layer.lbr.norm.running_mean, arrays["bn_mean_after_train"])
+    assert_near(layer.lbr.norm.running_var, arrays["bn_var_after_train"])
+
+
+def test_position_embedding_equals_fixture(load_fixture, form):
+    arrays = load_fixture("oa")
+    embedded = arrays["xyz"] @ arrays["Wp"].t() + arrays["bp"]
+    assert_near(embedded, arrays["pos_embed"])
+    assert_near(load_layer(arrays)(arrays["x"] + embedded, Geometry(arrays["xyz"])), arrays["y_pos_eval"])
+
+
+def test_weights_equal_fixture(load_fixture, form):
+    """With the identity as values, the result is the matrix of weights."""
+    arrays = load_fixture("oa")
+    q = arrays["x"] @ arrays["Wqk"].t()
+    identity = torch.eye(q.shape[1], dtype=q.dtype).expand(len(q), -1, -1)
+    attend = offset.offset_attention if form == "written out" else lambda q, v: offset._offset_attention(q, v)[0]
+    weights = attend(q, identity)
+    assert_near(weights, arrays["attn_query_rows"])
+    assert_near(weights.transpose(1, 2), arrays["attn_code"])
+    totals = (q @ q.transpose(1, 2)).softmax(dim=1).sum(dim=2)
+    assert_near(weights.sum(dim=-1), 1 - 1e-9 / (1e-9 + totals))
+
+
+@pytest.mark.parametrize("scale", [0.3, 1, 6])
+@pytest.mark.parametrize("elements", [1, 500, 1 << 20])
+def test_blocks_equal_written_out(monkeypatch, scale, elements):
+    """Forward and gradients; large energies leave some rows with sums as small as the constant 1e-9."""
+    monkeypatch.setattr(offset, "_BLOCK_ELEMENTS", {"cpu": elements})
+    q, v = scale * torch.randn(3, 21, 4, dtype=torch.float64), torch.randn(3, 21, 6, dtype=torch.float64)
+    grad, results = torch.randn_like(v), []
+    for attend in (offset.offset_attention, lambda q, v: offset._offset_attention(q, v)[0]):
+        leaves = q.clone().requires_grad_(), v.clone().requires_grad_()
+        out = attend(*leaves)
+        results.append((out, *torch.autograd.grad(out, leaves, grad)))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_blocks_gradcheck(monkeypatch):
+    monkeypatch.setattr(offset, "_BLOCK_ELEMENTS", {"cpu": 30})
+    q, v = (torch.randn(2, 8, n, dtype=torch.float64, requires_grad=True) for n in (2, 3))
+    assert torch.autograd.gradcheck(lambda q, v: offset._offset_attention(q, v)[0], (q, v))
+    torch.library.opcheck(offset._offset_attention, (q, v))
+
+
+def test_large_cloud_trains_in_little_memory():
+    layer = AttentionLayer(128, "offset")
+    x, geometry = torch.randn(1, 16384, 128, requires_grad=True), Geometry(torch.zeros(1, 16384, 3))
+    assert peak_memory(lambda: layer(x, geometry).square().mean().backward()) < 500 * 2**20
+
+
+@pytest.mark.parametrize(("dim", "parameters"), [(128, 37_376), (256, 148_480)])
+def test_number_of_parameters(dim, parameters):
+    assert sum(p.numel() for p in AttentionLayer(dim, "offset").parameters()) == parameters
+
+
+def test_same_result_on_both_sides_of_the_threshold(monkeypatch):
+    core = AttentionLayer(8, "offset").core.double()
+    x = torch.randn(1, 50, 8, dtype=torch.float64)
+    expected = copy.deepcopy(core)(x, Geometry(x[..., :3]))
+    monkeypatch.setattr(offset, "_MAX_WRITTEN_OUT", 49)
+    assert_near(core(x, Geometry(x[..., :3])), expected)
+
+
+def test_refuses_odd_dim():
+    with pytest.raises(ValueError, match="expected dim to be divisible by 4, but got dim=6"):
+        AttentionLayer(6, "offset")
