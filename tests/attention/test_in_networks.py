@@ -68,7 +68,7 @@ def test_the_readme_names_every_mechanism_and_argument():
     ("name", "kwargs", "message"),
     [
         ("neigborhood", {}, "did you mean 'neighborhood'"),
-        ("axial", {"heads": 2}, "expected attention_kwargs among: .*num_groups"),
+        ("axial", {"heads": 2}, "expected arguments among: .*num_groups"),
         ("no_such_module.Attention", {}, "cannot be imported"),
         ("pcattn.attention.NoSuchClass", {}, "cannot be imported"),
     ],
