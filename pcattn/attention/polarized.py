@@ -73,7 +73,7 @@ class PolarizedAttention(nn.Module):
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Gate the channels and the points."""
         if self.layout == "parallel":
-            return x * self.channel_gate(x) + x * self.spatial_gate(x)
+            return x * (self.channel_gate(x) + self.spatial_gate(x))
         x = x * self.channel_gate(x)
         return x * self.spatial_gate(x)
 

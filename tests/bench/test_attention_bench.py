@@ -88,7 +88,8 @@ def test_all_mechanisms_are_measured(capsys):
     assert {row["attention"] for row in result["rows"]} == {*ATTENTION, *bench.REFERENCES}
     for row in result["rows"]:
         assert row["step_ms"] > 0
-        assert (row["search_multiply_adds"] > 0) == (row["attention"].startswith(("acmix", "neighborhood")))
+        searches = row["attention"].startswith(("acmix", "neighborhood"))
+        assert (row["search_multiply_adds"] > 0) == (row["search_ms"] > 0) == searches
     for name in ("external", "multihead_external", "polarized", "neighborhood", "acmix"):
         assert result["exponents"][name]["multiply_adds"] == pytest.approx(1, abs=0.01)
         assert result["exponents"][name]["memory"] < 1.1
