@@ -24,13 +24,15 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(inline="always", error_model="numpy")(function)
 
 
-def run_split(kernel: Callable[[int, int], Any], total: int) -> None:
+def run_split(kernel: Callable[[int, int], Any], total: int, grain: int = 1) -> None:
     """Call `kernel(start, stop)` on consecutive parts of `range(total)`, one for each of torch's threads.
+
+    No part is smaller than `grain`, the least work that is worth a thread.
 
     Threads live for one call: numba's own pools abort the process when it forks (a DataLoader does) or when two
     threads of the user search at once.
     """
-    parts = min(torch.get_num_threads(), total)
+    parts = min(torch.get_num_threads(), total // grain)
     if parts <= 1:
         kernel(0, total)
         return

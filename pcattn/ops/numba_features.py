@@ -59,7 +59,7 @@ def search_features(
             out_indices,
         )
 
-    run_split(search, batch * query.shape[1])
+    run_split(search, batch * query.shape[1], grain=16)
 
 
 @jit

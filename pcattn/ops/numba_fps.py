@@ -38,11 +38,15 @@ def _sample_cloud(coords, index, low, high, leaves, centre, by_index, chosen):  
     # Of every node: the largest of these values, and the place of the first point that has it.
     top = np.full(leaves.shape[0], -1.0)
     place = np.zeros(leaves.shape[0], dtype=np.int64)
+    # Scratch of `_update`, allocated once.
+    scan = np.empty(LEAF)
+    stack = np.empty(64, dtype=np.int64)
+    inner = np.empty(leaves.shape[0], dtype=np.int64)
     leaf = -1
     _reset(coords, index, by_index, leaves, nearest, top)
     if not by_index:
         # The first sample is the point farthest from `centre`, which is no sample itself.
-        _update(centre, leaf, coords, index, low, high, leaves, by_index, nearest, top, place)
+        _update(centre, leaf, coords, index, low, high, leaves, by_index, nearest, top, place, scan, stack, inner)
         _reset(coords, index, by_index, leaves, nearest, top)
     for step in range(chosen.shape[0]):
         if step and top[0] < 0.0:  # none is left
@@ -55,7 +59,7 @@ def _sample_cloud(coords, index, low, high, leaves, centre, by_index, chosen):  
                 centre[axis] = coords[leaf, axis, lane]
             if not by_index:
                 nearest[leaf, lane] = -1.0
-        _update(centre, leaf, coords, index, low, high, leaves, by_index, nearest, top, place)
+        _update(centre, leaf, coords, index, low, high, leaves, by_index, nearest, top, place, scan, stack, inner)
 
 
 @jit
@@ -75,12 +79,11 @@ def _reset(coords, index, by_index, leaves, nearest, top):  # type: ignore[no-un
 
 @jit
 def _update(  # type: ignore[no-untyped-def]
-    centre, centre_leaf, coords, index, low, high, leaves, by_index, nearest, top, place
+    centre, centre_leaf, coords, index, low, high, leaves, by_index, nearest, top, place, scan, stack, inner
 ):
     """Account for a new sample at `centre`, which lies in the leaf `centre_leaf`."""
-    scan = np.empty(LEAF)
-    stack = np.empty(64, dtype=np.int64)
-    inner = np.empty(leaves.shape[0], dtype=np.int64)
+    # Bits of non-negative floats are ordered as they are (and those of -1 come before): integers compile to vectors.
+    bits = nearest.view(np.int64)
     num_inner = 0
     stack[0] = 0
     height = 1
@@ -102,22 +105,35 @@ def _update(  # type: ignore[no-untyped-def]
             height += 2
             continue
         leaf = leaves[node, 0]
-        for i in range(LEAF):
-            scan[i] = 0.0
-        for axis in range(centre.shape[0]):
-            x = centre[axis]
+        if centre.shape[0] == 3:  # one pass for the common case
+            x, y, z = centre[0], centre[1], centre[2]
             for i in range(LEAF):
-                difference = x - coords[leaf, axis, i]
-                scan[i] += difference * difference
+                dx = x - coords[leaf, 0, i]
+                dy = y - coords[leaf, 1, i]
+                dz = z - coords[leaf, 2, i]
+                scan[i] = dx * dx + dy * dy + dz * dz
+        else:
+            for i in range(LEAF):
+                scan[i] = 0.0
+            for axis in range(centre.shape[0]):
+                x = centre[axis]
+                for i in range(LEAF):
+                    difference = x - coords[leaf, axis, i]
+                    scan[i] += difference * difference
         for i in range(LEAF):
             nearest[leaf, i] = scan[i] if scan[i] < nearest[leaf, i] else nearest[leaf, i]
+        largest = bits[leaf, 0]
+        for i in range(LEAF):
+            largest = max(largest, bits[leaf, i])
         lane = 0
-        for i in range(1, LEAF):
-            if nearest[leaf, i] > nearest[leaf, lane] or (
-                nearest[leaf, i] == nearest[leaf, lane] >= 0.0
-                and _precedes(coords, index, by_index, leaf * LEAF + i, leaf * LEAF + lane)
-            ):
-                lane = i
+        ties = 0
+        for i in range(LEAF):
+            lane = max(lane, i if bits[leaf, i] == largest else 0)
+            ties += bits[leaf, i] == largest
+        if ties > 1 and nearest[leaf, lane] >= 0.0:
+            for i in range(LEAF):
+                if bits[leaf, i] == largest and _precedes(coords, index, by_index, leaf * LEAF + i, leaf * LEAF + lane):
+                    lane = i
         top[node] = nearest[leaf, lane]
         place[node] = leaf * LEAF + lane
     for i in range(num_inner - 1, -1, -1):  # parents were noted before their children

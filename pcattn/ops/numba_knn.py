@@ -41,7 +41,7 @@ def knn(
                 query_array, own, query_count, points, support_count, tree, k, limit, linf, start, stop, found, indices
             )
 
-        run_split(search, batch * num_queries)
+        run_split(search, batch * num_queries, grain=64)
     else:
         search_features(_array(query), own, query_count, _array(support), support_count, k, limit, found, indices)
     return torch.from_numpy(found), torch.from_numpy(indices)

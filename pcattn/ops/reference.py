@@ -109,9 +109,10 @@ def centroid(points: Tensor, lengths: Tensor | None = None) -> Tensor:
         absent = torch.arange(points.shape[1], device=points.device) >= lengths[:, None]
         points = points.masked_fill(absent[..., None], 0.0)
         count = lengths[:, None].clamp(min=1).double()
-    exponent = torch.frexp(points.abs().amax((1, 2), keepdim=True)).exponent
-    total = torch.ldexp(points, _CENTROID_BITS - exponent).round().long().sum(1)
-    return torch.ldexp(total.double() / count, exponent[:, 0] - _CENTROID_BITS)
+    # Powers of two scale without rounding; the limit keeps them finite.
+    exponent = torch.frexp(points.abs().amax((1, 2), keepdim=True)).exponent.clamp(min=-900) - _CENTROID_BITS
+    total = (points * torch.ldexp(torch.ones_like(exponent, dtype=points.dtype), -exponent)).round().long().sum(1)
+    return torch.ldexp(total.double() / count, exponent[:, 0])
 
 
 def farthest_point_sample(
