@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+# Without a GPU the Triton kernels run in Triton's interpreter, which is chosen before triton is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 FIXTURES = Path(os.environ.get("PCATTN_FIXTURES", Path(__file__).parent / "fixtures"))
 
 

@@ -4,13 +4,17 @@ The operation is registered with `torch.library`, so `torch.compile` and `torch.
 as a Triton kernel where that can run; elsewhere it works through the points in chunks, forward and backward.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "triton", "torch")
+from pcattn.ops.backends import triton_reasons
+
+BACKENDS = ("auto", "triton", "reference")
+
+_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_TRITON_MAX_HEAD_DIM = 256
 
 # Elements of the gathered keys of one chunk: small enough for the cache of a CPU, large enough to keep a GPU busy.
 _CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}
@@ -31,7 +35,7 @@ def neighborhood_attention(
         v: values (B, N, H, D).
         neighbours: (B, N, K), int64: row i lists the keys of query i.
         bias: (B, N, K, H), added to the logits.
-        backend: `"auto"` takes the first that can run; `"triton"` or `"torch"` that one only.
+        backend: `"auto"` takes the first that can run; `"triton"` or `"reference"` that one only.
 
     Shape:
         (B, N, H, D), in the dtype of q. Computed in at least float32.
@@ -52,7 +56,7 @@ def neighborhood_attention(
         )
     if backend not in BACKENDS:
         raise ValueError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
-    if backend == "triton" and (reasons := cannot_run_triton(q)):
+    if backend == "triton" and (reasons := can_run_triton(q)):
         raise ValueError(f"expected a case that backend='triton' can run, but got: {'; '.join(reasons)}")
     dtypes = {tensor.dtype for tensor in (q, k, v)}
     if len(dtypes) > 1:
@@ -60,17 +64,18 @@ def neighborhood_attention(
     return _attend(q, k, v, neighbours, bias, backend)[0]
 
 
-def cannot_run_triton(q: Tensor) -> list[str]:
-    """Why the Triton kernel cannot take these queries; empty when it can."""
-    if importlib.util.find_spec("triton") is None:
-        return ["triton is not installed"]
-    from pcattn.attention import triton_neighborhood
-
-    return triton_neighborhood.cannot_run(q)
+def can_run_triton(q: Tensor) -> list[str]:
+    """Reasons why the Triton kernel cannot take these queries (B, N, H, D); none means that it can."""
+    reasons = triton_reasons(q)
+    if q.dtype not in _TRITON_DTYPES:
+        reasons.append(f"{q.dtype} is none of {', '.join(map(str, _TRITON_DTYPES))}")
+    if q.shape[-1] > _TRITON_MAX_HEAD_DIM:
+        reasons.append(f"heads are {q.shape[-1]} wide, more than {_TRITON_MAX_HEAD_DIM}")
+    return reasons
 
 
 def _use_triton(q: Tensor, backend: str) -> bool:
-    return backend == "triton" or (backend == "auto" and q.is_cuda and not cannot_run_triton(q))
+    return backend == "triton" or (backend == "auto" and q.is_cuda and not can_run_triton(q))
 
 
 @torch.library.custom_op("pcattn::neighborhood_attention", mutates_args=())

@@ -6,33 +6,13 @@ the kernels run in Triton's interpreter, when `TRITON_INTERPRET=1` is set before
 
 # ruff: noqa: N803  # compile-time constants of a kernel are upper case in Triton
 
-import os
-import shutil
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_MAX_HEAD_DIM = 256
 # Elements of the block of queries (points x width) that one program keeps in registers.
 _BLOCK_ELEMENTS = 1024
-
-
-def cannot_run(q: Tensor) -> list[str]:
-    """Why the kernels cannot take these queries (B, N, H, D); empty when they can."""
-    reasons = []
-    if not q.is_cuda and not _INTERPRETED:
-        reasons.append(f"the tensors are on {q.device.type}, not on cuda")
-    if q.dtype not in _DTYPES:
-        reasons.append(f"{q.dtype} is none of {', '.join(map(str, _DTYPES))}")
-    if q.shape[-1] > _MAX_HEAD_DIM:
-        reasons.append(f"heads are {q.shape[-1]} wide, more than {_MAX_HEAD_DIM}")
-    if not _INTERPRETED and not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang", "cc"))):
-        reasons.append("Triton finds no C compiler (gcc, clang or $CC)")
-    return reasons
 
 
 @triton.jit

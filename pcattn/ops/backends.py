@@ -4,6 +4,7 @@ The order is numba (CPU), Triton (CUDA), reference (everywhere). numba and Trito
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -18,7 +19,7 @@ BACKENDS = ("auto", "triton", "numba", "reference")
 
 def can_run_triton_knn(query: Tensor, k: int) -> list[str]:
     """Reasons why the Triton kernel of `knn` and `ball_query` cannot run; none means that it can."""
-    reasons = _triton_reasons(query)
+    reasons = triton_reasons(query)
     if k > 256:
         reasons.append(f"k={k} is more than the 256 neighbours it keeps on chip")
     return reasons
@@ -26,12 +27,12 @@ def can_run_triton_knn(query: Tensor, k: int) -> list[str]:
 
 def can_run_triton_fps(pos: Tensor) -> list[str]:
     """Reasons why the Triton kernel of `farthest_point_sample` cannot run; none means that it can."""
-    return _triton_reasons(pos)
+    return triton_reasons(pos)
 
 
 def can_run_triton_group(features: Tensor) -> list[str]:
     """Reasons why the Triton kernel of `group` cannot run; none means that it can."""
-    return _triton_reasons(features)
+    return triton_reasons(features)
 
 
 def can_run_numba(points: Tensor) -> list[str]:
@@ -93,12 +94,17 @@ def _choose(backend: str, candidates: dict[str, tuple[str, Callable[[], list[str
     raise ValueError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
 
 
-def _triton_reasons(tensor: Tensor) -> list[str]:
-    reasons = []
+def triton_reasons(tensor: Tensor) -> list[str]:
+    """Reasons why no Triton kernel can run on this tensor: in Triton's interpreter, or compiled, on CUDA."""
     if not _installed("triton"):
-        reasons.append("triton is not installed")
-    if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return ["triton is not installed"]
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return []
+    reasons = []
+    if tensor.device.type != "cuda":
         reasons.append(f"the tensors are on {tensor.device}, not on a CUDA device, and TRITON_INTERPRET is not 1")
+    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang", "cc"))):
+        reasons.append("Triton finds no C compiler (gcc, clang or $CC)")
     return reasons
 
 

@@ -1,13 +1,13 @@
 """The mechanisms under test, points on grids, searches in the metrics of images, and what tests share."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pcattn.ops import KNN
-from pcattn.ops.reference import lexicographic_order
+from pcattn.ops import KNN, knn
 
 #: The arguments each mechanism is tested with, one line for each key of `ATTENTION`, further lines for further forms.
 MECHANISMS: list[tuple[str, dict[str, Any]]] = [
@@ -26,6 +26,9 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("neighborhood", {"k": 5, "dilation": 2, "dilation_mode": "class", "bias": "table"}),
 ]
 
+#: Search in the maximum metric, whose balls are the windows of images.
+knn_linf = partial(knn, metric="linf")
+
 #: Mechanisms that do not notice when every point is there twice.
 INVARIANT_TO_COPIES = ("self", "offset", "external", "multihead_external", "polarized")
 
@@ -42,16 +45,6 @@ def grid_positions(*sizes: int) -> Tensor:
     """Positions (n, 3) of the points of a grid, in row-major order, one unit apart."""
     axes = [torch.arange(size, dtype=torch.float64) for size in (*sizes, *[1] * (3 - len(sizes)))]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
-
-
-def knn_linf(query: Tensor, support: Tensor, k: int) -> KNN:
-    """`pcattn.ops.knn` in the maximum metric, whose balls are the windows of images."""
-    order = lexicographic_order(support)
-    sorted_support = support.gather(1, order[..., None].expand_as(support))
-    distances = (query[:, :, None] - sorted_support[:, None]).abs().amax(dim=-1)
-    # Rounding lets points of a grid tie although their coordinates are not exact.
-    nearest = (distances * 1e9).round().sort(dim=-1, stable=True).indices[..., :k]
-    return KNN(distances.gather(2, nearest), order.gather(1, nearest.flatten(1)).view_as(nearest))
 
 
 def window_search(height: int, width: int, size: int, dilation: int = 1) -> Callable[[Tensor, Tensor, int], KNN]:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import MECHANISMS, randomize
 from torch import Tensor, nn
 
 from pcattn.attention import Geometry, build_attention
+
+from .attention_cases import MECHANISMS, randomize
 
 
 def _label(case: tuple[str, dict[str, Any]]) -> str:

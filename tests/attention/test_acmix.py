@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from attention_cases import assert_near, grid_positions, knn_linf, load_linear, load_parameter
 
 from pcattn.attention import Geometry, build_attention
+
+from .attention_cases import assert_near, grid_positions, knn_linf, load_linear, load_parameter
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from attention_cases import assert_near, grid_positions, load_linear, load_norm, load_parameter
 
 from pcattn.attention import Geometry, build_attention, pencil_op
 from pcattn.attention.axial import PairNorm, PencilAttention
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
 from pcattn.bench.attention import peak_memory
+
+from .attention_cases import assert_near, grid_positions, load_linear, load_norm, load_parameter
 
 
 def load_pencils(arrays, prefix, axis, gated=False):

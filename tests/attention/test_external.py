@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from attention_cases import assert_near, load_linear, load_norm, load_parameter
 
 from pcattn.attention import Geometry, build_attention, multihead_external
 from pcattn.attention.external import double_normalize
 from pcattn.layers import BatchNorm
+
+from .attention_cases import assert_near, load_linear, load_norm, load_parameter
 
 
 def load_external(arrays, value="Mv"):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from attention_cases import grid_positions
 
 from pcattn.attention import Geometry
 from pcattn.ops import knn
+
+from .attention_cases import grid_positions
 
 
 def counting_search():

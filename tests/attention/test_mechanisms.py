@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import INVARIANT_TO_COPIES, MECHANISMS, assert_near, randomize
 from torch import Tensor, nn
 
 from pcattn.attention import ATTENTION, AttentionLayer, Geometry, build_attention
 from pcattn.bench.attention import peak_memory
+
+from .attention_cases import INVARIANT_TO_COPIES, MECHANISMS, assert_near, randomize
 
 Mechanism = tuple[str, dict[str, Any]]
 Core = Callable[..., nn.Module]

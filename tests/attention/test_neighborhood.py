@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from attention_cases import assert_near, grid_positions, knn_linf, load_linear, load_parameter, window_search
 
 from pcattn.attention import Geometry, build_attention, neighborhood_op
 from pcattn.attention.neighborhood_op import neighborhood_attention
+
+from .attention_cases import assert_near, grid_positions, knn_linf, load_linear, load_parameter, window_search
 
 LINE_CASES = [(3, 1), (3, 2), (3, 3), (3, 4), (5, 1), (5, 2)]
 
@@ -163,12 +164,12 @@ def test_operation_is_registered_soundly():
         ({"k": torch.zeros(1, 5, 2, 4, dtype=torch.float64)}, "one dtype"),
         ({"neighbours": torch.zeros(1, 4, 3, dtype=torch.long)}, "expected neighbours"),
         ({"bias": torch.zeros(1, 5, 3, 1)}, "expected bias"),
-        ({"backend": "fast"}, "backend to be one of auto, triton, torch"),
+        ({"backend": "fast"}, "backend to be one of auto, triton, reference"),
         ({"backend": "triton"}, "backend='triton' can run, but got: "),
     ],
 )
 def test_operation_refuses(change, message, monkeypatch):
-    monkeypatch.setattr(neighborhood_op, "cannot_run_triton", lambda q: ["there is no GPU"])
+    monkeypatch.setattr(neighborhood_op, "can_run_triton", lambda q: ["there is no GPU"])
     arguments = {name: torch.zeros(1, 5, 2, 4) for name in "qkv"}
     arguments["neighbours"] = torch.zeros(1, 5, 3, dtype=torch.long)
     with pytest.raises(ValueError, match=message):

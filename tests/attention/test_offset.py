@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from attention_cases import assert_near, load_linear, load_norm
 
 from pcattn.attention import AttentionLayer, Geometry, offset
 from pcattn.bench.attention import peak_memory
+
+from .attention_cases import assert_near, load_linear, load_norm
 
 
 def load_layer(arrays):

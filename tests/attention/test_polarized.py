@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from attention_cases import assert_near, load_linear, load_parameter
 
 from pcattn.attention import Geometry, build_attention
+
+from .attention_cases import assert_near, load_linear, load_parameter
 
 
 def load_core(arrays, layout, variant):

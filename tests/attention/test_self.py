@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from attention_cases import assert_near, load_linear, load_norm
 
 from pcattn.attention import AttentionLayer, Geometry
+
+from .attention_cases import assert_near, load_linear, load_norm
 
 
 def load_layer(arrays, tied=False):

@@ -1,6 +1,5 @@
 """Fixtures of the operations' tests: back-ends, and uninitialised memory that shows."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,6 @@ import torch
 from torch import Tensor
 
 from pcattn.ops import farthest_point_sample, knn
-
-# Without a GPU the Triton kernels run in Triton's interpreter, which is chosen before triton is imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(params=["numba", "reference"])
