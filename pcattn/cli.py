@@ -208,13 +208,14 @@ class PointCloudCLI(LightningCLI):
         seconds = self.timer.time_elapsed("train") - self.timer.time_elapsed("validate")
         clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
         results["clouds_per_second"] = clouds * self.trainer.world_size / seconds
+        evaluate = "validate"
         print(f"\nbest checkpoint by {checkpoint.monitor}: {score:.4f}")
         if not config["final_test"]:
             print("test: left out (final_test: false)")
         elif not self.datamodule.has_test_split():
             print(f"test: left out, there is no test split in {self.datamodule.root}")
         else:
-            best = checkpoint.best_model_path
+            evaluate, best = "test", checkpoint.best_model_path
             (results["test"],) = self.trainer.test(self.model, self.datamodule, best, verbose=False, weights_only=True)
             print(f"\n{self.model.report('test')}")
         (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -226,7 +227,7 @@ class PointCloudCLI(LightningCLI):
             f"  metrics.csv, tensorboard/          curves\n"
             f"  results.json                       the figures above\n"
             f"Next:\n"
-            f"  {_command('pcattn')} test -c {saved}\n"
+            f"  {_command('pcattn')} {evaluate} -c {saved}\n"
             f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
@@ -278,6 +279,7 @@ def main(args: list[str] | None = None) -> None:
         names = " | ".join(command[1] for command in COMMANDS if command[0] == "bench")
         fail(f"expected pcattn bench {names}, but got {' '.join(words)!r}")
     for message in (
+        ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
         "LightningCLI's args parameter.*",
         ".*directory .* exists and is not empty.*",  # a resumed run's own; the logs before are kept (runs.keep_metrics)
