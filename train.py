@@ -1,4 +1,4 @@
-from pcattn.cli import main
+from pcattn.__main__ import main
 
 if __name__ == "__main__":
     main()
