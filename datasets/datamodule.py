@@ -108,11 +108,6 @@ class PointCloudDataModule(LightningDataModule):
         """Channels of a point beside its position."""
         return 3 if self.normals else 0
 
-    def prepare_data(self) -> None:
-        """Generate what is generated, in one process."""
-        if self.dataset_class is Shapes:
-            self._dataset(train=True)
-
     def setup(self, stage: str) -> None:
         """Read the split that the stage needs."""
         if stage in ("fit", "validate") and "train" not in self._splits:

@@ -1,6 +1,6 @@
 """The command line, also as `python -m pcattn` and `python train.py`.
 
-`fit`, `validate`, `test` and `predict` are Lightning's; `COMMANDS` lists the others.
+`fit`, `validate`, `test` and `predict` are Lightning's; `OTHER_COMMANDS` lists the others.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by 
 from pcattn import runs
 from pcattn.datasets import DatasetError, PointCloudDataModule
 
-#: Commands beside Lightning's: the module whose `main(args)` runs them.
-COMMANDS = {
-    ("bench", "attention"): "pcattn.bench.attention",
-    ("bench", "ops"): "pcattn.bench.ops",
-    ("compare",): "pcattn.compare",
+#: Commands beside Lightning's, and the module whose `main(args)` runs each.
+OTHER_COMMANDS = {
+    "bench attention": "pcattn.bench.attention",
+    "bench ops": "pcattn.bench.ops",
+    "compare": "pcattn.compare",
 }
 
 #: Arguments of every task that the data module knows.
@@ -83,6 +83,7 @@ class PointCloudCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
+            parser_kwargs={"description": f"Attention on point clouds. Further commands: {', '.join(OTHER_COMMANDS)}."},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             # The data module shards by itself. Its sampler is a function of seed and epoch.
@@ -272,12 +273,12 @@ def _command(name: str) -> str:
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
     words = sys.argv[1:] if args is None else args
-    for command, module in COMMANDS.items():
-        if tuple(words[: len(command)]) == command:
-            raise SystemExit(importlib.import_module(module).main(words[len(command) :]))
+    for command, module in OTHER_COMMANDS.items():
+        length = len(command.split())
+        if words[:length] == command.split():
+            raise SystemExit(importlib.import_module(module).main(words[length:]))
     if words[:1] == ["bench"]:
-        names = " | ".join(command[1] for command in COMMANDS if command[0] == "bench")
-        fail(f"expected pcattn bench {names}, but got {' '.join(words)!r}")
+        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them

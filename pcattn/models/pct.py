@@ -63,7 +63,7 @@ class NeighborEmbedding(nn.Module):
         for group, num_samples in zip(self.groups, (num_points // 2, num_points // 4), strict=True):
             centres = farthest_point_sample(pos, num_samples, self.fps_rule)
             sampled = gather(pos, centres)
-            x = group(x, centres, knn(sampled, pos, self.k).indices)
+            x = group(x, centres, knn(sampled, pos, self.k, query_indices=centres).indices)
             pos = sampled
         return pos, self.mix(x)
 
