@@ -69,8 +69,9 @@ class PointCloudDataModule(LightningDataModule):
         super().__init__()
         if not 0 < val_fraction < 1:
             raise ValueError(f"expected 0 < val_fraction < 1, but got {val_fraction}")
-        for name, value in (("batch_size", batch_size), ("num_points", num_points or 1)):
-            if value < 1:
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "num_points": num_points}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
                 raise ValueError(f"expected {name} >= 1, but got {value}")
         self.save_hyperparameters()
         self.root = root

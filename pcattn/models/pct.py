@@ -166,7 +166,7 @@ class PCTClassifier(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int = 40,
         variant: str = "pct",
         attention: str | None = None,
         attention_kwargs: dict[str, Any] | None = None,

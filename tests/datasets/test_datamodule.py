@@ -1,0 +1,164 @@
+"""The data module in a real training loop: what reaches the network, and when it differs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+
+from pcattn.datasets import DatasetError, DatasetNotFoundError, PointBatch, PointCloudDataModule
+
+from .modelnet_files import NAMES, write_modelnet40
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_modelnet40(tmp_path_factory.mktemp("data") / "modelnet40")
+
+
+class Recorder(LightningModule):
+    """Keeps the batches it is given, and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches: dict[str, list[PointBatch]] = {"train": [], "val": [], "test": []}
+
+    def training_step(self, batch: PointBatch, batch_idx: int) -> torch.Tensor:
+        self.batches["train"].append(batch)
+        return self.weight.sum()
+
+    def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
+        self.batches["val"].append(batch)
+
+    def test_step(self, batch: PointBatch, batch_idx: int) -> None:
+        self.batches["test"].append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run(root: Path, epochs: int = 2, test: bool = False, **kwargs) -> dict[str, list[PointBatch]]:
+    options = {"num_points": 16, "batch_size": 24, "val_fraction": 0.25, **kwargs}
+    data = PointCloudDataModule(str(root), "modelnet40", **options)
+    recorder = Recorder()
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(recorder, data)
+    if test:
+        trainer.test(recorder, data, verbose=False)
+    return recorder.batches
+
+
+def pos_of(batches: list[PointBatch]) -> torch.Tensor:
+    return torch.cat([batch.pos for batch in batches])
+
+
+SHIFT = [{"translate": {"max_offset": 5.0}}]
+
+
+class TestBatches:
+    def test_repeat_with_the_same_seed_only(self, root: Path) -> None:
+        first, again, other = (pos_of(run(root, augmentation=SHIFT, seed=seed)["train"]) for seed in (3, 3, 4))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_every_epoch_has_its_own_order_and_randomness(self, root: Path) -> None:
+        batches = run(root, epochs=3)["train"]
+        assert len(batches) == 15
+        assert len({batch.seed for batch in batches}) == 15
+        epochs = [torch.cat([batch.indices for batch in batches[i : i + 5]]) for i in (0, 5, 10)]
+        assert not torch.equal(epochs[0], epochs[1])
+        assert all(epoch.unique().numel() == 120 for epoch in epochs)
+
+    def test_training_and_validation_are_disjoint_and_stratified(self, root: Path) -> None:
+        batches = run(root, epochs=1)
+        train, val = (torch.cat([batch.indices for batch in batches[split]]) for split in ("train", "val"))
+        assert not set(train.tolist()) & set(val.tolist())
+        assert torch.cat([batch.label for batch in batches["val"]]).bincount().tolist() == [1] * 40
+
+    def test_validation_set_does_not_depend_on_the_seed(self, root: Path) -> None:
+        indices = [torch.cat([b.indices for b in run(root, epochs=1, seed=seed)["val"]]) for seed in (0, 1)]
+        assert torch.equal(*indices)
+
+    def test_only_training_is_augmented(self, root: Path) -> None:
+        batches = run(root, test=True, augmentation=SHIFT)
+        assert pos_of(batches["train"]).abs().max() > 2
+        assert pos_of(batches["val"]).abs().max() <= 1.01
+        assert pos_of(batches["test"]).abs().max() <= 1.01
+
+    def test_points_are_chosen_anew_in_training_and_fixed_in_evaluation(self, root: Path) -> None:
+        batches = run(root, epochs=2, test=True)
+        stored = PointCloudDataModule(str(root), "modelnet40", num_points=16)._read(train=False).pos
+        assert torch.equal(pos_of(batches["test"]), stored[:, :16])
+        seen: dict[int, torch.Tensor] = {}
+        for batch in batches["train"]:
+            for index, cloud in zip(batch.indices.tolist(), batch.pos, strict=True):
+                assert index not in seen or not torch.equal(seen[index], cloud)
+                seen[index] = cloud
+
+    def test_the_stored_clouds_stay_as_they_are(self, root: Path) -> None:
+        data = PointCloudDataModule(
+            str(root), "modelnet40", num_points=None, batch_size=8, augmentation=[{"dropout": None}, *SHIFT]
+        )
+        data.setup("fit")
+        before = data._splits["train"].pos.clone()
+        trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer.fit(Recorder(), data)
+        assert torch.equal(data._splits["train"].pos, before)
+
+
+class TestNames:
+    def test_modelnet40(self, root: Path) -> None:
+        data = PointCloudDataModule(str(root), "modelnet40")
+        assert (data.class_names, data.num_classes, data.num_features) == (NAMES, 40, 0)
+
+    def test_shapes_are_not_generated_for_their_names(self, tmp_path: Path) -> None:
+        assert PointCloudDataModule(str(tmp_path), "shapes", normals=True).num_classes == 22
+        assert not list(tmp_path.iterdir())
+
+    def test_a_data_set_of_ones_own(self) -> None:
+        data = PointCloudDataModule("x", "tests.datasets.test_dense.TenClouds", num_points=4, val_fraction=0.5)
+        assert data.class_names == ["0", "1"]
+        data.setup("fit")
+        assert len(data.val_indices) == 4
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"val_fraction": 1.5}, "val_fraction"),
+            ({"val_fraction": 0.0}, "val_fraction"),
+            ({"batch_size": 0}, "batch_size"),
+            ({"eval_batch_size": 0}, "eval_batch_size"),
+            ({"num_points": 0}, "num_points"),
+            ({"dataset": "shape"}, "did you mean 'shapes'"),
+            ({"augmentation": [{"zoom": {}}]}, "augmentation step"),
+        ],
+    )
+    def test_arguments(self, root: Path, kwargs: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            PointCloudDataModule(str(root), **{"dataset": "modelnet40", **kwargs})
+
+    def test_what_the_data_lacks(self, root: Path) -> None:
+        with pytest.raises(DatasetError, match="at most 64"):
+            PointCloudDataModule(str(root), "modelnet40", num_points=65).setup("fit")
+        with pytest.raises(DatasetError, match="expected normals"):
+            PointCloudDataModule(str(root), "modelnet40", num_points=8, normals=True).setup("fit")
+        with pytest.raises(ValueError, match="colour"):
+            PointCloudDataModule(str(root), "modelnet40", dataset_kwargs={"colour": True}).setup("fit")
+
+    def test_a_missing_test_split(self, tmp_path: Path) -> None:
+        data = PointCloudDataModule(str(write_modelnet40(tmp_path / "x", test=())), "modelnet40", num_points=8)
+        assert not data.has_test_split()
+        with pytest.raises(DatasetNotFoundError):
+            data.setup("test")
