@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -62,3 +63,14 @@ class PartIoU(Metric):
     def compute(self) -> PartIoUResult:
         """The result over all shapes; its `shapes` is None."""
         return summarize(self.sums, self.counts)
+
+    def _wrap_compute(self, compute: Callable) -> Callable:
+        """Undo what torchmetrics does to every tensor of one element: of one category, `per_class` is (1,), not ()."""
+        squeezed = super()._wrap_compute(compute)
+
+        @wraps(compute)
+        def wrapped(*args: Any, **kwargs: Any) -> PartIoUResult:
+            result = squeezed(*args, **kwargs)
+            return result._replace(per_class=result.per_class.view(-1), counts=result.counts.view(-1))
+
+        return wrapped

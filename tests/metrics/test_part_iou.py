@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import math
+import pickle
 
 import pytest
 import torch
@@ -121,6 +122,12 @@ class TestCases:
         zeros = torch.zeros(4, dtype=torch.long)
         expected = part_iou(logits, target, zeros, [[0, 1, 2]])
         torch.testing.assert_close(part_iou(logits, target, None, [[0, 1, 2]]), expected)
+        metric = PartIoU([[0, 1, 2]])
+        metric.update(logits, target)
+        copy = pickle.loads(pickle.dumps(metric))
+        for result in (metric.compute(), metric.compute(), copy.compute()):
+            assert result.per_class.shape == result.counts.shape == (1,)
+            torch.testing.assert_close(result[:4], expected[:4])
 
     def test_prediction_is_a_part_of_the_category_whatever_the_logits(self) -> None:
         logits = torch.full((1, 4, NUM_PARTS), -torch.inf)
