@@ -173,6 +173,14 @@ class PointCloudCLI(LightningCLI):
             got = self.model.hparams.get(name)
             if got != value:
                 fail(f"expected data with {name} {value} as in the checkpoint, but got {got}")
+        self._check_monitor()
+
+    def _check_monitor(self) -> None:
+        """Lightning would look for the metric only when the first epoch is over."""
+        monitor = self.config_init[self.subcommand]["checkpoint"].monitor or ""
+        names = [f"val/{name}" for name in getattr(self.model, "METRICS", ())]
+        if self.subcommand == "fit" and names and monitor.startswith("val/") and monitor not in names:
+            fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {monitor}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""

@@ -113,6 +113,11 @@ def test_classes_of_clouds_are_no_parts(config: Path, capsys: pytest.CaptureFixt
     assert "expected parts of each category (data with per_point: true), but got None" in message
 
 
+def test_an_unknown_monitor_is_told_before_training(config: Path, capsys: pytest.CaptureFixture) -> None:
+    message = error_of(["fit", "-c", str(config), "--checkpoint.monitor=val/oa"], capsys)
+    assert "val/loss, val/point_accuracy, val/instance_miou, val/class_miou, but got val/oa" in message
+
+
 class Halves(InMemoryDataset):
     """Noise whose points are labelled by the side of a plane they lie on."""
 

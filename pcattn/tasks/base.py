@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningModule
@@ -31,6 +31,8 @@ class PointCloudTask(LightningModule):
         ValueError: one of them is out of range.
     """
 
+    #: names of what `compute_metrics` returns
+    METRICS: ClassVar[tuple[str, ...]] = ()
     network: nn.Module
 
     def __init__(self, label_smoothing: float, optimizer: str, lr: float, min_lr: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,6 +42,8 @@ class Classification(PointCloudTask):
         min_lr: learning rate at the end of the cosine.
         compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "oa", "macc")
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class PartSegmentation(PointCloudTask):
         min_lr: learning rate at the end of the cosine.
         compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "point_accuracy", "instance_miou", "class_miou")
 
     def __init__(
         self,

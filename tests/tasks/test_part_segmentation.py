@@ -72,6 +72,7 @@ class TestMetrics:
                 cloud[:, [part for part in range(6) if part not in PARTS[category]]] = -torch.inf
         for sizes in ([11], [8, 2, 1], [1] * 11):
             self.evaluate(make_task(protocol=protocol), batch, logits, sizes)
+            assert set(logged) == {f"val/{name}" for name in PartSegmentation.METRICS}
             torch.testing.assert_close(logged["val/instance_miou"], expected.instance, rtol=0, atol=1e-14)
             torch.testing.assert_close(logged["val/class_miou"], expected.classes, rtol=0, atol=1e-14)
             torch.testing.assert_close(
