@@ -97,6 +97,8 @@ class PointCloudDataModule(LightningDataModule):
             return self.dataset_class.read_class_names(self.root)
         if hasattr(self.dataset_class, "class_names"):
             return list(self.dataset_class.class_names)
+        if self.parts is not None:
+            return [str(category) for category in range(len(self.parts))]
         return [str(label) for label in range(self._dataset(train=True).num_classes)]
 
     @property
@@ -105,17 +107,35 @@ class PointCloudDataModule(LightningDataModule):
         return len(self.class_names)
 
     @property
+    def parts(self) -> list[list[int]] | None:
+        """Part ids of each category where labels are those of points, else None.
+
+        A data set names them in its attribute `parts`; otherwise they are those that occur in the training split. Where
+        clouds have no category, all are of one, whose parts are 0 to the largest label.
+        """
+        if not self.per_point:
+            return None
+        if hasattr(self.dataset_class, "parts"):
+            return [list(ids) for ids in self.dataset_class.parts]
+        clouds = self._train_split()
+        if clouds.category is None:
+            return [list(range(int(clouds.label.max()) + 1))]
+        categories = range(int(clouds.category.max()) + 1)
+        return [clouds.label[clouds.category == category].unique().tolist() for category in categories]
+
+    @property
     def num_features(self) -> int:
         """Channels of a point beside its position."""
         return 3 if self.normals else 0
 
     def setup(self, stage: str) -> None:
         """Read the split that the stage needs."""
-        if stage in ("fit", "validate") and "train" not in self._splits:
-            clouds = self._read(train=True)
-            labels = clouds.label if clouds.category is None else clouds.category
-            self.train_indices, self.val_indices = stratified_split(labels, self.val_fraction, self.split_seed)
-            self._splits["train"] = clouds
+        if stage in ("fit", "validate"):
+            clouds = self._train_split()
+            strata = clouds.category if clouds.category is not None else clouds.label
+            if strata.dim() == 2:  # parts of points without a category: one stratum
+                strata = torch.zeros(len(clouds))
+            self.train_indices, self.val_indices = stratified_split(strata, self.val_fraction, self.split_seed)
         if stage in ("test", "predict") and "test" not in self._splits:
             self._splits["test"] = self._read(train=False)
 
@@ -158,6 +178,11 @@ class PointCloudDataModule(LightningDataModule):
         return construct(
             "dataset", self.dataset_name, self.dataset_class, self.root, train=train, **self.dataset_kwargs
         )
+
+    def _train_split(self) -> DenseClouds:
+        if "train" not in self._splits:
+            self._splits["train"] = self._read(train=True)
+        return self._splits["train"]
 
     def _read(self, train: bool) -> DenseClouds:
         clouds = DenseClouds(self._dataset(train), self.per_point, self.normals, self.dataset_name)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import logging
@@ -33,8 +32,8 @@ OTHER_COMMANDS = {
     "compare": "pcattn.compare",
 }
 
-#: Arguments of every task that the data module knows.
-FROM_DATA = ("num_classes", "num_features", "class_names")
+#: What the data module knows, for the tasks that have an argument of this name.
+FROM_DATA = ("num_classes", "num_features", "class_names", "parts")
 
 
 class Parser(LightningArgumentParser):
@@ -157,7 +156,7 @@ class PointCloudCLI(LightningCLI):
             if name in init_args and name not in ("compile", *FROM_DATA) and init_args[name] != value:
                 print(f"{name}: {value} as in {config.ckpt_path} (the configuration says {init_args[name]})")
                 init_args[name] = value
-        self.stored = {name: stored.get(name) for name in FROM_DATA}
+        self.stored = {name: stored[name] for name in FROM_DATA if name in stored}
 
     def before_instantiate_classes(self) -> None:
         """Evaluation prints its own table."""
@@ -172,8 +171,17 @@ class PointCloudCLI(LightningCLI):
         except ValueError as error:
             self.parser.error(str(error), error)
         for name, value in self.stored.items():
-            if self.model.hparams[name] != value:
-                fail(f"expected data with {name} {value} as in the checkpoint, but got {self.model.hparams[name]}")
+            got = self.model.hparams.get(name)
+            if got != value:
+                fail(f"expected data with {name} {value} as in the checkpoint, but got {got}")
+        self._check_monitor()
+
+    def _check_monitor(self) -> None:
+        """Lightning would look for the metric only when the first epoch is over."""
+        monitor = self.config_init[self.subcommand]["checkpoint"].monitor or ""
+        names = [f"val/{name}" for name in getattr(self.model, "METRICS", ())]
+        if self.subcommand == "fit" and names and monitor.startswith("val/") and monitor not in names:
+            fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {monitor}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""
@@ -205,6 +213,7 @@ class PointCloudCLI(LightningCLI):
         if config["trainer"]["fast_dev_run"] or self.trainer.interrupted or not checkpoint.best_model_path:
             return
         score = float(checkpoint.best_model_score)
+        tables: list[Path] = []
         results: dict[str, Any] = {"best": {checkpoint.monitor: score}}
         seconds = self.timer.time_elapsed("train") - self.timer.time_elapsed("validate")
         clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
@@ -218,7 +227,7 @@ class PointCloudCLI(LightningCLI):
         else:
             evaluate, best = "test", checkpoint.best_model_path
             (results["test"],) = self.trainer.test(self.model, self.datamodule, best, verbose=False, weights_only=True)
-            print(f"\n{self.model.report('test')}")
+            tables = self._report("test")
         (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         saved = self.run / "config.yaml"
         print(
@@ -227,33 +236,30 @@ class PointCloudCLI(LightningCLI):
             f"  config.yaml                        every option, as it was used\n"
             f"  metrics.csv, tensorboard/          curves\n"
             f"  results.json                       the figures above\n"
-            f"Next:\n"
+            + "".join(f"  {path.name:33}  the table above\n" for path in tables)
+            + f"Next:\n"
             f"  {_command('pcattn')} {evaluate} -c {saved}\n"
             f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
 
     def after_test(self) -> None:
-        """Print the metrics and the accuracy of each class."""
-        print(f"\n{self.model.report('test')}")
+        """Print the metrics and those of each class."""
+        self._report("test")
 
     def after_validate(self) -> None:
-        """Print the metrics and the accuracy of each class."""
-        print(f"\n{self.model.report('val')}")
+        """Print the metrics and those of each class."""
+        self._report("val")
+
+    def _report(self, split: str) -> list[Path]:
+        """Print the last evaluation, and keep it in the run where the task has more to keep than `results.json`."""
+        print(f"\n{self.model.report(split)}")
+        return self.model.save_report(split, self.run)
 
     def predict(self, model: Any, **kwargs: Any) -> None:
-        """Write the predicted class of each cloud of the test split to `predictions.csv` in the run."""
+        """Write the predictions for the test split into the run."""
         batches: Any = self.trainer.predict(model, **kwargs)
-        path = self.run / "predictions.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["index", "label", "class", "probability"])
-            for batch in batches:
-                top = batch["probabilities"].amax(dim=1)
-                for index, label, probability in zip(batch["indices"], batch["label"], top, strict=True):
-                    writer.writerow([int(index), int(label), model.class_names[int(label)], f"{probability:.6f}"])
-        print(f"\npredictions: {path}")
+        print(f"\npredictions: {model.save_predictions(batches, self.run)}")
 
 
 def _config_file(config: Any) -> Path:

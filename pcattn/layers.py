@@ -49,7 +49,8 @@ class LocalAggregation(nn.Module):
         out_dim: channels of both LBRs.
 
     Shape:
-        features (B, N, C), centres (B, M) and neighbours (B, M, k) indices -> (B, M, out_dim).
+        features (B, N, C), centres (B, M) and neighbours (B, M, k) indices -> (B, M, out_dim). centres None: every
+        point is one, M = N.
 
     Source: Point Cloud Transformer, Guo et al. 2021, https://arxiv.org/abs/2012.09688.
     """
@@ -61,11 +62,12 @@ class LocalAggregation(nn.Module):
         self.act = nn.ReLU()
         self.second = LBR(out_dim, out_dim)
 
-    def forward(self, features: Tensor, centres: Tensor, neighbours: Tensor) -> Tensor:
+    def forward(self, features: Tensor, centres: Tensor | None, neighbours: Tensor) -> Tensor:
         """Aggregate the features of `neighbours` at `centres`."""
         of_neighbour, of_centre = self.linear.weight.chunk(2, dim=1)
         from_points = nn.functional.linear(features, of_neighbour)
-        from_centre = nn.functional.linear(gather(features, centres), of_centre - of_neighbour)
+        at_centre = features if centres is None else gather(features, centres)
+        from_centre = nn.functional.linear(at_centre, of_centre - of_neighbour)
         grouped = gather(from_points, neighbours) + from_centre[:, :, None]  # (B, M, k, out_dim)
         # max().values, not amax: its gradient is one scatter in place of four passes over the groups.
         return self.second(self.act(self.norm(grouped))).max(dim=2).values

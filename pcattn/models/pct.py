@@ -28,25 +28,28 @@ class PointEmbedding(nn.Module):
 
 
 class NeighborEmbedding(nn.Module):
-    """Two rounds of sampling and grouping, which leave a quarter of the points as tokens (PCT section 3.3).
+    """Two rounds of gathering the features of neighbourhoods (PCT section 3.3).
 
-    Farthest point sampling to N/2, then to N/4 points; each chosen point gathers its k nearest neighbours among the
-    points of the round before.
+    For classification each round first samples: farthest point sampling to N/2, then to N/4 points, and each chosen
+    point gathers its k nearest neighbours among the points of the round before. For segmentation every point stays a
+    token and gathers its k nearest neighbours in both rounds.
 
     Args:
         in_dim: channels of the input.
         dim: channels of the tokens, divisible by 4.
-        k: neighbours of a chosen point.
+        k: neighbours of a point, itself among them.
         fps_rule: see `pcattn.ops.farthest_point_sample`.
+        downsample: sample N/4 points; otherwise every point stays a token.
 
     Shape:
-        pos (B, N, 3), x (B, N, in_dim) -> pos (B, N/4, 3), tokens (B, N/4, dim).
+        pos (B, N, 3), x (B, N, in_dim) -> pos (B, T, 3), tokens (B, T, dim), T = N/4 or N.
     """
 
-    def __init__(self, in_dim: int, dim: int, k: int = 32, fps_rule: str = "centroid") -> None:
+    def __init__(self, in_dim: int, dim: int, k: int = 32, fps_rule: str = "centroid", downsample: bool = True) -> None:
         super().__init__()
         self.k = k
         self.fps_rule = fps_rule
+        self.downsample = downsample
         self.lbr = nn.Sequential(LBR(in_dim, dim // 4), LBR(dim // 4, dim // 4))
         self.groups = nn.ModuleList([LocalAggregation(dim // 4, dim // 2), LocalAggregation(dim // 2, dim)])
         self.mix = nn.Sequential(LBR(dim, dim), LBR(dim, dim))
@@ -54,17 +57,22 @@ class NeighborEmbedding(nn.Module):
     def forward(self, pos: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Embed the points and gather them in neighbourhoods."""
         num_points = pos.shape[1]
-        if num_points < max(4, 2 * self.k):
+        if self.downsample and num_points < max(4, 2 * self.k):
             raise ValueError(
                 f"expected at least {max(4, 2 * self.k)} points a cloud "
                 f"(the second round has half of them and gathers k={self.k} neighbours), but got {num_points}"
             )
         x = self.lbr(x)
-        for group, num_samples in zip(self.groups, (num_points // 2, num_points // 4), strict=True):
-            centres = farthest_point_sample(pos, num_samples, self.fps_rule)
-            sampled = gather(pos, centres)
-            x = group(x, centres, knn(sampled, pos, self.k, query_indices=centres).indices)
-            pos = sampled
+        if self.downsample:
+            for group, num_samples in zip(self.groups, (num_points // 2, num_points // 4), strict=True):
+                centres = farthest_point_sample(pos, num_samples, self.fps_rule)
+                sampled = gather(pos, centres)
+                x = group(x, centres, knn(sampled, pos, self.k, query_indices=centres).indices)
+                pos = sampled
+        else:
+            neighbours = knn(pos, pos, self.k).indices
+            for group in self.groups:
+                x = group(x, None, neighbours)
         return pos, self.mix(x)
 
 
@@ -76,7 +84,7 @@ class PCTBackbone(nn.Module):
 
     Args:
         variant: `"npct"` and `"spct"`: point embedding, every point a token, dim 128. `"pct"`: neighbour embedding,
-            N/4 tokens, dim 256.
+            dim 256.
         attention: name of the mechanism; None is the variant's own, self for NPCT and offset for SPCT and PCT.
         attention_kwargs: arguments of the mechanism; a list of length `depth` gives each layer its own value.
         num_features: channels of a point beside its position (normals: 3).
@@ -85,6 +93,7 @@ class PCTBackbone(nn.Module):
         out_dim: channels of the result.
         k: neighbours gathered by the neighbour embedding.
         fps_rule: rule of farthest point sampling in the neighbour embedding.
+        downsample: the neighbour embedding leaves N/4 tokens; otherwise every point stays one.
         position_embedding: add one learned linear map of the positions to the input of every attention layer, as the
             released code does.
 
@@ -106,6 +115,7 @@ class PCTBackbone(nn.Module):
         out_dim: int = 1024,
         k: int = 32,
         fps_rule: str = "centroid",
+        downsample: bool = True,
         position_embedding: bool = False,
     ) -> None:
         super().__init__()
@@ -119,7 +129,7 @@ class PCTBackbone(nn.Module):
         self.num_features = num_features
         in_dim = 3 + num_features
         self.embedding: nn.Module = (
-            NeighborEmbedding(in_dim, dim, k, fps_rule) if variant == "pct" else PointEmbedding(in_dim, dim)
+            NeighborEmbedding(in_dim, dim, k, fps_rule, downsample) if variant == "pct" else PointEmbedding(in_dim, dim)
         )
         self.position = nn.Linear(3, dim) if position_embedding else None
         self.layers = nn.ModuleList(

@@ -1,5 +1,6 @@
 """Lightning modules: networks with their losses, metrics and optimisers."""
 
 from pcattn.tasks.classification import Classification
+from pcattn.tasks.part_segmentation import PartSegmentation
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "PartSegmentation"]

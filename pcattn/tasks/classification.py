@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcattn.models import PCTClassifier
-from pcattn.tasks.optimization import OPTIMIZERS, build_optimizer, build_schedule
+from pcattn.tasks.base import PointCloudTask
+from pcattn.tasks.losses import torch_smoothing
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
 
 
-class Classification(LightningModule):
+class Classification(PointCloudTask):
     """Train and evaluate a point-cloud classifier.
 
     Logs `train/loss`, `val/loss`, and on validation and test the overall accuracy `oa` and the mean class accuracy
@@ -44,6 +43,8 @@ class Classification(LightningModule):
         compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
     """
 
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "oa", "macc")
+
     def __init__(
         self,
         num_classes: int,
@@ -62,13 +63,7 @@ class Classification(LightningModule):
         min_lr: float = 1e-4,
         compile: bool = False,
     ) -> None:
-        super().__init__()
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"expected 0 <= label_smoothing < 1, but got {label_smoothing}")
-        if not lr > 0 or not 0 <= min_lr <= lr:
-            raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
+        super().__init__(label_smoothing, optimizer, lr, min_lr)
         self.save_hyperparameters()
         self.network = PCTClassifier(
             num_classes, variant, attention, attention_kwargs, num_features=num_features, **(network_kwargs or {})
@@ -76,55 +71,43 @@ class Classification(LightningModule):
         if compile:
             self.network.compile()
         self.class_names = class_names or [str(label) for label in range(num_classes)]
-        # torch spreads its label smoothing over all K classes, the true one included.
-        self.label_smoothing = label_smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0
+        self.label_smoothing = torch_smoothing(label_smoothing, num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes)
-        self.eval_loss = MeanMetric()
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of clouds (B, N, 3) with features (B, N, F)."""
         return self.network(pos, features)
 
-    def on_train_batch_start(self, batch: PointBatch, batch_idx: int) -> None:
-        """Tie the network's own randomness to the batch, so that a resumed run repeats it."""
-        torch.manual_seed(batch.seed)
-
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy of a batch."""
         logits = self(batch.pos, batch.normals)
         loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), prog_bar=True)
+        self.log_train_loss(loss, batch)
         return loss
-
-    def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
-        """Add a batch to the metrics."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: PointBatch, batch_idx: int) -> None:
-        """Add a batch to the metrics."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics over all validation samples."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics over all test samples."""
-        self._log_metrics("test")
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
         """Index, predicted class, and probabilities of each cloud of a batch."""
         probabilities = self(batch.pos, batch.normals).softmax(dim=1)
         return {"indices": batch.indices, "label": probabilities.argmax(dim=1), "probabilities": probabilities}
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser, with a cosine schedule stepped after every batch."""
-        h = self.hparams
-        optimizer = build_optimizer(h["optimizer"], self.parameters(), h["lr"], h["momentum"], h["weight_decay"])
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = round(total * h["warmup_epochs"] / max(1, self.trainer.max_epochs or 1))
-        schedule = build_schedule(optimizer, h["lr"], h["min_lr"], warmup, total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def evaluate(self, batch: PointBatch) -> None:
+        """Add a batch to the metrics."""
+        logits = self(batch.pos, batch.normals)
+        self.confusion.update(logits, batch.label)
+        self.eval_loss.update(F.cross_entropy(logits, batch.label, reduction="none"))
+
+    def compute_metrics(self, split: str) -> dict[str, Tensor]:
+        """Loss and both accuracies over all samples since the last call."""
+        matrix = self.confusion.compute()
+        self.last_confusion = matrix
+        metrics = {
+            f"{split}/loss": self.eval_loss.compute(),
+            f"{split}/oa": matrix.diagonal().sum() / matrix.sum(),
+            f"{split}/macc": class_accuracy(matrix).nanmean(),
+        }
+        self.confusion.reset()
+        self.eval_loss.reset()
+        return metrics
 
     def report(self, split: str) -> str:
         """The last evaluation in words: both accuracies, and for each class its own and its most frequent mistake."""
@@ -148,22 +131,18 @@ class Classification(LightningModule):
         )
         return "\n".join(lines)
 
-    def _evaluate(self, batch: PointBatch) -> None:
-        logits = self(batch.pos, batch.normals)
-        self.confusion.update(logits, batch.label)
-        self.eval_loss.update(F.cross_entropy(logits, batch.label, reduction="none"))
-
-    def _log_metrics(self, split: str) -> None:
-        matrix = self.confusion.compute()
-        self.last_confusion = matrix
-        metrics = {
-            f"{split}/loss": self.eval_loss.compute(),
-            f"{split}/oa": matrix.diagonal().sum() / matrix.sum(),
-            f"{split}/macc": class_accuracy(matrix).nanmean(),
-        }
-        self.log_dict(metrics, prog_bar=True)
-        self.confusion.reset()
-        self.eval_loss.reset()
+    def save_predictions(self, batches: list[dict[str, Tensor]], folder: Path) -> Path:
+        """Write `predictions.csv`: the predicted class of each cloud and its probability."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "predictions.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "label", "class", "probability"])
+            for batch in batches:
+                top = batch["probabilities"].amax(dim=1)
+                for index, label, probability in zip(batch["indices"], batch["label"], top, strict=True):
+                    writer.writerow([int(index), int(label), self.class_names[int(label)], f"{probability:.6f}"])
+        return path
 
 
 def class_accuracy(confusion: Tensor) -> Tensor:

@@ -1,0 +1,219 @@
+"""Part IoU of segmented shapes, under each of the protocols that published figures were measured with."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: "category": the prediction is chosen among the parts of the shape's own category; a part absent from truth and
+#: prediction has IoU 1 (PointNet++, PCT and the figures of most papers). "all50": chosen among all parts of the data
+#: set; absent parts have IoU 1 (DGCNN). "present": chosen among all parts; only parts in the truth count (PAConv,
+#: PointMLP).
+PROTOCOLS = ("category", "all50", "present")
+
+
+class PartIoUResult(NamedTuple):
+    """Part IoU of a set of shapes, in [0, 1]. What no shape contributes to is NaN."""
+
+    instance: Tensor  #: (), mean over shapes: the instance mIoU
+    classes: Tensor  #: (), mean over the categories that have shapes: the class mIoU
+    per_class: Tensor  #: (C,), mean over the shapes of each category
+    counts: Tensor  #: (C,), number of shapes of each category
+    shapes: Tensor | None  #: (B,), IoU of each shape; None from a `PartIoU`, which keeps sums alone
+
+
+class PartTable:
+    """The parts of each category as tensors, each row filled up by repeating its first part.
+
+    Args:
+        parts: part ids of each category; two categories may share a part.
+
+    Raises:
+        ValueError: no category, a category without parts, or an id that is negative or twice in a category.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[int]]) -> None:
+        if not parts or not all(parts):
+            raise ValueError(f"expected parts to list one part or more for each category, but got {parts}")
+        for ids in parts:
+            if min(ids) < 0 or len(set(ids)) < len(ids):
+                raise ValueError(f"expected the parts of a category to be different and >= 0, but got {ids}")
+        width = max(map(len, parts))
+        self.num_parts = 1 + max(map(max, parts))  #: logits needed
+        self.ids = torch.tensor([[*ids, *[ids[0]] * (width - len(ids))] for ids in parts])  #: (C, P), int64
+        self.real = torch.tensor([[place < len(ids) for place in range(width)] for ids in parts])  #: (C, P), bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def predict_parts(
+    logits: Tensor, category: Tensor | None, parts: Sequence[Sequence[int]], protocol: str = "category"
+) -> Tensor:
+    """The predicted part of every point.
+
+    Args:
+        logits: (B, N, num_parts), or anything that orders the parts as they do.
+        category: (B,), integers; may be None where there is one category.
+        parts: part ids of each category.
+        protocol: `"category"` chooses among the parts of the shape's category, the others among all parts.
+
+    Shape:
+        (B, N), int64.
+
+    Raises:
+        ValueError: shapes do not fit or an argument is out of range.
+    """
+    table = PartTable(parts)
+    return _predict(logits, _check(logits, category, table, protocol), table, protocol)
+
+
+def shape_iou(
+    logits: Tensor, target: Tensor, category: Tensor | None, table: PartTable, protocol: str
+) -> tuple[Tensor, Tensor]:
+    """IoU (B,) of each shape in float64, and its category (B,); arguments as `part_iou`."""
+    category = _check(logits, category, table, protocol)
+    if target.shape != logits.shape[:2] or target.is_floating_point():
+        raise ValueError(
+            f"expected target to be integers of shape {tuple(logits.shape[:2])}, "
+            f"but got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    ids, real = table.ids.to(logits.device)[category], table.real.to(logits.device)[category]  # (B, P)
+    in_truth = target[:, :, None] == ids[:, None]  # (B, N, P)
+    foreign = ~in_truth.any(dim=2)
+    if bool(foreign.any()):
+        shape, point = foreign.nonzero()[0].tolist()
+        raise ValueError(
+            f"expected target to hold parts of the shape's category ({ids[shape][real[shape]].tolist()} for shape "
+            f"{shape} of category {int(category[shape])}), but got {int(target[shape, point])}"
+        )
+    in_prediction = _predict(logits, category, table, protocol)[:, :, None] == ids[:, None]
+    intersection = (in_truth & in_prediction).sum(dim=1)
+    union = (in_truth | in_prediction).sum(dim=1)
+    iou = torch.where(union == 0, 1.0, intersection.double() / union)  # (B, P)
+    counted = real & in_truth.any(dim=1) if protocol == "present" else real
+    return iou.where(counted, 0.0).sum(dim=1) / counted.sum(dim=1), category
+
+
+def summarize(sums: Tensor, counts: Tensor, shapes: Tensor | None = None) -> PartIoUResult:
+    """The result from the sum of shape IoUs (C,) and the number of shapes (C,) of each category."""
+    per_class = sums / counts
+    return PartIoUResult(sums.sum() / counts.sum(), per_class.nanmean(), per_class, counts, shapes)
+
+
+def part_iou(
+    logits: Tensor,
+    target: Tensor,
+    category: Tensor | None,
+    parts: Sequence[Sequence[int]],
+    protocol: str = "category",
+) -> PartIoUResult:
+    r"""Part IoU of segmented shapes.
+
+    .. math::
+        \mathrm{IoU}_s = \frac{1}{|P_s|} \sum_{p \in P_s} \frac{|T_p \cap \hat T_p|}{|T_p \cup \hat T_p|}
+
+    with the points T_p of part p in the truth and those in the prediction, over the parts P_s of the shape's category.
+    The instance mIoU is its mean over shapes, the class mIoU the mean over categories of the mean over their shapes.
+
+    Args:
+        logits: (B, N, num_parts).
+        target: (B, N), part of every point, among those of the shape's category.
+        category: (B,), integers; may be None where there is one category.
+        parts: part ids of each category. ShapeNetPart: `[[0, 1, 2, 3], [4, 5], ...]`.
+        protocol: which parts are predicted, and which count:
+
+            ========== ======================== ===================================
+            protocol   argmax over              a part absent from both
+            ========== ======================== ===================================
+            category   the category's own parts IoU 1
+            all50      all parts                IoU 1
+            present    all parts                left out, as all parts absent from
+                                                the truth are
+            ========== ======================== ===================================
+
+    Returns:
+        `PartIoUResult` in float64, with `instance`, `classes`, `per_class`, `counts` and the IoU of each of the
+        `shapes`.
+
+    Raises:
+        ValueError: shapes do not fit, an argument is out of range, or a target is no part of its shape's category.
+
+    Source: the protocols are those of the released code of PointNet++ (Qi et al. 2017), DGCNN (Wang et al. 2019) and
+        PAConv (Xu et al. 2021).
+
+    Example:
+        Two categories, with the parts 0, 1, 2 and the part 3 alone. A shape of the first has four points: two of part
+        0, two of part 1. The largest logits of its points are those of the parts 0, 1, 1, 3; the last point's largest
+        among the category's own is that of part 1.
+
+        >>> import torch
+        >>> logits = torch.tensor([[[9., 0, 0, 0], [0, 9, 0, 0], [0, 9, 0, 0], [0, 5, 0, 9]]])
+        >>> target, category = torch.tensor([[0, 0, 1, 1]]), torch.tensor([0])
+        >>> parts = [[0, 1, 2], [3]]
+
+        `"category"`, prediction 0 1 1 1: part 0 has IoU 1/2, part 1 has 2/3, part 2 is absent and has 1, so the shape
+        has (1/2 + 2/3 + 1) / 3 = 13/18 = 0.7222.
+
+        >>> print(f"{part_iou(logits, target, category, parts).instance:.4f}")
+        0.7222
+
+        `"all50"`, prediction 0 1 1 3: part 0 has 1/2, part 1 has 1/3, part 2 has 1: 11/18 = 0.6111. The point given to
+        part 3 is missing from part 1 and harms no other, because part 3 is not of this category.
+
+        >>> print(f"{part_iou(logits, target, category, parts, 'all50').instance:.4f}")
+        0.6111
+
+        `"present"`, prediction 0 1 1 3: part 2 is left out, (1/2 + 1/3) / 2 = 5/12 = 0.4167.
+
+        >>> print(f"{part_iou(logits, target, category, parts, 'present').instance:.4f}")
+        0.4167
+
+        With a shape of the second category that is right everywhere, and two more like the first: the mean over shapes
+        is (3 * 13/18 + 1) / 4 = 0.7917, the mean over categories (13/18 + 1) / 2 = 0.8611.
+
+        >>> target = torch.cat((target.expand(3, -1), torch.full((1, 4), 3)))
+        >>> result = part_iou(logits.expand(4, -1, -1), target, torch.tensor([0, 0, 0, 1]), parts)
+        >>> print(f"{result.instance:.4f} {result.classes:.4f}")
+        0.7917 0.8611
+        >>> result.counts.tolist()
+        [3, 1]
+    """
+    table = PartTable(parts)
+    shapes, category = shape_iou(logits, target, category, table, protocol)
+    sums = shapes.new_zeros(len(table)).index_add(0, category, shapes)
+    return summarize(sums, category.bincount(minlength=len(table)), shapes)
+
+
+def _predict(logits: Tensor, category: Tensor, table: PartTable, protocol: str) -> Tensor:
+    """`predict_parts` of checked arguments."""
+    if protocol != "category":
+        return logits.argmax(dim=2)
+    ids = table.ids.to(logits.device)[category][:, None].expand(-1, logits.shape[1], -1)  # (B, N, P)
+    # A repeated part changes nothing in an argmax over parts. Reading the allowed logits, rather than setting the
+    # others to minus infinity, keeps the result among them whatever the logits are.
+    return ids.gather(2, logits.gather(2, ids).argmax(dim=2, keepdim=True)).squeeze(2)
+
+
+def _check(logits: Tensor, category: Tensor | None, table: PartTable, protocol: str) -> Tensor:
+    """The categories (B,) in int64; zeros where there is one."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"expected protocol to be one of {', '.join(PROTOCOLS)}, but got {protocol!r}")
+    if logits.dim() != 3 or logits.shape[1] == 0 or logits.shape[2] < table.num_parts:
+        raise ValueError(
+            f"expected logits to be (B, N, num_parts) with N >= 1 and num_parts >= {table.num_parts}, "
+            f"but got shape {tuple(logits.shape)}"
+        )
+    if category is None:
+        if len(table) > 1:
+            raise ValueError(f"expected category (B,) where there are {len(table)} categories, but got None")
+        return torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    if category.shape != logits.shape[:1] or category.is_floating_point():
+        raise ValueError(
+            f"expected category to be integers of shape {tuple(logits.shape[:1])}, "
+            f"but got {category.dtype} of shape {tuple(category.shape)}"
+        )
+    if bool(((category < 0) | (category >= len(table))).any()):
+        raise ValueError(f"expected category in [0, {len(table)}), but got {category.unique().tolist()}")
+    return category.long()

@@ -1,0 +1,66 @@
+"""How far estimated normals are from the true ones."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+
+def cosine_distance(predicted: Tensor, target: Tensor, oriented: bool = True) -> Tensor:
+    r"""Cosine distance :math:`1 - \cos\angle(n, \hat n)` of every normal; its mean is the loss of PCT section 4.3.
+
+    Args:
+        predicted: (..., 3), of any length but zero.
+        target: (..., 3), likewise.
+        oriented: False takes a normal and its opposite for the same, :math:`1 - |\cos|`.
+
+    Shape:
+        (...,), in [0, 2].
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.tensor([1.0, 0, 0]), torch.tensor([0, 2.0, 0])
+        >>> float(cosine_distance(x, y)), float(cosine_distance(x, -x)), float(cosine_distance(x, -x, oriented=False))
+        (1.0, 2.0, 0.0)
+    """
+    _check(predicted, target)
+    cosine = cosine_similarity(predicted, target, dim=-1)
+    return 1 - (cosine if oriented else cosine.abs())
+
+
+def angle_error(predicted: Tensor, target: Tensor, oriented: bool = True) -> Tensor:
+    r"""Angle between predicted and true normals in degrees, :math:`\mathrm{atan2}(|n \times \hat n|, n \cdot \hat n)`.
+
+    Unlike the arc cosine it keeps its precision near 0 and 180 degrees.
+
+    Args:
+        predicted: (..., 3).
+        target: (..., 3).
+        oriented: False takes a normal and its opposite for the same: at most 90 degrees.
+
+    Shape:
+        (...,), in [0, 180].
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> x, xy = torch.tensor([1.0, 0, 0]), torch.tensor([-1.0, 1, 0])
+        >>> round(float(angle_error(x, xy)), 3), round(float(angle_error(x, xy, oriented=False)), 3)
+        (135.0, 45.0)
+    """
+    _check(predicted, target)
+    dot = (predicted * target).sum(dim=-1)
+    cross = torch.linalg.cross(predicted, target, dim=-1).norm(dim=-1)
+    return torch.atan2(cross, dot if oriented else dot.abs()).rad2deg()
+
+
+def _check(predicted: Tensor, target: Tensor) -> None:
+    if predicted.shape != target.shape or predicted.dim() == 0 or predicted.shape[-1] != 3:
+        raise ValueError(
+            "expected predicted and target of one shape (..., 3), "
+            f"but got {tuple(predicted.shape)} and {tuple(target.shape)}"
+        )

@@ -1,0 +1,164 @@
+"""PCT on every point: part segmentation and normal estimation (Guo et al. 2021, sections 3.3 and 4.3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pcattn.layers import LBR
+from pcattn.models.pct import PCTBackbone
+from pcattn.ops import interpolate
+from pcattn.registry import construct
+
+
+class PCTSegmenter(nn.Module):
+    """Point Cloud Transformer for part segmentation (PCT section 3.3, figure 2).
+
+    The tokens of a `PCTBackbone`, each with the maximum and the mean over the cloud and with an embedding of the
+    cloud's category, through 3136 -> 512 -> 256 -> num_parts. Row n of the result belongs to point n of the input.
+    SPCT with 50 parts and 16 categories has 2,446,130 parameters.
+
+    Args:
+        num_parts: number of logits of a point.
+        num_categories: number of categories that condition the network; None leaves the category out.
+        variant: `"npct"`, `"spct"`: point embedding. `"pct"`: neighbour embedding, in which every point stays a token,
+            as in the paper. `"pct_sampled"`: the neighbour embedding of the classifier, whose N/4 tokens are
+            interpolated back to the points; a sixteenth of the products in attention that compares all pairs.
+        attention: name of the mechanism; None is the variant's own, self for NPCT and offset for the others.
+        attention_kwargs: arguments of the mechanism.
+        dropout: probability in the head.
+        **backbone: further arguments of `PCTBackbone`.
+
+    Shape:
+        pos (B, N, 3), category (B,) integers, features (B, N, F) or None -> logits (B, N, num_parts).
+
+    Raises:
+        ValueError: an argument is out of range, or the input has another shape than the network was built for.
+
+    Differs: the paper gives no layer sizes for `"pct"` here; they are those of the released classifier. `"pct_sampled"`
+        is not in the paper.
+
+    Source: https://arxiv.org/abs/2012.09688.
+    """
+
+    #: variant -> (variant of the backbone, whether the neighbour embedding samples)
+    VARIANTS = {  # noqa: RUF012
+        "npct": ("npct", False),
+        "spct": ("spct", False),
+        "pct": ("pct", False),
+        "pct_sampled": ("pct", True),
+    }
+
+    def __init__(
+        self,
+        num_parts: int = 50,
+        num_categories: int | None = 16,
+        variant: str = "pct",
+        attention: str | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        dropout: float = 0.5,
+        **backbone: Any,
+    ) -> None:
+        super().__init__()
+        if variant not in self.VARIANTS:
+            raise ValueError(f"expected variant to be one of {', '.join(self.VARIANTS)}, but got {variant!r}")
+        if num_parts < 1 or (num_categories or 0) < 0:
+            raise ValueError(
+                f"expected num_parts >= 1 and num_categories >= 0, but got {num_parts} and {num_categories}"
+            )
+        base, self.downsample = self.VARIANTS[variant]
+        self.backbone = construct(
+            "network", variant, PCTBackbone, base, attention, attention_kwargs, downsample=self.downsample, **backbone
+        )
+        self.num_categories = num_categories or 0
+        self.category = LBR(self.num_categories, 64, negative_slope=0.2) if self.num_categories else None
+        of_cloud = 2 * self.backbone.out_dim + (64 if self.category is not None else 0)
+        self.head = SegmentationHead(self.backbone.out_dim, of_cloud, num_parts, dropout)
+
+    def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        """Logits of every point, in the order of the points."""
+        at_tokens, tokens = self.backbone(pos, features)
+        of_cloud = [tokens.max(dim=1).values, tokens.mean(dim=1)]
+        if self.category is not None:
+            of_cloud.append(self.category(self._one_hot(category, pos).to(tokens.dtype)))
+        points = (pos, at_tokens) if self.downsample else None
+        return self.head(tokens, torch.cat(of_cloud, dim=1), points)
+
+    def _one_hot(self, category: Tensor | None, pos: Tensor) -> Tensor:
+        """Categories (B,) as (B, num_categories)."""
+        if category is None or category.shape != pos.shape[:1] or category.is_floating_point():
+            got = "none" if category is None else f"{category.dtype} of shape {tuple(category.shape)}"
+            raise ValueError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")
+        # On a GPU the values stay unread: looking at them would wait for the device.
+        if category.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(category.min()), int(category.max())
+            if low < 0 or high >= self.num_categories:
+                raise ValueError(f"expected category in [0, {self.num_categories}), but got {low} to {high}")
+        return category[:, None] == torch.arange(self.num_categories, device=category.device)
+
+
+class SegmentationHead(nn.Module):
+    r"""token_dim + cloud_dim -> 512 -> 256 -> num_outputs on every point; BN and ReLU after the first two, dropout
+    after the first.
+
+    A linear map of [token, cloud] is the sum of a map of the token and a map of the cloud: the second is computed once
+    a cloud, not once a point. Interpolation weights sum to one, so that mapping the tokens first and interpolating
+    then is the same function as the other way round, for a quarter of the products.
+
+    Shape:
+        tokens (B, T, token_dim), of_cloud (B, cloud_dim), points None or positions (B, N, 3) of the points and
+        (B, T, 3) of the tokens -> (B, T or N, num_outputs).
+    """
+
+    def __init__(self, token_dim: int, cloud_dim: int, num_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dims = (token_dim, cloud_dim)
+        self.first = LBR(token_dim + cloud_dim, 512, bias=True)
+        self.dropout = nn.Dropout(dropout)
+        self.second = LBR(512, 256, bias=True)
+        self.last = nn.Linear(256, num_outputs)
+
+    def forward(self, tokens: Tensor, of_cloud: Tensor, points: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Outputs of every token, or of every point."""
+        first = self.first
+        of_token, of_rest = first.linear.weight.split(self.dims, dim=1)
+        x = F.linear(tokens, of_token)
+        if points is not None:
+            x = interpolate(*points, x)
+        x = x + F.linear(of_cloud, of_rest, first.linear.bias)[:, None]
+        x = self.dropout(first.act(first.norm(x)))
+        return self.last(self.second(x))
+
+
+class PCTNormals(nn.Module):
+    """Point Cloud Transformer for normal estimation (PCT section 4.3): the segmenter without category, 3 outputs.
+
+    Train with the mean of `pcattn.metrics.cosine_distance`, judge by `pcattn.metrics.angle_error`.
+
+    Args:
+        variant, attention, attention_kwargs, dropout, **backbone: see `PCTSegmenter`.
+
+    Shape:
+        pos (B, N, 3), features (B, N, F) or None -> normals (B, N, 3) of unit length, in the order of the points.
+
+    Raises:
+        ValueError: as `PCTSegmenter`.
+
+    Source: https://arxiv.org/abs/2012.09688.
+    """
+
+    def __init__(
+        self,
+        variant: str = "pct",
+        attention: str | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        dropout: float = 0.5,
+        **backbone: Any,
+    ) -> None:
+        super().__init__()
+        self.network = PCTSegmenter(3, None, variant, attention, attention_kwargs, dropout, **backbone)
+
+    def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
+        """Normal of every point."""
+        return F.normalize(self.network(pos, features=features), dim=2)

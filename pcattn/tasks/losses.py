@@ -1,0 +1,46 @@
+"""Losses that torch does not have, or has in another form."""
+
+import torch
+from torch import Tensor
+
+
+def torch_smoothing(label_smoothing: float, num_classes: int) -> float:
+    """The `label_smoothing` of torch's cross-entropy that spreads eps over the K - 1 classes that are not the true one.
+
+    That is PCT's code and the usual meaning; torch spreads over all K classes, the true one included.
+    """
+    return label_smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0
+
+
+def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
+    r"""Lovász-Softmax, a convex stand-in for 1 - IoU: the mean over the parts in a shape's truth, then over shapes.
+
+    With the errors :math:`m_i = |[y_i = c] - p_i(c)|` of part c in descending order and J_i the Jaccard loss when the
+    first i points are wrong,
+
+    .. math::
+        \ell_c = \sum_i m_i (J_i - J_{i-1}), \qquad
+        J_i = 1 - \frac{G - g_i}{G + i - g_i}
+
+    where G points are of part c, g_i of them among the first i.
+
+    Args:
+        probabilities: (B, N, P).
+        target: (B, N), integers in [0, P).
+
+    Shape:
+        (), in [0, 1].
+
+    Source: Berman et al. 2018, https://arxiv.org/abs/1705.08790, section 3; of each shape by itself, as the instance
+        mIoU counts.
+    """
+    truth = torch.nn.functional.one_hot(target, probabilities.shape[2])  # (B, N, P)
+    errors, order = (truth - probabilities).abs().sort(dim=1, descending=True)
+    found = truth.gather(1, order).cumsum(dim=1)
+    total = found[:, -1:]
+    wrong = torch.arange(1, target.shape[1] + 1, device=target.device)[:, None]
+    jaccard = 1 - (total - found) / (total + wrong - found)
+    steps = torch.cat((jaccard[:, :1], jaccard.diff(dim=1)), dim=1)
+    present = total[:, 0] > 0  # (B, P)
+    loss = (errors * steps).sum(dim=1).where(present, 0.0)
+    return (loss.sum(dim=1) / present.sum(dim=1)).mean()

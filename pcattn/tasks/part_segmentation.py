@@ -1,0 +1,200 @@
+"""Segmentation of clouds into the parts of their category."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from pcattn.metrics import PartIoU, predict_parts
+from pcattn.models import PCTSegmenter
+from pcattn.tasks.base import PointCloudTask
+from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
+
+if TYPE_CHECKING:
+    from pcattn.datasets import PointBatch
+
+
+class PartSegmentation(PointCloudTask):
+    """Train and evaluate a network that finds the part of every point.
+
+    Logs `train/loss`, and on validation and test `loss`, `point_accuracy`, `instance_miou` and `class_miou`, all over
+    all samples. With one category, all points are told apart by their label alone: semantic segmentation. Every
+    argument is plain data and kept in the checkpoint.
+
+    Args:
+        parts: part ids of each category; the command line takes them from the data (`per_point: true`).
+        variant: network, see `pcattn.models.PCTSegmenter`.
+        attention: name of the attention mechanism; None is the variant's own.
+        attention_kwargs: arguments of the mechanism.
+        network_kwargs: further arguments of the network (`dim`, `depth`, `k`, `dropout`, ...).
+        num_features: channels of a point beside its position; the command line takes it from the data.
+        class_names: names of the categories; likewise.
+        conditioned: tell the network the category; with one category there is nothing to tell.
+        protocol: which parts are predicted and how IoU counts, see `pcattn.metrics.part_iou`. `"category"` chooses
+            among the parts of the shape's category.
+        label_smoothing: eps; the true part gets 1 - eps, the K - 1 others eps / (K - 1) each, as in PCT's code.
+        lovasz: weight of the Lovász-Softmax loss beside the cross-entropy; 0 leaves it out.
+        optimizer: `"sgd"` or `"adamw"`.
+        lr: learning rate after the warm-up.
+        momentum: of SGD.
+        weight_decay: of either.
+        warmup_epochs: epochs of linear warm-up.
+        min_lr: learning rate at the end of the cosine.
+        compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "point_accuracy", "instance_miou", "class_miou")
+
+    def __init__(
+        self,
+        parts: list[list[int]],
+        variant: str = "pct",
+        attention: str | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        network_kwargs: dict[str, Any] | None = None,
+        num_features: int = 0,
+        class_names: list[str] | None = None,
+        conditioned: bool = True,
+        protocol: str = "category",
+        label_smoothing: float = 0.2,
+        lovasz: float = 0.0,
+        optimizer: str = "sgd",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        warmup_epochs: float = 0.0,
+        min_lr: float = 1e-4,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(label_smoothing, optimizer, lr, min_lr)
+        if not parts:
+            raise ValueError(f"expected parts of each category (data with per_point: true), but got {parts}")
+        if not lovasz >= 0:
+            raise ValueError(f"expected lovasz >= 0, but got {lovasz}")
+        if class_names is not None and len(class_names) != len(parts):
+            raise ValueError(f"expected {len(parts)} class_names, one a category, but got {len(class_names)}")
+        self.save_hyperparameters()
+        self.parts = parts
+        self.class_names = class_names or [str(category) for category in range(len(parts))]
+        self.protocol = protocol
+        self.lovasz = lovasz
+        self.iou = PartIoU(parts, protocol)
+        self.accuracy = MeanMetric()
+        num_parts = self.iou.table.num_parts
+        num_categories = len(parts) if conditioned and len(parts) > 1 else None
+        self.network = PCTSegmenter(
+            num_parts,
+            num_categories,
+            variant,
+            attention,
+            attention_kwargs,
+            num_features=num_features,
+            **(network_kwargs or {}),
+        )
+        if compile:
+            self.network.compile()
+        self.label_smoothing = torch_smoothing(label_smoothing, num_parts)
+
+    def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        """Logits (B, N, num_parts) of clouds (B, N, 3) of categories (B,) with features (B, N, F)."""
+        return self.network(pos, category, features)
+
+    def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
+        """Smoothed cross-entropy over the points of a batch, and the Lovász term."""
+        logits = self(batch.pos, batch.category, batch.normals)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten(), label_smoothing=self.label_smoothing)
+        if self.lovasz:
+            loss = loss + self.lovasz * lovasz_softmax(logits.softmax(dim=2), batch.label)
+        self.log_train_loss(loss, batch)
+        return loss
+
+    def evaluate(self, batch: PointBatch) -> None:
+        """Add a batch to the metrics."""
+        logits = self(batch.pos, batch.category, batch.normals)
+        self.num_points = logits.shape[1]
+        self.iou.update(logits, batch.label, batch.category)
+        predicted = predict_parts(logits, batch.category, self.parts, self.protocol)
+        # Means of shapes, weighted by their points: the mean over all points.
+        self.accuracy.update((predicted == batch.label).float().mean(dim=1), self.num_points)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten(), reduction="none")
+        self.eval_loss.update(loss.view_as(predicted).mean(dim=1), self.num_points)
+
+    def compute_metrics(self, split: str) -> dict[str, Tensor]:
+        """Loss, accuracy and both mean IoUs over all samples since the last call."""
+        result = self.iou.compute()
+        metrics = {
+            "loss": self.eval_loss.compute(),
+            "point_accuracy": self.accuracy.compute(),
+            "instance_miou": result.instance,
+            "class_miou": result.classes,
+        }
+        self.last_summary = {
+            "protocol": self.protocol,
+            "points_per_shape": self.num_points,
+            "votes": 1,
+            "shapes": int(result.counts.sum()),
+            **{name: float(value) for name, value in metrics.items()},
+            "categories": [
+                {"category": name, "miou": iou if shapes else None, "shapes": shapes}
+                for name, iou, shapes in zip(
+                    self.class_names, result.per_class.tolist(), result.counts.tolist(), strict=True
+                )
+            ],
+        }
+        for metric in (self.iou, self.accuracy, self.eval_loss):
+            metric.reset()
+        return {f"{split}/{name}": value for name, value in metrics.items()}
+
+    def report(self, split: str) -> str:
+        """The last evaluation in words: mean IoU of each category and of all, and how they were measured."""
+        summary = self.last_summary
+        width = max(len("category"), *map(len, self.class_names))
+        lines = [f"{'category':{width}}    mIoU  shapes"]
+        for row in summary["categories"]:
+            miou = "     -" if row["miou"] is None else f"{row['miou']:.4f}"
+            lines.append(f"{row['category']:{width}}  {miou}  {row['shapes']:6d}")
+        lines.append(
+            f"{split}: instance mIoU {summary['instance_miou']:.4f}, class mIoU {summary['class_miou']:.4f}, "
+            f"point accuracy {summary['point_accuracy']:.4f}"
+        )
+        lines.append(
+            f"measured on {summary['shapes']} shapes with {summary['points_per_shape']} points each, "
+            f"protocol {summary['protocol']}, no voting"
+        )
+        return "\n".join(lines)
+
+    def save_report(self, split: str, folder: Path) -> list[Path]:
+        """Write `<split>_categories.csv`, a row a category, and `.json` with the means and how they were measured."""
+        folder.mkdir(parents=True, exist_ok=True)
+        table, summary = folder / f"{split}_categories.csv", folder / f"{split}_categories.json"
+        rows = self.last_summary["categories"]
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        summary.write_text(json.dumps({"split": split, **self.last_summary}, indent=2) + "\n")
+        return [table, summary]
+
+    def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Index and predicted parts of each cloud of a batch."""
+        logits = self(batch.pos, batch.category, batch.normals)
+        return {
+            "indices": batch.indices,
+            "parts": predict_parts(logits, batch.category, self.parts, self.protocol),
+        }
+
+    def save_predictions(self, batches: list[dict[str, Tensor]], folder: Path) -> Path:
+        """Write `predictions.npz`: `parts` (M, N) of the clouds `indices` (M,), in the order of their points."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "predictions.npz"
+        indices, parts = (torch.cat([batch[name] for batch in batches]).cpu() for name in ("indices", "parts"))
+        np.savez_compressed(path, indices=indices.numpy(), parts=parts.numpy())
+        return path
