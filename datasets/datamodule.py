@@ -14,7 +14,7 @@ from pcattn.registry import construct, resolve
 from pcattn.transforms import build_transforms, subsample
 
 from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
-from .errors import DatasetError, DatasetNotFoundError
+from .errors import DatasetError
 from .modelnet import ModelNet40
 from .shapes import Shapes
 
@@ -71,8 +71,13 @@ class PointCloudDataModule(LightningDataModule):
             raise ValueError(f"expected 0 < val_fraction < 1, but got {val_fraction}")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "num_points": num_points}
         for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise ValueError(f"expected {name} >= 1, but got {value}")
+            least = 2 if name == "batch_size" else 1  # batch normalisation of one cloud's head has no variance
+            if value is not None and value < least:
+                raise ValueError(f"expected {name} >= {least}, but got {value}")
+        if reserved := {"root", "train"} & set(dataset_kwargs or {}):
+            raise ValueError(
+                f"expected dataset_kwargs without {' and '.join(sorted(reserved))}, but got {dataset_kwargs}"
+            )
         self.save_hyperparameters()
         self.root = root
         self.dataset_name = dataset
@@ -136,16 +141,15 @@ class PointCloudDataModule(LightningDataModule):
             if strata.dim() == 2:  # parts of points without a category: one stratum
                 strata = torch.zeros(len(clouds))
             self.train_indices, self.val_indices = stratified_split(strata, self.val_fraction, self.split_seed)
+            if not len(self.val_indices):
+                raise DatasetError(f"expected a class with at least two clouds in {self.dataset_name}, one to validate")
         if stage in ("test", "predict") and "test" not in self._splits:
             self._splits["test"] = self._read(train=False)
 
-    def has_test_split(self) -> bool:
-        """Whether the test split can be read."""
-        try:
-            self.setup("test")
-        except DatasetNotFoundError:
-            return False
-        return True
+    def example(self) -> PointBatch:
+        """Two clouds of the training split, as evaluation sees them."""
+        clouds = self._splits["train"]
+        return subsample(clouds[0, self.train_indices[:2]], self.num_points or clouds.pos.shape[1])
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training part."""
@@ -175,9 +179,14 @@ class PointCloudDataModule(LightningDataModule):
         return batch
 
     def _dataset(self, train: bool) -> InMemoryDataset:
-        return construct(
-            "dataset", self.dataset_name, self.dataset_class, self.root, train=train, **self.dataset_kwargs
-        )
+        try:
+            return construct(
+                "dataset", self.dataset_name, self.dataset_class, self.root, train=train, **self.dataset_kwargs
+            )
+        except DatasetError:
+            raise
+        except ValueError as error:
+            raise DatasetError(str(error)) from error
 
     def _train_split(self) -> DenseClouds:
         if "train" not in self._splits:

@@ -28,7 +28,7 @@ class PointBatch(NamedTuple):
 class DenseClouds(Dataset):
     """A torch-geometric data set of equal-size clouds, seen as (M, N, 3) tensors: a batch is one indexed read.
 
-    The tensors are views of the data set's own storage; nothing is copied.
+    The tensors are views of the data set's own storage; nothing is copied, unless it is a selection of another.
 
     Args:
         dataset: in memory, with `pos`, and `y` (one class or one part a point), `category` and normals `x` if any.
@@ -44,6 +44,12 @@ class DenseClouds(Dataset):
     def __init__(
         self, dataset: InMemoryDataset, per_point: bool = False, normals: bool = False, name: str = "data set"
     ) -> None:
+        if len(dataset) == 0:
+            raise DatasetError(f"expected clouds in {name}, but it is empty")
+        if dataset.transform is not None:
+            raise DatasetError(f"expected {name} without a transform: batches are augmented instead (augmentation)")
+        if dataset._indices is not None:  # a part of a data set, or another order: gathered once
+            dataset = dataset.copy()
         data, num_clouds = dataset._data, len(dataset)
         sizes = dataset.slices["pos"].diff()
         num_points = int(sizes[0])

@@ -130,9 +130,10 @@ def _read_file(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray | N
         raise DatasetBrokenError(path, reason)
     if normals is not None and normals.shape != pos.shape:
         raise DatasetBrokenError(path, f"expected normal {pos.shape}, but got {normals.shape}")
-    if not np.isfinite(pos).all():
-        cloud = int(np.argmin(np.isfinite(pos).all(axis=(1, 2))))
-        raise DatasetBrokenError(path, f"expected finite coordinates, but cloud {cloud} has NaN or infinity")
+    for name, array in (("coordinates", pos), ("normals", normals)):
+        if array is not None and not np.isfinite(array).all():
+            cloud = int(np.argmin(np.isfinite(array).all(axis=(1, 2))))
+            raise DatasetBrokenError(path, f"expected finite {name}, but cloud {cloud} has NaN or infinity")
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         reason = f"expected labels in [0, {num_classes}), but got [{labels.min()}, {labels.max()}]"
         raise DatasetBrokenError(path, reason)

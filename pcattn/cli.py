@@ -13,11 +13,12 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
@@ -56,20 +57,25 @@ def concise(message: str) -> str:
     if union:
         reasons = re.findall(r"^ *- (.*)$", details, flags=re.MULTILINE)
         told = [reason for reason in reasons if "NoneType" not in reason] or reasons
-        value = re.search(r"Given value: (.*)", details)
+        value = re.search(r"Given value: (?!Namespace)(.*)", details)
         got = f", but got {value[1]}" if value and "but got" not in told[0] else ""
         message = f"{where}{' or '.join(dict.fromkeys(told))}{got}"
     if "arguments are required" in message:
         message += "; start from a configuration: pcattn fit -c configs/smoke.yaml"
-    return " ".join(message.split())
+    return " ".join(message.partition(", but got Namespace(")[0].split())
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the configuration when training starts; evaluation leaves the run's own as it is."""
+    """Saves the configuration when training starts; evaluation leaves the run's own as it is.
+
+    It is that of the training and not of one call: where a call went on from is left out.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save `config.yaml` into the run."""
         if stage == "fit":
+            self.config = self.config.clone()
+            self.config.update(Namespace(ckpt_path=None, weights_only=None, run=None))
             super().setup(trainer, pl_module, stage)
 
 
@@ -77,6 +83,22 @@ class PointCloudCLI(LightningCLI):
     """Lightning's command line with runs that lie in `runs/<name>/`, and results that a person can read."""
 
     def __init__(self, args: list[str] | None) -> None:
+        self.reserved: Path | None = None
+        try:
+            self._run(args)
+        except SystemExit as stop:
+            # Lightning ends an interrupted training with no word on how to go on.
+            if getattr(getattr(self, "trainer", None), "interrupted", False):
+                self._say_interrupted()
+                raise SystemExit(143 if self.trainer.received_sigterm else 130) from stop
+            raise
+        finally:
+            self._discard_unused()
+        if self.trainer.received_sigterm:
+            self._say_interrupted()
+            raise SystemExit(143)
+
+    def _run(self, args: list[str] | None) -> None:
         super().__init__(
             datamodule_class=PointCloudDataModule,
             save_config_callback=SaveRunConfig,
@@ -100,47 +122,49 @@ class PointCloudCLI(LightningCLI):
             "a number is appended instead. `--ckpt_path last` continues the latest one.",
         )
         parser.add_argument("--final_test", type=bool, default=True, help="Read the test split once, after training.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/oa",
-                "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
-        parser.link_arguments("seed_everything", "data.seed")
+        parser.add_argument("--checkpoint.monitor", type=str, default="val/oa", help="What best.ckpt is the best by.")
+        parser.add_argument("--checkpoint.mode", type=Literal["max", "min"], default="max")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
-        """Find the run and its checkpoint, and take the network's hyper-parameters from it, aloud.
+        """Find the run and its checkpoint, and take what belongs to the weights from it, aloud.
 
         Lightning does the last silently; a configuration that says something else would be ignored without a word.
         """
         subcommand = self.config["subcommand"]
         config = self.config[subcommand]
-        named = Path(config.run) if config.run else runs.config_run(_config_file(config))
         self.stored: dict[str, Any] = {}
-        which = config.ckpt_path
-        if which is None and subcommand != "fit":
-            which = "best"
+        file = _config_file(config)
+        own = None if config.run else runs.run_of_config(file)
+        named = own or Path(config.run or Path("runs") / file.stem)
+        which = config.ckpt_path or (None if subcommand == "fit" else "best")
+        if which is None:
+            self.run = self.reserved = runs.reserve(named)
+            return
         if which in ("best", "last"):
-            found = runs.latest_run(named, which)
-            if found is None:
+            # The configuration of a run speaks of that run; another one of the latest run that was made with it.
+            found = own or runs.latest(named, which)
+            if found is None or not runs.checkpoint_path(found, which).is_file():
                 fail(f"expected --ckpt_path FILE, or a {which} checkpoint in {named}, but there is none")
+            self.run = found
             config.ckpt_path = str(runs.checkpoint_path(found, which))
-        elif which is not None and not Path(which).is_file():
-            fail(f"expected --ckpt_path to be best, last or a file, but got {which}")
-        if config.ckpt_path is None:
-            self.run = runs.new_run(named)
         else:
-            self.run = runs.run_of_checkpoint(Path(config.ckpt_path)) or named
-            self._take_hyper_parameters(config)
-            config.weights_only = True  # a checkpoint is data, never code
+            path = Path(which)
+            if not path.is_file():
+                fail(f"expected --ckpt_path to be best, last or a file, but got {which}")
+            home = runs.run_of_checkpoint(path)
+            if config.run is None and home is not None:
+                self.run = home
+            elif subcommand != "fit" or (home is not None and home.absolute() == named.absolute()):
+                self.run = named
+            else:
+                self.run = self.reserved = runs.reserve(named)
+        self._take_hyper_parameters(config, resume=subcommand == "fit")
+        config.weights_only = True  # a checkpoint is data, never code
 
-    def _take_hyper_parameters(self, config: Any) -> None:
+    def _take_hyper_parameters(self, config: Any, resume: bool) -> None:
         try:
             checkpoint = torch.load(config.ckpt_path, weights_only=True, map_location="cpu")
             stored = checkpoint["hyper_parameters"]
@@ -150,13 +174,17 @@ class PointCloudCLI(LightningCLI):
                 f"but reading it failed ({type(error).__name__})",
                 error,
             )
-        init_args = config.model.init_args
-        for name, value in stored.items():
-            # How to run the network is not a property of its weights; what the data says is compared later.
-            if name in init_args and name not in ("compile", *FROM_DATA) and init_args[name] != value:
-                print(f"{name}: {value} as in {config.ckpt_path} (the configuration says {init_args[name]})")
-                init_args[name] = value
-        self.stored = {name: stored[name] for name in FROM_DATA if name in stored}
+        # How to run the network is not a property of its weights; what the data says is compared later.
+        take(stored, config.model.init_args, config.ckpt_path, leave=("compile", *FROM_DATA))
+        self.stored = {name: stored[name] for name in FROM_DATA if stored.get(name) is not None}
+        of_data = checkpoint.get("datamodule_hyper_parameters", {})
+        if resume:
+            take(of_data, config.data, config.ckpt_path, leave=("root", "eval_batch_size"))
+            config.seed_everything = of_data.get("seed", config.seed_everything)
+        else:
+            # Another split would call training clouds validation clouds.
+            split = {name: of_data[name] for name in ("val_fraction", "split_seed") if name in of_data}
+            take(split, config.data, config.ckpt_path)
 
     def before_instantiate_classes(self) -> None:
         """Evaluation prints its own table."""
@@ -168,66 +196,72 @@ class PointCloudCLI(LightningCLI):
         """A wrong value in a configuration is one line, not a traceback."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             self.parser.error(str(error), error)
         for name, value in self.stored.items():
             got = self.model.hparams.get(name)
             if got != value:
                 fail(f"expected data with {name} {value} as in the checkpoint, but got {got}")
-        self._check_monitor()
-
-    def _check_monitor(self) -> None:
-        """Lightning would look for the metric only when the first epoch is over."""
-        monitor = self.config_init[self.subcommand]["checkpoint"].monitor or ""
-        names = [f"val/{name}" for name in getattr(self.model, "METRICS", ())]
-        if self.subcommand == "fit" and names and monitor.startswith("val/") and monitor not in names:
-            fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {monitor}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""
-        trainer_config = self.config_init[self.subcommand]["trainer"]
+        config = self.config_init[self.subcommand]
         self.timer = Timer()
-        callbacks = [self.config_init[self.subcommand]["checkpoint"], self.timer]
-        kwargs["default_root_dir"] = trainer_config["default_root_dir"] or str(self.run)
+        # In this order: what the last checkpoint holds includes which one was the best.
+        self.best = runs.RunCheckpoint(self.run, "best", config["checkpoint"]["monitor"], config["checkpoint"]["mode"])
+        callbacks = [self.timer, self.best, runs.RunCheckpoint(self.run, "last")]
+        kwargs["default_root_dir"] = config["trainer"]["default_root_dir"] or str(self.run)
         if self.subcommand != "fit":
             kwargs["logger"] = False
-        elif trainer_config["logger"] is None:
+        elif config["trainer"]["logger"] is None:
             kwargs["logger"] = [
                 CSVLogger(str(self.run), name="", version="", flush_logs_every_n_steps=1),
                 TensorBoardLogger(str(self.run), name="tensorboard", version=""),
             ]
             callbacks.append(LearningRateMonitor("epoch"))
-        if callbacks[0].dirpath is None:
-            callbacks[0].dirpath = str(self.run / runs.CHECKPOINTS)
-        return self._instantiate_trainer({**trainer_config, **kwargs}, callbacks)
+        return self._instantiate_trainer({**config["trainer"], **kwargs}, callbacks)
 
     def before_fit(self) -> None:
-        """Keep the logs of the run that is resumed."""
+        """Find out now what would fail at the end of the first epoch, and keep the logs of a run that is resumed."""
+        names = [f"val/{name}" for name in getattr(self.model, "METRICS", ())]
+        if names and self.best.monitor not in names:
+            fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {self.best.monitor}")
+        try:
+            self.datamodule.setup("fit")
+            with torch.no_grad():
+                self.model.eval().evaluate(self.datamodule.example())
+        except ValueError as error:
+            fail(str(error), error)
+        self.model.compute_metrics("val")  # and forgets the example
+        self.model.train()
         if self.config_init["fit"]["ckpt_path"]:
             runs.keep_metrics(self.run)
 
     def after_fit(self) -> None:
         """Test the best checkpoint by validation, once, and say where everything lies."""
         config = self.config_init["fit"]
-        checkpoint = config["checkpoint"]
-        if config["trainer"]["fast_dev_run"] or self.trainer.interrupted or not checkpoint.best_model_path:
+        if config["trainer"]["fast_dev_run"] or self.trainer.interrupted or self.trainer.received_sigterm:
             return
-        score = float(checkpoint.best_model_score)
-        tables: list[Path] = []
-        results: dict[str, Any] = {"best": {checkpoint.monitor: score}}
         seconds = self.timer.time_elapsed("train") - self.timer.time_elapsed("validate")
         clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
-        results["clouds_per_second"] = clouds * self.trainer.world_size / seconds
+        results: dict[str, Any] = {"clouds_per_second": clouds * self.trainer.world_size / seconds}
+        tables: list[Path] = []
         evaluate = "validate"
-        print(f"\nbest checkpoint by {checkpoint.monitor}: {score:.4f}")
-        if not config["final_test"]:
-            print("test: left out (final_test: false)")
-        elif not self.datamodule.has_test_split():
-            print(f"test: left out, there is no test split in {self.datamodule.root}")
+        if not self.best.best_model_path:
+            print("\nno validation, hence no best checkpoint and no test")
         else:
-            evaluate, best = "test", checkpoint.best_model_path
-            (results["test"],) = self.trainer.test(self.model, self.datamodule, best, verbose=False, weights_only=True)
-            tables = self._report("test")
+            score = float(self.best.best_model_score or torch.nan)
+            results["best"] = {self.best.monitor: score}
+            print(f"\nbest checkpoint by {self.best.monitor}: {score:.4f}")
+            try:
+                if config["final_test"]:
+                    self.datamodule.setup("test")
+                    (results["test"],) = self.trainer.test(
+                        self.model, self.datamodule, self.best.best_model_path, verbose=False, weights_only=True
+                    )
+                    evaluate, tables = "test", self._report("test")
+            except DatasetError as error:
+                print(f"test: left out: {error}")
         (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         saved = self.run / "config.yaml"
         print(
@@ -242,6 +276,16 @@ class PointCloudCLI(LightningCLI):
             f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
+
+    def _say_interrupted(self) -> None:
+        if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
+            command = f"{_command('pcattn')} fit -c {self.run / 'config.yaml'} --ckpt_path last"
+            print(f"\ninterrupted; this goes on from the last complete epoch:\n  {command}", file=sys.stderr)
+
+    def _discard_unused(self) -> None:
+        """Leave no folder behind for a training that never came to its first checkpoint."""
+        if self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
+            shutil.rmtree(self.reserved, ignore_errors=True)
 
     def after_test(self) -> None:
         """Print the metrics and those of each class."""
@@ -260,6 +304,14 @@ class PointCloudCLI(LightningCLI):
         """Write the predictions for the test split into the run."""
         batches: Any = self.trainer.predict(model, **kwargs)
         print(f"\npredictions: {model.save_predictions(batches, self.run)}")
+
+
+def take(stored: dict[str, Any], options: Any, source: str, leave: tuple[str, ...] = ()) -> None:
+    """Replace options by those stored in a checkpoint, and say which."""
+    for name, value in stored.items():
+        if name in options and name not in leave and options[name] != value:
+            print(f"{name}: {value} as in {source} (the configuration says {options[name]})")
+            options[name] = value
 
 
 def _config_file(config: Any) -> Path:
@@ -297,5 +349,5 @@ def main(args: list[str] | None = None) -> None:
     )
     try:
         PointCloudCLI(args)
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         fail(str(error), error)

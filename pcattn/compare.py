@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -57,9 +58,7 @@ def compare(
                 progress.write(f"{attention}, seed {seed} failed: see {run}.log", file=sys.stderr)
     finished = {
         attention: [
-            json.loads(results.read_text())
-            for seed in seeds
-            if (results := out / f"{attention}-seed{seed}" / "results.json").exists()
+            _read(run) for run in (out / f"{attention}-seed{seed}" for seed in seeds) if (run / "results.json").exists()
         ]
         for attention in attentions
     }
@@ -67,7 +66,7 @@ def compare(
 
 
 def _train(config: str, attention: str, seed: int, run: Path, options: Sequence[str]) -> bool:
-    """One training as a process of its own, whose peak memory goes into its results; whether it succeeded."""
+    """One training as a process of its own, whose peak memory is kept beside its results; whether it succeeded."""
     command = [sys.executable, "-m", "pcattn", "fit", "-c", config, "--run", str(run), *options]
     command += ["--model.attention", attention, "--seed_everything", str(seed)]
     if runs.checkpoint_path(run, "last").exists():
@@ -77,15 +76,19 @@ def _train(config: str, attention: str, seed: int, run: Path, options: Sequence[
     with Path(f"{run}.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    results_file = run / "results.json"
-    if process.returncode or not results_file.exists():
+    if process.returncode or not (run / "results.json").exists():
         return False
-    results = json.loads(results_file.read_text())
     # Linux counts in KiB, macOS in bytes.
-    results["peak_mib"] = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    results |= _count(runs.checkpoint_path(run, "best"))
-    results_file.write_text(json.dumps(results, indent=2) + "\n")
+    peak_mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    (run / "costs.json").write_text(json.dumps({"peak_mib": peak_mib}) + "\n")
     return True
+
+
+def _read(run: Path) -> dict[str, Any]:
+    """Results and costs of a finished training. The peak is unknown (NaN) where this was interrupted just then."""
+    costs = run / "costs.json"
+    peak = json.loads(costs.read_text()) if costs.exists() else {"peak_mib": math.nan}
+    return json.loads((run / "results.json").read_text()) | peak | _count(runs.checkpoint_path(run, "best"))
 
 
 def _count(checkpoint: Path) -> dict[str, int]:
@@ -183,8 +186,11 @@ def main(args: Sequence[str]) -> int:
     out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"
     try:
         rows = compare(known.config, known.attentions, known.seeds, out, options)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
     if rows:
         table = format_table(rows)
         (out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")

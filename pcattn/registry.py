@@ -32,7 +32,7 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
         )
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
@@ -48,4 +48,7 @@ def construct(kind: str, name: str, factory: Callable[..., T], *args: Any, **kwa
     except TypeError as error:
         accepted = ", ".join(list(signature.parameters)[len(args) :]) or "none"
         raise ValueError(f"{kind} {name!r}: {error}; expected arguments among: {accepted}; but got {kwargs}") from None
-    return factory(*args, **kwargs)
+    try:
+        return factory(*args, **kwargs)
+    except TypeError as error:  # a value of a type that the factory cannot compare or compute with
+        raise ValueError(f"{kind} {name!r} with {kwargs}: {error}") from error

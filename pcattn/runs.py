@@ -1,31 +1,57 @@
 """Where runs lie on disk: `runs/<name>/` with its configuration, logs, results and `checkpoints/{best,last}.ckpt`."""
 
+import os
+import re
 from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 CHECKPOINTS = "checkpoints"
 
-
-def config_run(config: Path) -> Path:
-    """The run that a configuration belongs to: `runs/<file name>`, or the folder of a run whose own it is."""
-    if config.name == "config.yaml" and (config.parent / CHECKPOINTS).is_dir():
-        return config.parent
-    return Path("runs") / config.stem
+# Processes that Lightning starts for further devices find here the run that the first one has chosen.
+_INHERITED = "PCATTN_RUN"
 
 
-def new_run(run: Path) -> Path:
-    """`run` itself if nothing is there yet, else the next free of `run-2`, `run-3`, ...: no run overwrites another."""
-    candidate, number = run, 1
-    while candidate.exists():
-        number += 1
-        candidate = run.with_name(f"{run.name}-{number}")
-    return candidate
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint under one name in the run, replaced whenever a newer one counts.
+
+    A run may be moved, or be named by another path: what is restored on resumption refers to where it lies now.
+    """
+
+    def __init__(self, run: Path, name: str, monitor: str | None = None, mode: str = "max") -> None:
+        super().__init__(
+            dirpath=str((run / CHECKPOINTS).absolute()),
+            filename=name,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            enable_version_counter=False,
+            # The best is chosen at validation. The last is the end of an epoch, validation included.
+            save_on_train_epoch_end=monitor is None,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score, with paths of the present folder."""
+
+        def here(path: str) -> str:
+            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
+
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = here(state[key])
+        state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
 
 
-def latest_run(run: Path, checkpoint: str) -> Path | None:
-    """Among `run`, `run-2`, ... the one whose checkpoint of that name was written last; None if there is none."""
-    siblings = [run, *run.parent.glob(f"{run.name}-[0-9]*")]
-    written = [sibling for sibling in siblings if checkpoint_path(sibling, checkpoint).is_file()]
-    return max(written, key=lambda sibling: checkpoint_path(sibling, checkpoint).stat().st_mtime, default=None)
+def run_of_config(config: Path) -> Path | None:
+    """The run whose own `config.yaml` this is; None for any other configuration."""
+    return config.parent if config.name == "config.yaml" and (config.parent / CHECKPOINTS).is_dir() else None
+
+
+def run_of_checkpoint(path: Path) -> Path | None:
+    """The run in whose `checkpoints/` a file lies, if it lies in one."""
+    return path.parent.parent if path.parent.name == CHECKPOINTS else None
 
 
 def checkpoint_path(run: Path, name: str) -> Path:
@@ -33,9 +59,31 @@ def checkpoint_path(run: Path, name: str) -> Path:
     return run / CHECKPOINTS / f"{name}.ckpt"
 
 
-def run_of_checkpoint(path: Path) -> Path | None:
-    """The run in whose `checkpoints/` a file lies, if it lies in one."""
-    return path.parent.parent if path.parent.name == CHECKPOINTS else None
+def reserve(run: Path) -> Path:
+    """Make the folder of a new run: `run` itself, or the next free of `run.2`, `run.3`, ...
+
+    No run overwrites another, also when several start at once.
+    """
+    if _INHERITED in os.environ and "LOCAL_RANK" in os.environ:
+        return Path(os.environ[_INHERITED])
+    candidate, number = run, 1
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+            candidate = run.with_name(f"{run.name}.{number}")
+    os.environ[_INHERITED] = str(candidate)
+    return candidate
+
+
+def latest(run: Path, checkpoint: str) -> Path | None:
+    """Among `run`, `run.2`, ... the one whose checkpoint of that name was written last; None if there is none."""
+    pattern = re.compile(re.escape(run.name) + r"(\.\d+)?")
+    siblings = [path for path in run.parent.glob("*") if pattern.fullmatch(path.name)]
+    written = [path for path in siblings if checkpoint_path(path, checkpoint).is_file()]
+    return max(written, key=lambda path: checkpoint_path(path, checkpoint).stat().st_mtime, default=None)
 
 
 def keep_metrics(run: Path) -> None:

@@ -163,6 +163,8 @@ def build_transforms(steps: list[dict[str, dict[str, Any] | None]] | None) -> li
         if len(step) != 1:
             raise ValueError(f"expected each augmentation step to be one {{name: arguments}}, but got {step}")
         ((name, arguments),) = step.items()
+        if not isinstance(arguments, dict | None):
+            raise ValueError(f"expected arguments {{name: value}} of augmentation step {name!r}, but got {arguments}")
         factory = resolve("augmentation step", name, TRANSFORMS)
         transforms.append(construct("augmentation step", name, factory, **(arguments or {})))
     return transforms

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -105,17 +102,10 @@ class TestFit:
         task = Classification.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
         assert task(torch.randn(2, 32, 3)).shape == (2, 40)
 
-    def test_a_run_is_not_overwritten(self, run: Path, config: Path) -> None:
-        before = (run / "checkpoints" / "best.ckpt").read_bytes()
-        main(["fit", "-c", str(config), "--run", str(run), "--model.attention", "external", "--trainer.max_epochs=1"])
-        assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
-        saved = yaml.safe_load((run.with_name("run-2") / "config.yaml").read_text())
-        assert saved["model"]["init_args"]["attention"] == "external"
-
     def test_without_a_test_split(self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         root = write_modelnet40(tmp_path / "no_test", test=())
         main(["fit", "-c", str(config), "--data.root", str(root), "--trainer.max_epochs=1"])
-        assert "there is no test split in" in capsys.readouterr().out
+        assert "test: left out: the test split of ModelNet40 not found" in capsys.readouterr().out
         assert (tmp_path / "runs" / "tiny" / "checkpoints" / "best.ckpt").is_file()
 
 
@@ -133,12 +123,25 @@ class TestErrors:
             (["--data.num_points", "65"], "at most 64"),
             (["--data.normals", "true"], "expected normals"),
             (["--data.augmentation", "[{scale: {lo: 1}}]"], "low, high"),
+            (["--data.augmentation", "[{scale: 0.5}]"], "expected arguments"),
+            (["--data.augmentation", "[{scale: {low: a}}]"], "augmentation step 'scale'"),
+            (["--data.dataset_kwargs", "{train: false}"], "without train"),
+            (["--data.batch_size", "1"], "batch_size >= 2"),
+            (["--data.num_points", "6"], "at least 8 points"),
+            (["--model.network_kwargs.k", "40"], "at least 80 points"),
+            (["--model.network_kwargs.k", "2.5"], "k to be an integer"),
+            (["--model.network_kwargs.depth", "-1"], "depth to be an integer >= 0"),
+            (["--model.network_kwargs.dim", "0"], "multiple of 4"),
+            (["--model.label_smoothing", "0.99"], "label_smoothing <= 0.975"),
+            (["--checkpoint.monitor", "val/accuracy"], "val/oa"),
+            (["--run", "/dev/null/run"], "/dev/null/run"),
             (["--ckpt_path", "last"], "there is none"),
             (["--ckpt_path", "no/such/file.ckpt"], "best, last or a file"),
         ],
     )
     def test_options(self, config: Path, args: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
         assert message in error_of(["fit", "-c", str(config), *args], capsys)
+        assert not Path("runs/tiny").exists()  # nothing is left of a run that never was
 
     def test_config_typo(self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         typo = tmp_path / "typo.yaml"
@@ -186,37 +189,3 @@ def test_configs_are_valid(path: Path, root: Path, capsys: pytest.CaptureFixture
     else:
         args += ["--data.dataset_kwargs={num_train: 88, num_test: 22, num_points: 256}", "--data.root=shapes"]
     main(args)
-
-
-def wait_for_epochs(run: Path, epochs: int, process: subprocess.Popen) -> None:
-    """Until that many validations are in the log."""
-    for _ in range(600):
-        if (run / "metrics.csv").is_file():
-            with (run / "metrics.csv").open() as file:
-                if sum(bool(row.get("val/oa")) for row in csv.DictReader(file)) >= epochs:
-                    return
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.05)
-    raise AssertionError("the run did not get that far in 30 seconds")
-
-
-def test_a_killed_run_resumes_bit_identically(config: Path) -> None:
-    args = ["fit", "-c", str(config), "--trainer.max_epochs=6"]
-    main([*args, "--run", "whole"])
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "pcattn", *args, "--run", "killed"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for_epochs(Path("killed"), 2, process)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not Path("killed/results.json").exists()
-    main([*args, "--run", "killed", "--ckpt_path", "last"])
-    whole, killed = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "killed"))
-    assert whole["global_step"] == killed["global_step"]
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(value, killed["state_dict"][name]), name
-    figures = [json.loads(Path(run, "results.json").read_text()) for run in ("whole", "killed")]
-    assert figures[0]["best"] == figures[1]["best"]
-    assert figures[0]["test"] == figures[1]["test"]
-    # The log of the killed part is kept beside that of the rest.
-    assert Path("killed/metrics-1.csv").is_file()

@@ -123,9 +123,12 @@ class PCTBackbone(nn.Module):
             raise ValueError(f"expected variant to be one of {', '.join(self.VARIANTS)}, but got {variant!r}")
         own_attention, own_dim = self.VARIANTS[variant]
         attention = attention or own_attention
-        dim = dim or own_dim
+        dim = own_dim if dim is None else dim
         if dim < 4 or dim % 4:
             raise ValueError(f"expected dim to be a multiple of 4, but got {dim}")
+        for name, value, least in (("depth", depth, 0), ("k", k, 1), ("out_dim", out_dim, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"expected {name} to be an integer >= {least}, but got {value}")
         self.num_features = num_features
         in_dim = 3 + num_features
         self.embedding: nn.Module = (

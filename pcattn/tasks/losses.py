@@ -9,7 +9,13 @@ def torch_smoothing(label_smoothing: float, num_classes: int) -> float:
 
     That is PCT's code and the usual meaning; torch spreads over all K classes, the true one included.
     """
-    return label_smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0
+    if num_classes == 1:
+        return 0.0
+    smoothing = label_smoothing * num_classes / (num_classes - 1)
+    if smoothing > 1:
+        limit = (num_classes - 1) / num_classes
+        raise ValueError(f"expected label_smoothing <= {limit:g} with {num_classes} classes, but got {label_smoothing}")
+    return smoothing
 
 
 def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
