@@ -94,9 +94,6 @@ class PointCloudCLI(LightningCLI):
             raise
         finally:
             self._discard_unused()
-        if self.trainer.received_sigterm:
-            self._say_interrupted()
-            raise SystemExit(143)
 
     def _run(self, args: list[str] | None) -> None:
         super().__init__(
