@@ -96,14 +96,13 @@ def _choose(backend: str, candidates: dict[str, tuple[str, Callable[[], list[str
 
 def triton_reasons(tensor: Tensor) -> list[str]:
     """Reasons why no Triton kernel can run on this tensor: in Triton's interpreter, or compiled, on CUDA."""
-    if not _installed("triton"):
-        return ["triton is not installed"]
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return []
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     reasons = []
-    if tensor.device.type != "cuda":
+    if not _installed("triton"):
+        reasons.append("triton is not installed")
+    if tensor.device.type != "cuda" and not interpreted:
         reasons.append(f"the tensors are on {tensor.device}, not on a CUDA device, and TRITON_INTERPRET is not 1")
-    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang", "cc"))):
+    if not (interpreted or os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
         reasons.append("Triton finds no C compiler (gcc, clang or $CC)")
     return reasons
 
