@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -107,14 +108,14 @@ def read_las(path: Path, columns: Sequence[str] | None) -> Columns:
     """Columns of a LAS or LAZ file, with coordinates in its own unit as float64.
 
     Raises:
-        ValueError: laspy is not installed, or the file is broken.
+        ImportError: laspy is not installed.
+        ValueError: the file is broken.
     """
-    try:
-        import laspy
-    except ImportError as error:
-        raise ValueError("reading it needs laspy: pip install 'laspy[lazrs]'") from error
+    import laspy  # imported here: an optional dependency, `pip install pcattn[las]`
+
     parts: dict[str, list[np.ndarray]] = {}
     try:
+        _check_las_header(path)
         with laspy.open(path) as file:
             expected, size = file.header.point_count, file.header.point_format.size
             available = path.stat().st_size - file.header.offset_to_point_data
@@ -125,14 +126,29 @@ def read_las(path: Path, columns: Sequence[str] | None) -> Columns:
             for points in file.chunk_iterator(1 << 20):
                 for name in ("x", "y", "z", *names):
                     parts.setdefault(name, []).append(np.array(points[name]))
-    except ValueError:
+    except (ValueError, OSError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever a damaged file makes the library raise
+    except BaseException as error:  # a panic of the decompressor, which is written in Rust, is no Exception
         raise ValueError(f"expected a LAS file, but reading it failed: {error}") from error
     result = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     if len(result.get("x", ())) != expected:
         raise ValueError(f"expected {expected} points as the header says, but got {len(result.get('x', ()))}")
     return result
+
+
+def _check_las_header(path: Path) -> None:
+    """Refuse counts of records before the points that the file cannot hold: laspy would read on for hours."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(255)
+    if len(header) < 227:
+        raise ValueError(f"expected a LAS header of 227 bytes, but got {len(header)}")
+    offset, records = struct.unpack_from("<II", header, 96)
+    extended = struct.unpack_from("<I", header, 243)[0] if header[25] >= 4 and len(header) == 255 else 0
+    if 54 * records > offset or offset > size or 60 * extended > size:
+        raise ValueError(
+            f"expected a LAS header that fits {size} bytes, but got {records} records before byte {offset}"
+        )
 
 
 def _from_array(array: np.ndarray, columns: Sequence[str] | None) -> Columns:

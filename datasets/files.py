@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import file_arrays, file_mesh, file_pcd, file_ply
-from .errors import DatasetBrokenError
+from .errors import DatasetBrokenError, DatasetError
 from .file_columns import assemble
 
 
@@ -111,8 +111,15 @@ def read_cloud(
         raise
     except OSError as error:
         raise DatasetBrokenError(path, error.strerror or str(error)) from error
-    except (ValueError, MemoryError) as error:
-        raise DatasetBrokenError(path, str(error) or "it is too large for the memory of this machine") from error
+    except ValueError as error:
+        raise DatasetBrokenError(path, " ".join(str(error).split())) from error
+    except MemoryError as error:
+        raise DatasetBrokenError(path, "it is too large for the memory of this machine") from error
+    except ImportError as error:
+        raise DatasetError(f"reading {path} needs {error.name}: pip install {error.name}") from error
+    except Exception as error:  # whatever damaged bytes make the libraries below raise
+        reason = " ".join(str(error).split())
+        raise DatasetBrokenError(path, f"it cannot be read ({type(error).__name__}: {reason})") from error
     if not len(pos):
         raise DatasetBrokenError(path, "expected points, but it has none")
     if drop_invalid:

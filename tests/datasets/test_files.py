@@ -4,13 +4,14 @@ import io
 import os
 import re
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pcattn.datasets.errors import DatasetBrokenError
+from pcattn.datasets.errors import DatasetBrokenError, DatasetError
 from pcattn.datasets.files import Cloud, read_cloud, write_ply
 
 RNG = np.random.default_rng(0)
@@ -403,6 +404,12 @@ class TestLas:
 
 
 class TestAnyFile:
+    def test_a_missing_library_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "laspy", None)
+        (tmp_path / "cloud.las").write_bytes(b"LASF")
+        with pytest.raises(DatasetError, match=r"cloud\.las needs laspy: pip install laspy"):
+            read_cloud(tmp_path / "cloud.las")
+
     def test_wrong_content(self, tmp_path: Path) -> None:
         broken(tmp_path / "empty.ply", b"", r"it is empty \(0 bytes\)")
         broken(tmp_path / "image.ply", b"\x89PNG\r\n\x1a\n" + bytes(99), r"ends in \.ply, but it holds a PNG image")
