@@ -161,6 +161,12 @@ class PointCloudDataModule(LightningDataModule):
         return [clouds.label.flatten()[category == c].unique().tolist() for c in range(int(category.max()) + 1)]
 
     @property
+    def part_names(self) -> list[str] | None:
+        """Names of the parts by their ids, where labels are those of points and the data set names them."""
+        names = getattr(self.dataset_class, "part_names", None) if self.per_point else None
+        return None if names is None else list(names)
+
+    @property
     def num_features(self) -> int:
         """Channels of a point beside its position."""
         return count_channels(self.features)
