@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from tqdm import tqdm
 
 from pcattn import runs
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.registry import resolve
+from pcattn.tasks.base import PointCloudTask
 
 #: What results are compared by, of any task, and its name in words; a table is ordered by the first that it has.
 METRICS = {
@@ -103,10 +103,10 @@ def _read(run: Path) -> dict[str, Any]:
 def _count(checkpoint: Path) -> dict[str, int]:
     """Parameters, and multiply-adds of the forward pass of one cloud."""
     stored = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    task_class: type[LightningModule] = resolve("task", stored["hyper_parameters"]["_class_path"], {})
+    task_class: type[PointCloudTask] = resolve("task", stored["hyper_parameters"]["_class_path"], {})
     task = task_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, compile=False).eval()
     num_points, channels = stored["datamodule_hyper_parameters"]["num_points"] or 1024, task.hparams["num_features"]
-    inputs = {"features": torch.rand(1, num_points, channels) if channels else None}
+    inputs: dict[str, torch.Tensor | None] = {"features": torch.rand(1, num_points, channels) if channels else None}
     if "parts" in task.hparams:
         inputs["category"] = torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
