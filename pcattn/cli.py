@@ -171,8 +171,9 @@ class PointCloudCLI(LightningCLI):
                 f"but reading it failed ({type(error).__name__})",
                 error,
             )
-        # How to run the network is not a property of its weights; what the data says is compared later.
-        take(stored, config.model.init_args, config.ckpt_path, leave=("compile", *FROM_DATA))
+        # How to run and judge the network is no property of its weights; what the data says is compared later.
+        leave = ("compile", "votes", "all_points", *FROM_DATA)
+        take(stored, config.model.init_args, config.ckpt_path, leave)
         self.stored = {name: stored[name] for name in FROM_DATA if stored.get(name) is not None}
         of_data = checkpoint.get("datamodule_hyper_parameters", {})
         if resume:
