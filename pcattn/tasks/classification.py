@@ -84,7 +84,7 @@ class Classification(PointCloudTask):
 
     def logits(self, batch: PointBatch) -> Tensor:
         """Logits (B, num_classes) of a batch."""
-        return self(batch.pos, batch.normals)
+        return self(batch.pos, batch.channels)
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy of a batch."""

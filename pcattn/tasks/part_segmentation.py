@@ -125,7 +125,7 @@ class PartSegmentation(PointCloudTask):
 
     def logits(self, batch: PointBatch) -> Tensor:
         """Logits (B, N, num_parts) of a batch."""
-        return self(batch.pos, batch.category, batch.normals)
+        return self(batch.pos, batch.category, batch.channels)
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy over the points of a batch, and the Lovász term."""
