@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pcattn.tasks.optimization import OPTIMIZERS, build_optimizer, build_schedule
+from pcattn.tasks.optimization import OPTIMIZERS, AveragedWeights, build_optimizer, build_schedule
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -21,11 +21,11 @@ class PointCloudTask(LightningModule):
     """A network with its loss, metrics and optimiser.
 
     A task keeps its arguments, plain data all of them, as hyper-parameters: `optimizer`, `lr`, `momentum`,
-    `weight_decay`, `warmup_epochs` and `min_lr` are read from there. It has the methods that raise
+    `weight_decay`, `warmup_epochs`, `min_lr` and `ema_decay` are read from there. It has the methods that raise
     `NotImplementedError` here, and `training_step` and `predict_step` of Lightning.
 
     Args:
-        label_smoothing, optimizer, lr, min_lr: arguments of the task, to be checked.
+        label_smoothing, optimizer, lr, min_lr, ema_decay: arguments of the task, to be checked.
 
     Raises:
         ValueError: one of them is out of range.
@@ -35,7 +35,9 @@ class PointCloudTask(LightningModule):
     METRICS: ClassVar[tuple[str, ...]] = ()
     network: nn.Module
 
-    def __init__(self, label_smoothing: float, optimizer: str, lr: float, min_lr: float) -> None:
+    def __init__(
+        self, label_smoothing: float, optimizer: str, lr: float, min_lr: float, ema_decay: float | None = None
+    ) -> None:
         super().__init__()
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
@@ -43,6 +45,8 @@ class PointCloudTask(LightningModule):
             raise ValueError(f"expected 0 <= label_smoothing < 1, but got {label_smoothing}")
         if not lr > 0 or not 0 <= min_lr <= lr:
             raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"expected 0 <= ema_decay < 1, but got {ema_decay}")
         self.eval_loss = MeanMetric()
 
     def evaluate(self, batch: PointBatch) -> None:
@@ -84,6 +88,11 @@ class PointCloudTask(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all test samples."""
         self.log_dict(self.compute_metrics("test"), prog_bar=True)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The averaging of the weights, where it is asked for."""
+        decay = self.hparams.get("ema_decay")
+        return [] if decay is None else [AveragedWeights(decay)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, with a cosine schedule stepped after every batch."""
