@@ -90,9 +90,7 @@ class TextbookPCT(nn.Module):
         out_dim, last = network.backbone.out_dim, network.head[-1]
         depth = len(network.backbone.layers)
         # In the order of the network's own modules, so that its weights are ours one by one.
-        self.embedding = nn.Sequential(
-            *conv_bn(3, dim // 4), nn.ReLU(), *conv_bn(dim // 4, dim // 4), nn.ReLU()
-        )
+        self.embedding = nn.Sequential(*conv_bn(3, dim // 4), nn.ReLU(), *conv_bn(dim // 4, dim // 4), nn.ReLU())
         self.groups = nn.ModuleList([LocalOp(dim // 2, dim // 2), LocalOp(dim, dim)])
         self.mix = nn.Sequential(*conv_bn(dim, dim), nn.ReLU(), *conv_bn(dim, dim), nn.ReLU())
         self.layers = nn.ModuleList(Offset(dim) for _ in range(depth))
