@@ -15,6 +15,7 @@ from pcattn.transforms import build_transforms, subsample
 
 from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetError
+from .folder import PointCloudFolder, PyGPointClouds
 from .modelnet import ModelNet40
 from .shapes import Shapes
 
@@ -22,6 +23,8 @@ from .shapes import Shapes
 DATASETS: dict[str, type[InMemoryDataset]] = {
     "modelnet40": ModelNet40,
     "shapes": Shapes,
+    "folder": PointCloudFolder,
+    "pyg": PyGPointClouds,
 }
 
 

@@ -19,7 +19,7 @@ from torch_geometric.data import Data, InMemoryDataset
 from tqdm import tqdm
 
 from .cache import ArrayWriter, cached
-from .errors import DatasetBrokenError, DatasetError
+from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 from .files import check_finite, read_cloud
 from .folder_layout import SPLITS, Entry, assign_splits, find_layout
 
@@ -39,7 +39,6 @@ class _Options(NamedTuple):
     max_points: int | None
     drop_invalid: bool
     seed: int
-    on_error: str
 
 
 class PointCloudFolder(InMemoryDataset):
@@ -127,17 +126,17 @@ class PointCloudFolder(InMemoryDataset):
             raise DatasetError(f"expected a {split} split in {root}, but got {' and '.join(self.splits)} alone")
         # Split after split, so that each is one range of the cached arrays.
         entries.sort(key=lambda entry: (SPLITS.index(entry.split or "train"), entry.path))
-        options = _Options(label, columns, mesh_points, max_points, drop_invalid, seed, on_error)
+        options = _Options(label, columns, mesh_points, max_points, drop_invalid, seed)
         result = cached(
             "folder",
             layout.root,
             [entry.path for entry in _present(entries, on_error)],
-            partial(_build, entries, layout.root, self.class_names, options),
+            partial(_build, entries, layout.root, self.class_names, options, on_error),
             [VERSION, *options, [(str(e.path.relative_to(layout.root)), e.label, e.split) for e in entries]],
         )
         self._take(split, result.arrays, result.info)
         if result.info["skipped"]:
-            _refuse_or_warn(result.info["skipped"], "skip")
+            _refuse_or_warn(result.info["skipped"], on_error)  # the cache may be one of `skip`
 
     def _take(self, split: str, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         """The range of the arrays that is this split."""
@@ -164,6 +163,16 @@ class PointCloudFolder(InMemoryDataset):
         else:
             self._data.y, self.slices["y"] = torch.from_numpy(arrays["part"][points]), per_point
             self._data.category, self.slices["category"] = classes, per_cloud
+
+    @staticmethod
+    def recognises(root: str) -> bool:
+        """Whether clouds lie under `root` in one of the layouts."""
+        try:
+            return bool(find_layout(Path(root)).entries)
+        except DatasetNotFoundError:
+            return False
+        except DatasetError:  # almost: the message of the constructor tells what is wrong
+            return True
 
     @property
     def num_classes(self) -> int:
@@ -242,7 +251,7 @@ def _present(entries: Sequence[Entry], on_error: str) -> list[Entry]:
 
 
 def _build(
-    entries: Sequence[Entry], root: Path, class_names: list[str], options: _Options, writer: ArrayWriter
+    entries: Sequence[Entry], root: Path, class_names: list[str], options: _Options, on_error: str, writer: ArrayWriter
 ) -> None:
     """Read all clouds side by side into files of their own, and write those behind one another."""
     jobs = [(entry.path, writer.folder / f"part-{index}.npz", options) for index, entry in enumerate(entries)]
@@ -250,7 +259,7 @@ def _build(
     skipped: list[str] = []
     for entry, job, outcome in zip(entries, jobs, _in_processes(jobs), strict=True):
         if isinstance(outcome, DatasetError):
-            if options.on_error == "raise":
+            if on_error == "raise":
                 raise outcome
             skipped.append(str(outcome))
         else:

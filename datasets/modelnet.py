@@ -73,6 +73,14 @@ class ModelNet40(InMemoryDataset):
         return len(self.class_names)
 
     @staticmethod
+    def recognises(root: str) -> bool:
+        """Whether these files lie under `root`."""
+        try:
+            return find_folder(root).is_dir()
+        except DatasetNotFoundError:
+            return False
+
+    @staticmethod
     def read_class_names(root: str) -> list[str]:
         """The names in `shape_names.txt`, in the order of the labels."""
         path = find_folder(root) / "shape_names.txt"

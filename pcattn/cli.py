@@ -31,6 +31,7 @@ OTHER_COMMANDS = {
     "bench attention": "pcattn.bench.attention",
     "bench ops": "pcattn.bench.ops",
     "compare": "pcattn.compare",
+    "data": "pcattn.data_report",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
