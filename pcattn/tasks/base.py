@@ -100,10 +100,9 @@ class PointCloudTask(LightningModule):
         torch.manual_seed(batch.seed)
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
-        """Add a batch to the metrics; further looks only where validation is all that is done."""
+        """Add a batch to the metrics."""
         self.evaluate(batch)
-        if self.trainer.state.fn == TrainerFn.VALIDATING:
-            self._look_again(batch, "val")
+        self._look_again(batch, "val")
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
@@ -111,7 +110,8 @@ class PointCloudTask(LightningModule):
         self._look_again(batch, "test")
 
     def _look_again(self, batch: PointBatch, split: str) -> None:
-        if self.votes == 1 and not self.all_points:
+        """Add further looks at the clouds of a batch, except during training, which would be slow."""
+        if (self.votes == 1 and not self.all_points) or self.trainer.state.fn == TrainerFn.FITTING:
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         points: Any = batch.point_indices
