@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import move_data_to_device
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pcattn.tasks.optimization import OPTIMIZERS, build_optimizer, build_schedule
+from pcattn.tasks.optimization import OPTIMIZERS, AveragedWeights, build_optimizer, build_schedule
 from pcattn.tasks.voting import draw_votes
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ class PointCloudTask(LightningModule):
     """A network with its loss, metrics and optimiser.
 
     A task keeps its arguments, plain data all of them, as hyper-parameters: `optimizer`, `lr`, `momentum`,
-    `weight_decay`, `warmup_epochs` and `min_lr` are read from there. It has the methods that raise
+    `weight_decay`, `warmup_epochs`, `min_lr` and `ema_decay` are read from there. It has the methods that raise
     `NotImplementedError` here, and `training_step` and `predict_step` of Lightning.
 
     Args:
-        label_smoothing, optimizer, lr, min_lr: arguments of the task, to be checked.
+        label_smoothing, optimizer, lr, min_lr, ema_decay: arguments of the task, to be checked.
         votes: likewise; more than one look at every cloud by `validate` and `test`, beside the evaluation by one.
         all_points: likewise; carry predictions to all points of every cloud, likewise.
 
@@ -46,6 +46,7 @@ class PointCloudTask(LightningModule):
         optimizer: str,
         lr: float,
         min_lr: float,
+        ema_decay: float | None = None,
         votes: int = 1,
         all_points: bool = False,
     ) -> None:
@@ -56,6 +57,8 @@ class PointCloudTask(LightningModule):
             raise ValueError(f"expected 0 <= label_smoothing < 1, but got {label_smoothing}")
         if not lr > 0 or not 0 <= min_lr <= lr:
             raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"expected 0 <= ema_decay < 1, but got {ema_decay}")
         if votes < 1:
             raise ValueError(f"expected votes >= 1, but got {votes}")
         self.votes, self.all_points = votes, all_points
@@ -126,6 +129,11 @@ class PointCloudTask(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all test samples."""
         self.log_dict(self.compute_metrics("test"), prog_bar=True)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The averaging of the weights, where it is asked for."""
+        decay = self.hparams.get("ema_decay")
+        return [] if decay is None else [AveragedWeights(decay)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, with a cosine schedule stepped after every batch."""

@@ -42,6 +42,7 @@ class Classification(PointCloudTask):
         weight_decay: of either.
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
+        ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
         compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
     """
 
@@ -64,9 +65,10 @@ class Classification(PointCloudTask):
         weight_decay: float = 5e-4,
         warmup_epochs: float = 0.0,
         min_lr: float = 1e-4,
+        ema_decay: float | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(label_smoothing, optimizer, lr, min_lr, votes)
+        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes)
         self.save_hyperparameters()
         self.network = PCTClassifier(
             num_classes, variant, attention, attention_kwargs, num_features=num_features, **(network_kwargs or {})

@@ -54,6 +54,7 @@ class PartSegmentation(PointCloudTask):
         weight_decay: of either.
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
+        ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
         compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
     """
 
@@ -81,9 +82,10 @@ class PartSegmentation(PointCloudTask):
         weight_decay: float = 5e-4,
         warmup_epochs: float = 0.0,
         min_lr: float = 1e-4,
+        ema_decay: float | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(label_smoothing, optimizer, lr, min_lr, votes, all_points)
+        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, all_points)
         if not parts:
             raise ValueError(f"expected parts of each category (data with per_point: true), but got {parts}")
         if not lovasz >= 0:
