@@ -103,19 +103,23 @@ class PointCloudTask(LightningModule):
         torch.manual_seed(batch.seed)
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
-        """Add a batch to the metrics."""
+        """Add a batch to the metrics; further looks only where validation is all that is done."""
         self.evaluate(batch)
-        self._look_again(batch, "val")
+        if self._looks_again and self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._look_again(batch, "val")
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
         self.evaluate(batch)
-        self._look_again(batch, "test")
+        if self._looks_again:
+            self._look_again(batch, "test")
+
+    @property
+    def _looks_again(self) -> bool:
+        """Whether there is more than one look at every cloud, or it is judged at all its points."""
+        return self.votes > 1 or self.all_points
 
     def _look_again(self, batch: PointBatch, split: str) -> None:
-        """Add further looks at the clouds of a batch, except during training, which would be slow."""
-        if (self.votes == 1 and not self.all_points) or self.trainer.state.fn == TrainerFn.FITTING:
-            return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         points: Any = batch.point_indices
         for index, own in zip(batch.indices.tolist(), points, strict=True):
