@@ -5,6 +5,7 @@ from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 from .modelnet import ModelNet40
 from .preprocess import preprocess
+from .shapenet import ShapeNetPart
 from .shapes import Shapes
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ModelNet40",
     "PointBatch",
     "PointCloudDataModule",
+    "ShapeNetPart",
     "Shapes",
     "preprocess",
     "stratified_split",
