@@ -16,6 +16,7 @@ from pcattn.transforms import build_transforms, subsample
 
 from .dense import SAMPLINGS, DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetError
+from .folder import PointCloudFolder, PyGPointClouds
 from .modelnet import ModelNet10, ModelNet40
 from .preprocess import check, count_channels
 from .scanobjectnn import ScanObjectNN
@@ -30,6 +31,8 @@ DATASETS: dict[str, type[InMemoryDataset]] = {
     "scanobjectnn": ScanObjectNN,
     "shapenetpart": ShapeNetPart,
     "shapes": Shapes,
+    "folder": PointCloudFolder,
+    "pyg": PyGPointClouds,
 }
 
 

@@ -34,6 +34,7 @@ OTHER_COMMANDS = {
     "bench train": "pcattn.bench.train",
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
+    "data": "pcattn.data_report",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
