@@ -101,7 +101,7 @@ class PartSegmentation(PointCloudTask):
         self.accuracy = MeanMetric()
         #: (votes, whether on all points) of each further line of an evaluation, and its metric
         self.looks = [(v, everywhere) for everywhere in sorted({False, all_points}) for v in sorted({1, votes})][1:]
-        self.look_ious = nn.ModuleList(PartIoU(parts, protocol) for _ in self.looks)
+        self.look_ious: Any = nn.ModuleList(PartIoU(parts, protocol) for _ in self.looks)
         self.sizes: list[int] = []  # of the complete clouds
         num_parts = self.iou.table.num_parts
         if part_names is not None and len(part_names) != num_parts:
@@ -168,7 +168,7 @@ class PartSegmentation(PointCloudTask):
             "instance_miou": result.instance,
             "class_miou": result.classes,
         }
-        self.last_summary = {
+        self.last_summary: dict[str, Any] = {
             "protocol": self.protocol,
             "points_per_shape": self.num_points,
             "votes": 1,
