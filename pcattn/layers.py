@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pcattn.aggregation_op import aggregate, can_aggregate
 from pcattn.ops import gather
 
 
@@ -73,6 +74,8 @@ class LocalAggregation(nn.Module):
         from_points = nn.functional.linear(features, of_neighbour)
         at_centre = features if centres is None else gather(features, centres)
         from_centre = nn.functional.linear(at_centre, of_centre - of_neighbour)
+        if can_aggregate(from_points, self.norm, self.second.norm):
+            return aggregate(from_points, from_centre, neighbours, self.norm, self.second.linear, self.second.norm)
         grouped = gather(from_points, neighbours) + from_centre[:, :, None]  # (B, M, k, out_dim)
         # max().values, not amax: its gradient is one scatter in place of four passes over the groups.
         return self.second(self.act(normalize(self.norm, grouped))).max(dim=2).values

@@ -171,7 +171,7 @@ class TestWeights:
         ("args", "message"),
         [
             (["--init_from=gone"], "--init_from: expected a .ckpt or .safetensors file"),
-            (["--init_from", "WEIGHTS", "--model.variant=spct", "--model.network_kwargs.dim=24"], "none fits"),
+            (["--init_from", "WEIGHTS", "--model.variant=spct", "--model.network_kwargs.dim=20"], "none fits"),
             (["--ckpt_path", "WEIGHTS"], "weights alone: --init_from"),
         ],
     )
