@@ -31,6 +31,7 @@ OTHER_COMMANDS = {
     "bench attention": "pcattn.bench.attention",
     "bench ops": "pcattn.bench.ops",
     "compare": "pcattn.compare",
+    "predict-files": "pcattn.predict_files",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.

@@ -94,7 +94,8 @@ class Model:
         self.data = data
         self.training = training or {}
         self.num_points: int = data.get("num_points") or NUM_POINTS
-        self.num_features: int = hyper_parameters.get("num_features", 0)
+        num_features: int = hyper_parameters.get("num_features", 0)
+        self.channel_names = ["nx", "ny", "nz"] if num_features == 3 else [f"feature_{i}" for i in range(num_features)]
         self.class_names: list[str] = list(getattr(task, "class_names", []))
         self.part_names: list[str] = list(getattr(task, "part_names", []))
 
@@ -166,11 +167,15 @@ class Model:
         pos, features = self._prepare(points)
         draws = draw(len(pos), self.num_points, votes, seed)
         logits = self._forward(pos, features, draws, index)
-        # The parts to choose from are those of the metrics, see `pcattn.metrics.part_iou`.
-        parts = self.task.parts[index] if self.task.protocol == "category" else range(logits.shape[2])
-        ids = torch.tensor(sorted(parts), device=logits.device)
+        ids = torch.tensor(self.part_ids(index), device=logits.device)
         labels, probabilities = carry(pos, draws, logits[..., ids].softmax(dim=2))
         return Parts(ids.cpu()[labels].numpy(), probabilities.numpy(), self.part_names, index)
+
+    def part_ids(self, category: int) -> list[int]:
+        """The parts to choose from: those of the category, or all, as in the metrics of the training."""
+        if getattr(self.task, "protocol", None) == "category":
+            return sorted(self.task.parts[category])  # type: ignore[index]
+        return list(range(len(self.part_names)))
 
     def category_index(self, category: Any = None) -> int:
         """The index of a category given by name or index, also as a tensor; it may be left out where there is but one.
@@ -182,7 +187,7 @@ class Model:
             return 0
         if isinstance(category, str) and category in self.class_names:
             return self.class_names.index(category)
-        if not isinstance(category, str) and category is not None:
+        if category is not None and (not isinstance(category, str) or category.isdecimal()):
             index = int(category)
             if 0 <= index < len(self.class_names):
                 return index
@@ -191,11 +196,14 @@ class Model:
 
     def _prepare(self, points: Any) -> tuple[Tensor, Tensor | None]:
         """A cloud as the network was trained on: (N, 3) in the unit sphere, and features (N, F)."""
-        pos, features = as_points(points, self.num_features)
+        pos, channels, there = as_points(points, self.channel_names)
+        if missing := [name for name in self.channel_names if name not in there]:
+            raise ValueError(f"expected {', '.join(missing)} of every point, as in training, but the cloud has none")
+        features = None if channels is None else channels[:, [there.index(name) for name in self.channel_names]]
         pos = pos.double()  # coordinates may be metres from a far origin
         pos = pos - pos.mean(dim=0)
         pos = pos / pos.norm(dim=1).max().clamp(min=1e-12)
-        return pos.float(), None if features is None else features.float()
+        return pos.float(), features
 
     @torch.no_grad()
     def _forward(self, pos: Tensor, features: Tensor | None, draws: Tensor, category: int | None) -> Tensor:
