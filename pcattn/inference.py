@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pcattn import checkpoints
 from pcattn.clouds import as_points, is_several
+from pcattn.datasets.preprocess import FEATURES, HEIGHT, in_order, preprocess
 from pcattn.ops import interpolate
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.base import PointCloudTask
@@ -84,7 +85,8 @@ class Model:
 
     Args:
         task: the trained task.
-        data: arguments of the data module that it was trained with; without `num_points` it is `NUM_POINTS`.
+        data: arguments of the data module that it was trained with; without `num_points` it is `NUM_POINTS`, without
+            `preprocessing` clouds are put into the unit sphere.
         training: what is known about the training.
     """
 
@@ -94,8 +96,12 @@ class Model:
         self.data = data
         self.training = training or {}
         self.num_points: int = data.get("num_points") or NUM_POINTS
-        num_features: int = hyper_parameters.get("num_features", 0)
-        self.channel_names = ["nx", "ny", "nz"] if num_features == 3 else [f"feature_{i}" for i in range(num_features)]
+        self.preprocessing: dict[str, Any] = data.get("preprocessing") or _guess(
+            hyper_parameters.get("num_features", 0)
+        )
+        of_cloud = [name for name in in_order(self.preprocessing["features"]) if name != HEIGHT]
+        #: What a cloud has to tell of its points beside their positions: `nx`, `ny`, `nz`, `red`, ...
+        self.channel_names = [channel for name in of_cloud for channel in FEATURES.get(name, (name,))]
         self.class_names: list[str] = list(getattr(task, "class_names", []))
         self.part_names: list[str] = list(getattr(task, "part_names", []))
 
@@ -195,14 +201,8 @@ class Model:
         raise ValueError(f"expected category to be one of {known}, or an index, but got {category!r}")
 
     def _prepare(self, points: Any) -> tuple[Tensor, Tensor | None]:
-        """A cloud as the network was trained on: (N, 3) in the unit sphere, and features (N, F)."""
-        pos, channels, there = as_points(points, self.channel_names)
-        if missing := [name for name in self.channel_names if name not in there]:
-            raise ValueError(f"expected {', '.join(missing)} of every point, as in training, but the cloud has none")
-        features = None if channels is None else channels[:, [there.index(name) for name in self.channel_names]]
-        pos = pos.double()  # coordinates may be metres from a far origin
-        pos = pos - pos.mean(dim=0)
-        pos = pos / pos.norm(dim=1).max().clamp(min=1e-12)
+        """A cloud as the network was trained on: (N, 3), normalised as a whole, and features (N, F)."""
+        pos, features = preprocess(*as_points(points, self.channel_names), **self.preprocessing)
         return pos.float(), features
 
     @torch.no_grad()
@@ -218,6 +218,12 @@ class Model:
                 categories = torch.full((len(batch),), category, device=self.device)
                 logits.append(self.task(batch, categories, of_points))
         return torch.cat(logits).float()
+
+
+def _guess(num_features: int) -> dict[str, Any]:
+    """How clouds were prepared, where a checkpoint does not tell: it is older, or comes from data of one's own."""
+    features = [f"feature_{i}" for i in range(num_features)] if num_features != 3 else ["normals"]
+    return {"features": features, "normalize": "sphere", "up_axis": "z"}
 
 
 def draw(available: int, num_points: int, votes: int, seed: int) -> Tensor:
