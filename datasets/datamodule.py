@@ -197,6 +197,10 @@ class PointCloudDataModule(LightningDataModule):
         """Two clouds of the training split, as evaluation sees them."""
         return self._evaluated("train")[0, self.train_indices[:2]]
 
+    def complete_cloud(self, split: str, index: int) -> PointBatch:
+        """All points of a cloud of `train`, `val` or `test`, as a batch of one; see `PointBatch.indices`."""
+        return self._splits[split].cloud(index)
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training part."""
         return self._loader("train", self.train_indices, shuffle=True)
