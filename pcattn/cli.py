@@ -38,6 +38,7 @@ OTHER_COMMANDS = {
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
+    "predict-files": "pcattn.predict_files",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
