@@ -133,13 +133,17 @@ class Dropout:
         """Drop points of every cloud of the batch."""
         ratio = _uniform((len(batch.pos), 1), 0.0, self.max_ratio, batch.pos, generator)
         dropped = _uniform(tuple(batch.pos.shape[:2]), 0.0, 1.0, batch.pos, generator) < ratio
-        label, normals = batch.label, batch.normals
+        label, normals, features, points = batch.label, batch.normals, batch.features, batch.point_indices
         if label.dim() == 2:
             label = torch.where(dropped, label[:, :1], label)
         if normals is not None:
             normals = torch.where(dropped[..., None], normals[:, :1], normals)
+        if features is not None:
+            features = torch.where(dropped[..., None], features[:, :1], features)
+        if points is not None:
+            points = torch.where(dropped, points[:, :1], points)
         pos = torch.where(dropped[..., None], batch.pos[:, :1], batch.pos)
-        return batch._replace(pos=pos, normals=normals, label=label)
+        return batch._replace(pos=pos, normals=normals, label=label, features=features, point_indices=points)
 
 
 #: Every transform by the name it has in a configuration.
@@ -186,12 +190,18 @@ def subsample(batch: PointBatch, num_points: int, generator: Generator | None = 
     else:
         noise = _uniform((batch_size, available), 0.0, 1.0, batch.pos, generator)
         keep = noise.argsort(dim=1)[:, :num_points]
-    rows = keep[..., None].expand(-1, -1, 3)
     return batch._replace(
-        pos=batch.pos.gather(1, rows),
-        normals=None if batch.normals is None else batch.normals.gather(1, rows),
+        pos=_rows(batch.pos, keep),
+        normals=None if batch.normals is None else _rows(batch.normals, keep),
         label=batch.label.gather(1, keep) if batch.label.dim() == 2 else batch.label,
+        features=None if batch.features is None else _rows(batch.features, keep),
+        point_indices=keep if batch.point_indices is None else batch.point_indices.gather(1, keep),
     )
+
+
+def _rows(field: Tensor, indices: Tensor) -> Tensor:
+    """Rows (B, M, C) of a field (B, N, C)."""
+    return field.gather(1, indices[..., None].expand(-1, -1, field.shape[2]))
 
 
 def _expect_not_negative(name: str, value: float) -> None:

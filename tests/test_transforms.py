@@ -14,7 +14,7 @@ def make_batch(batch: int = 6, num_points: int = 200, per_point: bool = False) -
     pos = torch.randn(batch, num_points, 3, dtype=torch.float64)
     normals = torch.nn.functional.normalize(torch.randn_like(pos), dim=2)
     label = torch.arange(batch * num_points).view(batch, num_points) if per_point else torch.arange(batch)
-    return PointBatch(pos, normals, label, None, torch.arange(batch), seed=1)
+    return PointBatch(pos, normals, label, None, torch.arange(batch), seed=1, features=torch.rand_like(pos))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,6 +35,7 @@ class TestEveryTransform:
         assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
         assert not torch.equal(first.pos, other.pos)
         assert all(torch.equal(a, b) for a, b in zip(batch[:3], before, strict=True))
+        assert name == "dropout" or torch.equal(first.features, batch.features)  # colours do not turn
         assert first.pos.shape == batch.pos.shape
         assert first.pos.dtype == batch.pos.dtype
 
@@ -111,6 +112,7 @@ class TestDropout:
         assert (kept | copies).all()
         torch.testing.assert_close(out.label, torch.where(kept, batch.label, batch.label[:, :1]))
         torch.testing.assert_close(out.normals, torch.where(kept[..., None], batch.normals, batch.normals[:, :1]))
+        torch.testing.assert_close(out.features, torch.where(kept[..., None], batch.features, batch.features[:, :1]))
 
     def test_ratio_is_uniform(self) -> None:
         batch = make_batch(batch=400, num_points=100)
@@ -130,6 +132,9 @@ class TestSubsample:
         for cloud in range(6):
             assert torch.equal(out.pos[cloud], batch.pos[cloud, chosen[cloud]])
             assert torch.equal(out.normals[cloud], batch.normals[cloud, chosen[cloud]])
+            assert torch.equal(out.features[cloud], batch.features[cloud, chosen[cloud]])
+        assert torch.equal(out.point_indices, chosen)
+        assert torch.equal(subsample(out, 20, generator(1)).point_indices, subsample(out, 20, generator(1)).label % 200)
 
     def test_first_points_without_a_generator(self) -> None:
         batch = make_batch()

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import move_data_to_device
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pcattn.tasks.optimization import OPTIMIZERS, build_optimizer, build_schedule
+from pcattn.tasks.optimization import OPTIMIZERS, AveragedWeights, build_optimizer, build_schedule
+from pcattn.tasks.voting import draw_votes
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -21,11 +24,13 @@ class PointCloudTask(LightningModule):
     """A network with its loss, metrics and optimiser.
 
     A task keeps its arguments, plain data all of them, as hyper-parameters: `optimizer`, `lr`, `momentum`,
-    `weight_decay`, `warmup_epochs` and `min_lr` are read from there. It has the methods that raise
+    `weight_decay`, `warmup_epochs`, `min_lr` and `ema_decay` are read from there. It has the methods that raise
     `NotImplementedError` here, and `training_step` and `predict_step` of Lightning.
 
     Args:
-        label_smoothing, optimizer, lr, min_lr: arguments of the task, to be checked.
+        label_smoothing, optimizer, lr, min_lr, ema_decay: arguments of the task, to be checked.
+        votes: likewise; more than one look at every cloud by `validate` and `test`, beside the evaluation by one.
+        all_points: likewise; carry predictions to all points of every cloud, likewise.
 
     Raises:
         ValueError: one of them is out of range.
@@ -35,7 +40,16 @@ class PointCloudTask(LightningModule):
     METRICS: ClassVar[tuple[str, ...]] = ()
     network: nn.Module
 
-    def __init__(self, label_smoothing: float, optimizer: str, lr: float, min_lr: float) -> None:
+    def __init__(
+        self,
+        label_smoothing: float,
+        optimizer: str,
+        lr: float,
+        min_lr: float,
+        ema_decay: float | None = None,
+        votes: int = 1,
+        all_points: bool = False,
+    ) -> None:
         super().__init__()
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
@@ -43,10 +57,29 @@ class PointCloudTask(LightningModule):
             raise ValueError(f"expected 0 <= label_smoothing < 1, but got {label_smoothing}")
         if not lr > 0 or not 0 <= min_lr <= lr:
             raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"expected 0 <= ema_decay < 1, but got {ema_decay}")
+        if votes < 1:
+            raise ValueError(f"expected votes >= 1, but got {votes}")
+        self.votes, self.all_points = votes, all_points
         self.eval_loss = MeanMetric()
+
+    def logits(self, batch: PointBatch) -> Tensor:
+        """What the network answers to a batch."""
+        raise NotImplementedError
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
+        raise NotImplementedError
+
+    def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
+        """Add several looks at one cloud to the metrics that are measured with them.
+
+        Args:
+            cloud: the complete cloud, a batch of one.
+            own: (N,) the points of it that were evaluated by one look.
+            looks: see `pcattn.tasks.voting.draw_votes`.
+        """
         raise NotImplementedError
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
@@ -70,12 +103,24 @@ class PointCloudTask(LightningModule):
         torch.manual_seed(batch.seed)
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
-        """Add a batch to the metrics."""
+        """Add a batch to the metrics; further looks only where validation is all that is done."""
         self.evaluate(batch)
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._look_again(batch, "val")
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
         self.evaluate(batch)
+        self._look_again(batch, "test")
+
+    def _look_again(self, batch: PointBatch, split: str) -> None:
+        if self.votes == 1 and not self.all_points:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        points: Any = batch.point_indices
+        for index, own in zip(batch.indices.tolist(), points, strict=True):
+            cloud = move_data_to_device(data.complete_cloud(split, index), self.device)
+            self.evaluate_looks(cloud, own, draw_votes(cloud, own, self.votes))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics over all validation samples."""
@@ -84,6 +129,11 @@ class PointCloudTask(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all test samples."""
         self.log_dict(self.compute_metrics("test"), prog_bar=True)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The averaging of the weights, where it is asked for."""
+        decay = self.hparams.get("ema_decay")
+        return [] if decay is None else [AveragedWeights(decay)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, with a cosine schedule stepped after every batch."""
