@@ -34,6 +34,8 @@ OTHER_COMMANDS = {
     "bench train": "pcattn.bench.train",
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
+    "show": "pcattn.visualize.show",
+    "report": "pcattn.visualize.report",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
