@@ -39,6 +39,8 @@ OTHER_COMMANDS = {
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
     "predict-files": "pcattn.predict_files",
+    "report": "pcattn.visualize.report",
+    "show": "pcattn.visualize.show",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
