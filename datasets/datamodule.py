@@ -143,6 +143,10 @@ class PointCloudDataModule(LightningDataModule):
             self.train_indices, self.val_indices = stratified_split(strata, self.val_fraction, self.split_seed)
             if not len(self.val_indices):
                 raise DatasetError(f"expected a class with at least two clouds in {self.dataset_name}, one to validate")
+            try:  # what the clouds do not allow shows now, and not in the middle of the first epoch
+                self._augment(self.example(), torch.Generator().manual_seed(0))
+            except ValueError as error:
+                raise DatasetError(str(error)) from error
         if stage in ("test", "predict") and "test" not in self._splits:
             self._splits["test"] = self._read(train=False)
 
@@ -173,7 +177,9 @@ class PointCloudDataModule(LightningDataModule):
         if self.trainer is None or not self.trainer.training:
             return subsample(batch, num_points)
         generator = torch.Generator(batch.pos.device).manual_seed(batch.seed)
-        batch = subsample(batch, num_points, generator)
+        return self._augment(subsample(batch, num_points, generator), generator)
+
+    def _augment(self, batch: PointBatch, generator: torch.Generator) -> PointBatch:
         for transform in self.transforms:
             batch = transform(batch, generator)
         return batch

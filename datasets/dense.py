@@ -23,6 +23,8 @@ class PointBatch(NamedTuple):
     category: Tensor | None  #: (B,) category of each cloud when `label` is per point
     indices: Tensor  #: (B,) position of each cloud in its data set
     seed: int  #: everything random that happens to this batch derives from it
+    mixed_label: Tensor | None = None  #: (B, L) the classes that a mixed cloud is of; None: of `label` alone
+    mixed_weight: Tensor | None = None  #: (B, L) their shares, which add up to 1
 
 
 class DenseClouds(Dataset):
