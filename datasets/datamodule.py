@@ -129,6 +129,12 @@ class PointCloudDataModule(LightningDataModule):
         return [clouds.label[clouds.category == category].unique().tolist() for category in categories]
 
     @property
+    def part_names(self) -> list[str] | None:
+        """Names of the parts by their ids, where labels are those of points and the data set names them."""
+        names = getattr(self.dataset_class, "part_names", None) if self.per_point else None
+        return None if names is None else list(names)
+
+    @property
     def num_features(self) -> int:
         """Channels of a point beside its position."""
         return 3 if self.normals else 0

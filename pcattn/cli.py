@@ -34,7 +34,7 @@ OTHER_COMMANDS = {
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
-FROM_DATA = ("num_classes", "num_features", "class_names", "parts")
+FROM_DATA = ("num_classes", "num_features", "class_names", "parts", "part_names")
 
 
 class Parser(LightningArgumentParser):

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch_geometric.data import Data, InMemoryDataset
 
+import pcattn
 from pcattn.cli import main
 from pcattn.datasets import PointCloudDataModule, Shapes
 from pcattn.tasks import PartSegmentation
@@ -68,6 +69,12 @@ class TestFit:
         best = max(float(row["val/instance_miou"]) for row in rows)
         assert results["best"]["val/instance_miou"] == pytest.approx(best)
         assert set(results["test"]) == {f"test/{name}" for name in METRICS}
+
+    def test_checkpoint_knows_the_names(self, run: Path) -> None:
+        model = pcattn.load(run, device="cpu")
+        assert (model.class_names, model.part_names) == (Shapes.class_names, Shapes.part_names)
+        result = model.segment(torch.rand(100, 3), "mug")
+        assert {result.names[label].partition("/")[0] for label in result.labels} == {"mug"}
 
     def test_table(self, run: Path) -> None:
         results = json.loads((run / "results.json").read_text())["test"]

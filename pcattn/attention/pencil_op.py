@@ -10,7 +10,8 @@ where Q and K hold the products of a query or a key with every entry of a table 
 
 The operations are registered with `torch.library`: the lengths of the pencils depend on the data, the shapes of the
 results do not, so `torch.compile` and `torch.export` pass through. Pencils of about the same length are padded to one
-length and computed together, forward and backward.
+length and computed together, forward and backward; on the CPU `numba_pencil` takes them one by one, without padding,
+which is several times faster where pencils are short.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+
+from pcattn.ops.backends import can_run_numba
 
 # Elements of one map of a block of pencils.
 _BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
@@ -175,7 +178,7 @@ def _zeros(*tensors: Tensor) -> list[Tensor]:
 
 
 def _cast(results: list[Tensor], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(result.to(x.dtype) for result, x in zip(results, like, strict=True))
+    return tuple(result.view_as(x).to(x.dtype) for result, x in zip(results, like, strict=True))
 
 
 @torch.library.custom_op("pcattn::pencil_variances", mutates_args=())
@@ -184,6 +187,10 @@ def _variances(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Variances and means (3, G) of the maps, and the number of pairs as a float."""
     q, k, q_table, k_table = _rows(q, k, q_table, k_table)
+    if not can_run_numba(q):
+        from pcattn.attention import numba_pencil
+
+        return numba_pencil.variances([q, k, q_table, k_table], order, label, coordinate)
     num_groups, size = q_table.shape[1:]
     means, squares = q.new_zeros(3, num_groups, 1, 1), q.new_zeros(3, num_groups, 1, 1)
     num_pairs = q.new_zeros(())
@@ -218,9 +225,14 @@ def _variances_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k and their tables."""
     inputs = (q, k, q_table, k_table)
-    outs, rows = _zeros(*inputs), _rows(*inputs)
+    rows, factor = _rows(*inputs), 2 * grad / num_pairs
+    if not can_run_numba(q):
+        from pcattn.attention import numba_pencil
+
+        grads = numba_pencil.variances_backward(rows, means, factor, order, label, coordinate)
+        return cast(tuple[Tensor, Tensor, Tensor, Tensor], _cast(grads, inputs))
+    outs = _zeros(*inputs)
     num_groups, size = q_table.shape[2:]
-    factor = 2 * grad / num_pairs
     with torch.autocast(q.device.type, enabled=False):
         for block in _blocks(num_groups, size, order, label, coordinate):
             q, k, q_table, k_table = block.take(*rows)
@@ -244,8 +256,13 @@ def _attend(
     label: Tensor,
     coordinate: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    out, mass = _zeros(v, q_table)
     *rows, values = _rows(q, k, q_table, k_table, v)
+    if not can_run_numba(q):
+        from pcattn.attention import numba_pencil
+
+        out, mass = numba_pencil.attend(rows, values, scales, order, label, coordinate)
+        return out.view_as(v).to(v.dtype), mass.view_as(q_table).to(q_table.dtype)
+    out, mass = _zeros(v, q_table)
     num_groups, size = q_table.shape[2:]
     with torch.autocast(q.device.type, enabled=False):
         for block in _blocks(num_groups, size, order, label, coordinate):
@@ -280,26 +297,33 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, the two tables, and the scales."""
     inputs = (q, k, q_table, k_table)
-    outs, rows = _zeros(*inputs), _rows(*inputs)
-    (grad_v,), (v_rows, out_rows, mass_rows) = _zeros(v), _rows(v, grad_out, grad_mass)
-    (grad_scales,) = _zeros(scales)
-    num_groups, size = q_table.shape[2:]
-    with torch.autocast(q.device.type, enabled=False):
-        for block in _blocks(num_groups, size, order, label, coordinate):
-            taken = block.take(*rows)
-            maps = block.maps(*taken)
-            weights = _weights(block, maps, scales)
-            grad = _take(out_rows, block.queries)
-            block.add_to_keys(grad_v, weights.transpose(2, 3) @ grad)
-            grad_weights = grad @ _take(v_rows, block.keys).transpose(2, 3)
-            grad_weights += _take(mass_rows, block.queries).gather(3, block.forth.expand_as(weights))
-            grad_logits = weights * (grad_weights - (weights * grad_weights).sum(dim=3, keepdim=True))
-            for r, values in enumerate(maps):
-                grad_scales[r] += (grad_logits * values).sum(dim=(0, 2, 3))
-            grads = grad_logits * scales[:, None, :, None, None].to(grad_logits.dtype)  # (3, P, G, n, m)
-            block.add_gradients(outs, list(grads), taken[0], taken[1])
+    rows, (v_rows, out_rows, mass_rows) = _rows(*inputs), _rows(v, grad_out, grad_mass)
+    if not can_run_numba(q):
+        from pcattn.attention import numba_pencil
+
+        *outs, grad_v, grad_scales = numba_pencil.attend_backward(
+            out_rows, mass_rows, rows, v_rows, scales, order, label, coordinate
+        )
+    else:
+        outs, (grad_v, grad_scales) = _zeros(*inputs), _zeros(v, scales)
+        num_groups, size = q_table.shape[2:]
+        with torch.autocast(q.device.type, enabled=False):
+            for block in _blocks(num_groups, size, order, label, coordinate):
+                taken = block.take(*rows)
+                maps = block.maps(*taken)
+                weights = _weights(block, maps, scales)
+                grad = _take(out_rows, block.queries)
+                block.add_to_keys(grad_v, weights.transpose(2, 3) @ grad)
+                grad_weights = grad @ _take(v_rows, block.keys).transpose(2, 3)
+                grad_weights += _take(mass_rows, block.queries).gather(3, block.forth.expand_as(weights))
+                grad_logits = weights * (grad_weights - (weights * grad_weights).sum(dim=3, keepdim=True))
+                for r, values in enumerate(maps):
+                    grad_scales[r] += (grad_logits * values).sum(dim=(0, 2, 3))
+                grads = grad_logits * scales[:, None, :, None, None].to(grad_logits.dtype)  # (3, P, G, n, m)
+                block.add_gradients(outs, list(grads), taken[0], taken[1])
     grad_q, grad_k, grad_q_table, grad_k_table = _cast(outs, inputs)
-    return grad_q, grad_k, grad_v.to(v.dtype), grad_q_table, grad_k_table, grad_scales.to(scales.dtype)
+    grad_v, grad_scales = _cast([grad_v, grad_scales], (v, scales))
+    return grad_q, grad_k, grad_v, grad_q_table, grad_k_table, grad_scales
 
 
 def _like(*tensors: Tensor) -> list[Tensor]:

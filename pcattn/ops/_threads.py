@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile with numba on the first call, without the interpreter's lock, and keep the machine code on disk."""
     import numba
 
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        return numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
     except RuntimeError:  # no folder for the cache can be written: compile in every process
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -37,6 +37,7 @@ class PartSegmentation(PointCloudTask):
         network_kwargs: further arguments of the network (`dim`, `depth`, `k`, `dropout`, ...).
         num_features: channels of a point beside its position; the command line takes it from the data.
         class_names: names of the categories; likewise.
+        part_names: names of the parts by their ids; likewise.
         conditioned: tell the network the category; with one category there is nothing to tell.
         protocol: which parts are predicted and how IoU counts, see `pcattn.metrics.part_iou`. `"category"` chooses
             among the parts of the shape's category.
@@ -62,6 +63,7 @@ class PartSegmentation(PointCloudTask):
         network_kwargs: dict[str, Any] | None = None,
         num_features: int = 0,
         class_names: list[str] | None = None,
+        part_names: list[str] | None = None,
         conditioned: bool = True,
         protocol: str = "category",
         label_smoothing: float = 0.2,
@@ -89,6 +91,9 @@ class PartSegmentation(PointCloudTask):
         self.iou = PartIoU(parts, protocol)
         self.accuracy = MeanMetric()
         num_parts = self.iou.table.num_parts
+        if part_names is not None and len(part_names) != num_parts:
+            raise ValueError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
+        self.part_names = part_names or [str(part) for part in range(num_parts)]
         num_categories = len(parts) if conditioned and len(parts) > 1 else None
         self.network = PCTSegmenter(
             num_parts,

@@ -36,9 +36,12 @@ def image(load_fixture):
     return arrays, x, Geometry(pos), lambda y: y.flatten(1, 2)[:, order]
 
 
-@pytest.fixture(params=[1, 1 << 20], ids=["small blocks", "large blocks"], autouse=True)
+@pytest.fixture(params=[None, 1, 1 << 20], ids=["pencil by pencil", "small blocks", "large blocks"], autouse=True)
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(pencil_op, "_BLOCK_ELEMENTS", {"cpu": request.param})
+    """Both ways to compute: compiled for the CPU, and in blocks."""
+    if request.param is not None:
+        monkeypatch.setattr(pencil_op, "can_run_numba", lambda _: ["blocks are under test"])
+        monkeypatch.setattr(pencil_op, "_BLOCK_ELEMENTS", {"cpu": request.param})
 
 
 def test_equals_image_layers(image):
@@ -174,6 +177,21 @@ def test_many_copies_of_one_point_take_little_memory(monkeypatch):
     x, geometry = torch.randn(1, 4096, 8, requires_grad=True), Geometry(torch.ones(1, 4096, 3))
     one_map = 2 * 4096**2 * 4  # of its pairs, in bytes
     assert peak_memory(lambda: core(x, geometry).sum().backward()) < one_map / 2
+
+
+def test_any_number_of_threads_gives_the_same():
+    core = build_attention("axial", 16).double()
+    x, pos = torch.randn(2, 50, 16, dtype=torch.float64), torch.rand(2, 50, 3)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        core.zero_grad()
+        y = core(x, Geometry(pos))
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in core.parameters())])
+    torch.set_num_threads(before)
+    for one, three in zip(*results, strict=True):
+        torch.testing.assert_close(one, three)
 
 
 def test_pair_norm_starts_as_identity():

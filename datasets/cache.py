@@ -1,0 +1,169 @@
+"""What took long to read is kept as raw arrays, which later starts map instead of reading."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DatasetError
+
+VERSION = 1
+"""Part of the key of every cache; grows with this file's own format."""
+
+_INDEX = "index.json"
+_STALE = 24 * 3600  # seconds after which an unfinished cache belongs to no living process
+
+
+class Cached(NamedTuple):
+    """What a cache holds."""
+
+    arrays: dict[str, NDArray[Any]]  #: mapped copy-on-write: read on access, never written back
+    info: dict[str, Any]  #: plain data
+    folder: Path  #: where it lies
+
+
+class ArrayWriter:
+    """Arrays that grow on disk, so that they need not fit in memory.
+
+    Attributes:
+        info: plain data to keep beside the arrays.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.info: dict[str, Any] = {}
+        self._folder = folder
+        self._files: dict[str, Any] = {}
+        self._arrays: dict[str, dict[str, Any]] = {}
+
+    def append(self, name: str, rows: NDArray[Any]) -> None:
+        """Add rows (n, ...) to the array `name`, whose type and further sizes are those of its first rows."""
+        layout = {"dtype": rows.dtype.str, "shape": list(rows.shape)}
+        if name not in self._files:
+            self._files[name] = (self._folder / f"{name}.bin").open("wb")
+            self._arrays[name] = layout
+        else:
+            known = self._arrays[name]
+            if (known["dtype"], known["shape"][1:]) != (layout["dtype"], layout["shape"][1:]):
+                raise ValueError(f"expected rows of {name} like {known}, but got {layout}")
+            known["shape"][0] += len(rows)
+        self._files[name].write(np.ascontiguousarray(rows).data)
+
+    def close(self) -> None:
+        """Finish the files; the index, which makes the cache valid, is written last."""
+        for file in self._files.values():
+            file.close()
+        (self._folder / _INDEX).write_text(json.dumps({"arrays": self._arrays, "info": self.info}))
+
+
+def cached(
+    name: str, root: Path, files: Sequence[Path], build: Callable[[ArrayWriter], None], options: Any = None
+) -> Cached:
+    """The arrays that `build` makes of some files, built once.
+
+    They lie in `<root>/processed/<name>-<key>/`, or where that cannot be written in `pcattn/` of the user's cache
+    folder. The key covers names, sizes and times of the files, and the options. A cache appears at once and complete:
+    it is built under another name, so a killed process leaves none, and of two that build at once the first one's
+    counts. It may be deleted at any time.
+
+    Args:
+        name: of the cache; tells a person what it is.
+        root: folder of the data set.
+        files: everything that is read, below `root`.
+        build: writes the arrays.
+        options: plain data that the arrays depend on, the version of their format included.
+
+    Raises:
+        DatasetError: no folder can be written.
+    """
+    folder_name = f"{name}-{_key(root, files, options)}"
+    places = (root / "processed", user_cache())
+    for place in places:
+        if (found := _open(place / folder_name)) is not None:
+            return found
+    for place in places:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            unfinished = place / f"{folder_name}.{uuid.uuid4().hex}.tmp"
+            unfinished.mkdir()
+        except OSError:
+            continue
+        if place != places[0]:
+            warnings.warn(f"{root} cannot be written: its cache goes to {place / folder_name}", stacklevel=2)
+        _remove_stale(place, name)
+        try:
+            writer = ArrayWriter(unfinished)
+            try:
+                build(writer)
+            finally:
+                writer.close()
+            _publish(unfinished, place / folder_name)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        result = _open(place / folder_name)
+        if result is None:
+            raise DatasetError(
+                f"expected the cache just written to {place / folder_name} to be complete, but it is not"
+            )
+        return result
+    raise DatasetError(f"expected a folder to cache {name} in, but neither of these can be written: {places}")
+
+
+def user_cache() -> Path:
+    """The folder for caches of data that lie where nothing can be written: `$XDG_CACHE_HOME/pcattn`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcattn"
+
+
+def _key(root: Path, files: Sequence[Path], options: Any) -> str:
+    entries = []
+    for file in files:
+        state = file.stat()
+        entries.append((os.path.relpath(file, root), state.st_size, state.st_mtime_ns))
+    return sha256(json.dumps([VERSION, options, sorted(entries)]).encode()).hexdigest()[:16]
+
+
+def _open(folder: Path) -> Cached | None:
+    """The cache in a folder, if it is complete."""
+    try:
+        index = json.loads((folder / _INDEX).read_text())
+        arrays = {}
+        for name, layout in index["arrays"].items():
+            shape, dtype = tuple(layout["shape"]), np.dtype(layout["dtype"])
+            path = folder / f"{name}.bin"
+            if path.stat().st_size != dtype.itemsize * int(np.prod(shape)):
+                return None
+            # An empty file cannot be mapped.
+            arrays[name] = np.memmap(path, dtype, "c", shape=shape) if 0 not in shape else np.empty(shape, dtype)
+        return Cached(arrays, index["info"], folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    """Give a finished cache its name, unless another process was faster."""
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if _open(folder) is not None:
+            return
+        folder.rename(unfinished.with_suffix(".broken.tmp"))  # cut short by whoever copied it
+        unfinished.rename(folder)
+        shutil.rmtree(unfinished.with_suffix(".broken.tmp"), ignore_errors=True)
+
+
+def _remove_stale(place: Path, name: str) -> None:
+    """Remove what killed processes began long ago."""
+    for folder in place.glob(f"{name}-*.tmp"):
+        newest = max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
+        if newest < time.time() - _STALE:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,256 @@
+"""Trained networks as files: what a checkpoint, a run or bundled weights hold, read without running code of theirs.
+
+Three kinds of files are read: `.ckpt` of a training, `.safetensors` written by `save_weights`, and the weights that
+come with this package (`.safetensors` in `pcattn/weights/`), which are known by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import pcattn
+from pcattn import runs
+from pcattn.attention import ATTENTION
+from pcattn.registry import construct, resolve
+
+if TYPE_CHECKING:
+    from pcattn.tasks.base import PointCloudTask
+
+#: Floating point numbers of the matrices in a `.safetensors` file.
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+# What one JSON string in the metadata of a `.safetensors` file is kept under.
+_KEY = "pcattn"
+_NETWORK = "network."
+
+
+class Checkpoint(NamedTuple):
+    """Weights of a network and what is known about them: tensors and plain data alone."""
+
+    task: str  #: name of the task, `"Classification"`, or the import path of one's own
+    hyper_parameters: dict[str, Any]  #: arguments of the task
+    data: dict[str, Any]  #: arguments of the data module that it was trained with
+    training: dict[str, Any]  #: epochs, metrics, command: whatever is known
+    version: str | None  #: of this package, as it wrote the file
+    state: dict[str, Tensor]  #: of the network
+
+
+def bundled() -> dict[str, Path]:
+    """The weights that come with this package, by name."""
+    folder = Path(str(files("pcattn"))) / "weights"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def find(source: str | os.PathLike[str]) -> Path:
+    """The file behind a path of a checkpoint, the folder of a run (its best checkpoint) or a name of bundled weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        for name in ("best", "last"):
+            if runs.checkpoint_path(path, name).is_file():
+                return runs.checkpoint_path(path, name)
+        raise ValueError(f"expected the folder of a run with {runs.CHECKPOINTS}/best.ckpt, but got {path}")
+    if path.is_file():
+        return path
+    names = bundled()
+    if str(source) in names:
+        return names[str(source)]
+    known = f"one of the bundled weights ({', '.join(names)})" if names else "bundled weights (there are none)"
+    raise ValueError(f"expected a .ckpt or .safetensors file, the folder of a run or {known}, but got {str(source)!r}")
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a file of either kind.
+
+    Raises:
+        ValueError: it is neither, is broken, or holds more than tensors and plain data.
+    """
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
+
+
+def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = False) -> PointCloudTask:
+    """The task with its weights, in evaluation mode.
+
+    Args:
+        checkpoint: as `read` returns it.
+        source: where it comes from, for messages.
+        trust: import the code that it names, as an attention or task of one's own; refused otherwise.
+
+    Raises:
+        ValueError: it names code, its arguments make no task, or its weights do not fit them.
+    """
+    from pcattn.tasks import Classification, PartSegmentation
+
+    tasks = {task.__name__: task for task in (Classification, PartSegmentation)}
+    attention = checkpoint.hyper_parameters.get("attention")
+    for kind, name, known in (("task", checkpoint.task, tasks), ("attention", attention, ATTENTION)):
+        if name is not None and "." in name and not trust:
+            raise ValueError(
+                f"expected {kind} to be one of {', '.join(known)}, but {source} names {name!r}, which is code to be "
+                "imported and run: pass trust=True (--trust) if you trust where the file comes from"
+            )
+    task_class = resolve("task", checkpoint.task, tasks)
+    arguments = {**checkpoint.hyper_parameters, "compile": False}
+    task = construct("task", checkpoint.task, task_class, **arguments)
+    try:
+        task.network.load_state_dict(checkpoint.state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the weights of {source} do not fit the network that it describes: {reason}") from error
+    return task.eval()
+
+
+def save_weights(
+    task: PointCloudTask,
+    path: str | os.PathLike[str],
+    data: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    dtype: str = "float16",
+) -> Path:
+    """Write the network of a task as `.safetensors`, with everything in its metadata that `pcattn.load` needs.
+
+    The file holds no optimiser and no code. Its metadata has one JSON object under `pcattn`: `task`,
+    `hyper_parameters`, `data`, `training` and `version`, see `Checkpoint`. The folder of the data set is left out.
+
+    Args:
+        task: the trained task.
+        path: the file, which is written at once and complete, in place of one of this name.
+        data: arguments of the data module: number of points, normalisation, features. None takes those of the data
+            module that the task was trained with, where its trainer is at hand.
+        training: what is worth knowing about the training, as plain data: command, seed, metrics.
+        dtype: `"float16"` or `"float32"`. In float16 only matrices are rounded: vectors (biases, batch statistics)
+            are few and need the range.
+
+    Raises:
+        ValueError: another dtype, a path that does not end in `.safetensors`, or weights beyond the range of float16.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)}, but got {dtype!r}")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"expected a file name that ends in .safetensors, but got {path}")
+    if data is None:
+        datamodule = getattr(task._trainer, "datamodule", None)
+        data = dict(datamodule.hparams) if datamodule is not None else {}
+    state = {}
+    for name, tensor in task.network.state_dict().items():
+        stored = tensor.detach().cpu().contiguous().clone()  # safetensors takes no tensors that share memory
+        if stored.is_floating_point():
+            stored = stored.to(DTYPES[dtype] if stored.dim() > 1 else torch.float32)
+            if not bool(stored.isfinite().all()):
+                raise ValueError(f"expected finite weights within the range of {dtype}, but got others in {name}")
+        state[name] = stored
+    name = _task_name(f"{type(task).__module__}.{type(task).__qualname__}")
+    about = {
+        "version": pcattn.__version__,
+        "task": name,
+        "hyper_parameters": _hyper_parameters(name, dict(task.hparams)),
+        "data": {name: value for name, value in _arguments(data).items() if name != "root"},
+        "training": training or {},
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary, {"format": "pt", _KEY: json.dumps(about)})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _read_ckpt(path: Path) -> Checkpoint:
+    try:
+        stored = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        raise ValueError(
+            f"expected {path} to hold tensors and plain data alone, but it holds other objects{what}, which could run "
+            "code: refused"
+        ) from error
+    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+        raise ValueError(f"expected {path} to be a checkpoint, but reading it failed: {_reason(error)}") from error
+    if not isinstance(stored, dict) or not {"hyper_parameters", "state_dict"} <= stored.keys():
+        raise ValueError(f"expected {path} to be a checkpoint of pcattn, but it lacks hyper_parameters or state_dict")
+    hyper_parameters = stored["hyper_parameters"]
+    # From Python there is no class path.
+    own = "PartSegmentation" if "parts" in hyper_parameters else "Classification"
+    task = _task_name(str(hyper_parameters.get("_class_path", own)))
+    return Checkpoint(
+        task,
+        _hyper_parameters(task, hyper_parameters),
+        _arguments(stored.get("datamodule_hyper_parameters") or {}),
+        _course(stored),
+        None,
+        {
+            name.removeprefix(_NETWORK): tensor
+            for name, tensor in stored["state_dict"].items()
+            if name.startswith(_NETWORK)
+        },
+    )
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"expected {path} to be a .safetensors file, but reading it failed: {_reason(error)}"
+        ) from error
+    if not isinstance(about, dict) or not {"task", "hyper_parameters"} <= about.keys():
+        raise ValueError(f"expected {path} to have metadata {_KEY!r}, as pcattn export writes it, but it has none")
+    return Checkpoint(
+        about["task"],
+        about["hyper_parameters"],
+        about.get("data", {}),
+        about.get("training", {}),
+        about.get("version"),
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+    )
+
+
+def _arguments(stored: dict[str, Any]) -> dict[str, Any]:
+    """Without what Lightning keeps beside them: how its command line would import the class."""
+    return {name: value for name, value in stored.items() if not name.startswith("_")}
+
+
+def _hyper_parameters(task: str, stored: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a task; without what the command line stored from the data for one that does not take it."""
+    foreign = {"num_classes"} if task == "PartSegmentation" else set()
+    return {name: value for name, value in _arguments(stored).items() if name not in foreign}
+
+
+def _task_name(class_path: str) -> str:
+    """The short name of a task of this package; the import path of any other."""
+    return class_path.rpartition(".")[2] if class_path.startswith("pcattn.tasks.") else class_path
+
+
+def _course(stored: dict[str, Any]) -> dict[str, Any]:
+    """How far the training was, and the score of the checkpoint where one was kept."""
+    course: dict[str, Any] = {"epochs": stored.get("epoch", -1) + 1, "steps": stored.get("global_step", 0)}
+    for callback in (stored.get("callbacks") or {}).values():
+        if callback.get("monitor") and callback.get("current_score") is not None:
+            course["metrics"] = {callback["monitor"]: float(callback["current_score"])}
+    return course
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a message, or the kind of an error without one."""
+    return str(error).partition(". ")[0].strip() or type(error).__name__

@@ -1,0 +1,258 @@
+"""Trained networks in use: `pcattn.load` and what it returns, a `Model` that takes clouds as users hold them.
+
+.. code-block:: python
+
+    model = pcattn.load("runs/smoke")
+    model.classify(points).names[0]  # "airplane"
+
+A network was trained on clouds of one size, normalised in one way; a `Model` knows both from its checkpoint. A cloud is
+normalised as a whole, then `num_points` of its points, drawn at random, go through the network, and what it says of
+them is carried to all others.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pcattn import checkpoints
+from pcattn.clouds import as_points, is_several
+from pcattn.ops import interpolate
+from pcattn.tasks import Classification, PartSegmentation
+from pcattn.tasks.base import PointCloudTask
+
+# Clouds that go through the network at once, and points that predictions are carried to at once: bounds of memory.
+_BATCH = 16
+_CHUNK = 1 << 18
+
+#: Points for the network where a checkpoint does not tell how many it was trained with.
+NUM_POINTS = 1024
+
+
+class Classes(NamedTuple):
+    """The most probable classes of a cloud, the most probable first."""
+
+    labels: NDArray[np.int64]  #: (k,)
+    names: list[str]  #: k names
+    probabilities: NDArray[np.float32]  #: (k,)
+
+
+class Parts(NamedTuple):
+    """The part of every point of a cloud, in the order of the points."""
+
+    labels: NDArray[np.int64]  #: (N,), `names[label]` is the name of a part
+    probabilities: NDArray[np.float32]  #: (N,), of that part
+    names: list[str]  #: of all parts the network knows
+    category: int  #: that the parts were chosen for
+
+
+def load(source: str | os.PathLike[str], trust: bool = False, device: str | torch.device = "auto") -> Model:
+    """A trained network, ready for use.
+
+    Nothing in the file is run: it is read as tensors and plain data, and refused where it holds more. A configuration
+    may name code by its import path, though (an attention or a task of one's own): that is refused as well, unless
+    `trust` says that it may be imported.
+
+    Args:
+        source: a `.ckpt`, a `.safetensors` written by `pcattn export`, the folder of a run, or the name of weights that
+            come with the package.
+        trust: import the code that the file names.
+        device: of the network; `"auto"` is a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such file, or it is broken or not to be trusted.
+    """
+    path = checkpoints.find(source)
+    checkpoint = checkpoints.read(path)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    task = checkpoints.build(checkpoint, str(path), trust)
+    return Model(task.to(device), checkpoint.data, checkpoint.training)
+
+
+class Model:
+    """A trained network with everything it needs to be used on a cloud.
+
+    Clouds are NumPy arrays or torch tensors (N, 3), with features (N, 3 + F), Open3D `PointCloud` (legacy or tensor) or
+    torch-geometric `Data`; one of them or a list, in which case the result is a list. N is any number from 1 on: larger
+    clouds are subsampled for the network, smaller ones are filled up with copies of their points.
+
+    Args:
+        task: the trained task.
+        data: arguments of the data module that it was trained with; without `num_points` it is `NUM_POINTS`.
+        training: what is known about the training.
+    """
+
+    def __init__(self, task: PointCloudTask, data: dict[str, Any], training: dict[str, Any] | None = None) -> None:
+        hyper_parameters: dict[str, Any] = dict(task.hparams)
+        self.task = task.eval()
+        self.data = data
+        self.training = training or {}
+        self.num_points: int = data.get("num_points") or NUM_POINTS
+        self.num_features: int = hyper_parameters.get("num_features", 0)
+        self.class_names: list[str] = list(getattr(task, "class_names", []))
+        self.part_names: list[str] = list(getattr(task, "part_names", []))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return self.task.device
+
+    def classify(self, points: Any, top_k: int = 5, votes: int = 1, seed: int = 0) -> Any:
+        """The most probable classes of a cloud, or of each of several.
+
+        Args:
+            points: one cloud or a list of clouds.
+            top_k: how many classes, at most all.
+            votes: draws of points from a larger cloud; their probabilities are averaged.
+            seed: of the draws.
+
+        Returns:
+            `Classes`, or a list of them.
+
+        Raises:
+            ValueError: the network is none that classifies, or a cloud cannot be used.
+        """
+        if not isinstance(self.task, Classification):
+            raise ValueError(f"expected a classifier, but this is {type(self.task).__name__}: use segment")
+        if top_k < 1:
+            raise ValueError(f"expected top_k >= 1, but got {top_k}")
+        if is_several(points):
+            return [self.classify(cloud, top_k, votes, seed) for cloud in points]
+        pos, features = self._prepare(points)
+        draws = draw(len(pos), self.num_points, votes, seed)
+        probabilities = self._forward(pos, features, draws, None).softmax(dim=1).mean(dim=0)
+        top = probabilities.topk(min(top_k, len(probabilities)))
+        labels = top.indices.cpu().numpy()
+        return Classes(labels, [self.class_names[label] for label in labels], top.values.cpu().numpy())
+
+    def segment(self, points: Any, category: Any = None, votes: int = 1, seed: int = 0) -> Any:
+        """The part of every point of a cloud, or of each of several.
+
+        The points that went through the network keep what it said; all others take the mean of the three nearest of
+        them, weighted by inverse squared distance (`pcattn.ops.interpolate`). Every further vote draws other points, so
+        that the borders of parts become finer.
+
+        Args:
+            points: one cloud or a list of clouds.
+            category: name or index, or a list of them, one a cloud. Needed where the network was trained with several
+                categories; `category` of a `Data` serves as well.
+            votes: draws of points from a larger cloud.
+            seed: of the draws.
+
+        Returns:
+            `Parts`, or a list of them.
+
+        Raises:
+            ValueError: the network is none that segments, the category is missing or unknown, or a cloud cannot be
+                used.
+        """
+        if not isinstance(self.task, PartSegmentation):
+            raise ValueError(f"expected a part segmenter, but this is {type(self.task).__name__}: use classify")
+        if is_several(points):
+            single = category is None or isinstance(category, (str, int))
+            categories = [category] * len(points) if single else list(category)
+            if len(categories) != len(points):
+                raise ValueError(f"expected one category for each of {len(points)} clouds, but got {len(categories)}")
+            return [self.segment(cloud, of, votes, seed) for cloud, of in zip(points, categories, strict=True)]
+        if category is None:
+            category = getattr(points, "category", None)
+        index = self.category_index(category)
+        pos, features = self._prepare(points)
+        draws = draw(len(pos), self.num_points, votes, seed)
+        logits = self._forward(pos, features, draws, index)
+        # The parts to choose from are those of the metrics, see `pcattn.metrics.part_iou`.
+        parts = self.task.parts[index] if self.task.protocol == "category" else range(logits.shape[2])
+        ids = torch.tensor(sorted(parts), device=logits.device)
+        labels, probabilities = carry(pos, draws, logits[..., ids].softmax(dim=2))
+        return Parts(ids.cpu()[labels].numpy(), probabilities.numpy(), self.part_names, index)
+
+    def category_index(self, category: Any = None) -> int:
+        """The index of a category given by name or index, also as a tensor; it may be left out where there is but one.
+
+        Raises:
+            ValueError: the network knows no such category.
+        """
+        if category is None and len(self.class_names) == 1:
+            return 0
+        if isinstance(category, str) and category in self.class_names:
+            return self.class_names.index(category)
+        if not isinstance(category, str) and category is not None:
+            index = int(category)
+            if 0 <= index < len(self.class_names):
+                return index
+        known = ", ".join(self.class_names)
+        raise ValueError(f"expected category to be one of {known}, or an index, but got {category!r}")
+
+    def _prepare(self, points: Any) -> tuple[Tensor, Tensor | None]:
+        """A cloud as the network was trained on: (N, 3) in the unit sphere, and features (N, F)."""
+        pos, features = as_points(points, self.num_features)
+        pos = pos.double()  # coordinates may be metres from a far origin
+        pos = pos - pos.mean(dim=0)
+        pos = pos / pos.norm(dim=1).max().clamp(min=1e-12)
+        return pos.float(), None if features is None else features.float()
+
+    @torch.no_grad()
+    def _forward(self, pos: Tensor, features: Tensor | None, draws: Tensor, category: int | None) -> Tensor:
+        """Logits of each draw of points, (V, K) or (V, n, P)."""
+        logits = []
+        for indices in draws.split(_BATCH):
+            batch = pos[indices].to(self.device)
+            of_points = None if features is None else features[indices].to(self.device)
+            if category is None:
+                logits.append(self.task(batch, of_points))
+            else:
+                categories = torch.full((len(batch),), category, device=self.device)
+                logits.append(self.task(batch, categories, of_points))
+        return torch.cat(logits).float()
+
+
+def draw(available: int, num_points: int, votes: int, seed: int) -> Tensor:
+    """Which points of a cloud go through the network: `num_points` of them, `votes` times.
+
+    Draws follow each other in one random order of all points, so that no point comes twice before each came once. A
+    cloud that is not larger than one draw needs no other: it is taken as it is, its points repeated where there are too
+    few.
+
+    Shape:
+        indices (votes or 1, num_points).
+    """
+    if votes < 1:
+        raise ValueError(f"expected votes >= 1, but got {votes}")
+    if available <= num_points:
+        return (torch.arange(num_points) % available)[None]
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
+    return order[torch.arange(votes * num_points) % available].view(votes, num_points)
+
+
+def carry(pos: Tensor, draws: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable part of every point of a cloud, from the probabilities of those that were drawn.
+
+    Args:
+        pos: (N, 3), all points.
+        draws: (V, n), indices of the drawn ones.
+        probabilities: (V, n, P), what the network says of them.
+
+    Shape:
+        parts (N,) in [0, P) and their probabilities (N,), on the CPU.
+    """
+    device, num_parts = probabilities.device, probabilities.shape[2]
+    drawn, slots = draws.flatten().unique(return_inverse=True)
+    sums = torch.zeros(len(drawn), num_parts, device=device)
+    sums.index_add_(0, slots.to(device), probabilities.flatten(0, 1))
+    known = sums / slots.bincount().to(device)[:, None]  # (S, P), the mean over the draws of a point
+    if len(drawn) == len(pos):
+        best = known.max(dim=1)
+        return best.indices.cpu(), best.values.cpu()
+    support = pos[drawn].to(device)[None]
+    parts, values = [], []
+    for chunk in pos.split(_CHUNK):
+        best = interpolate(chunk.to(device)[None], support, known[None])[0].max(dim=1)
+        parts.append(best.indices.cpu())
+        values.append(best.values.clamp(max=1.0).cpu())  # a mean of ones may exceed one by a rounding
+    return torch.cat(parts), torch.cat(values)

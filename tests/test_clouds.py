@@ -1,0 +1,95 @@
+"""Clouds as users hold them: every kind gives the same points, and what is none is told."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from pcattn.clouds import as_points, is_several
+
+POS = torch.arange(15, dtype=torch.float32).view(5, 3)
+NORMALS = torch.nn.functional.normalize(torch.arange(15, 30, dtype=torch.float32).view(5, 3) - 22, dim=1)
+
+
+def legacy(pos: Tensor, normals: Tensor | None = None):
+    o3d = pytest.importorskip("open3d", exc_type=ImportError)
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(pos.numpy()))
+    if normals is not None:
+        cloud.normals = o3d.utility.Vector3dVector(normals.numpy())
+    return cloud
+
+
+def in_tensors(pos: Tensor, normals: Tensor | None = None):
+    o3d = pytest.importorskip("open3d", exc_type=ImportError)
+    cloud = o3d.t.geometry.PointCloud(pos.numpy())
+    if normals is not None:
+        cloud.point["normals"] = normals.numpy()
+    return cloud
+
+
+def array(pos: Tensor, normals: Tensor | None = None):
+    return (pos if normals is None else torch.cat((pos, normals), dim=1)).numpy()
+
+
+KINDS = {
+    "numpy": array,
+    "fortran": lambda *cloud: np.asfortranarray(array(*cloud)),
+    "reversed": lambda *cloud: array(*cloud)[::-1].copy()[::-1],
+    "big endian": lambda *cloud: array(*cloud).astype(">f4"),
+    "float64": lambda *cloud: array(*cloud).astype(np.float64),
+    "torch": lambda *cloud: torch.from_numpy(array(*cloud)),
+    "lists": lambda *cloud: array(*cloud).tolist(),
+    "pyg": lambda pos, normals=None: Data(pos=pos, x=normals),
+    "pyg normal": lambda pos, normals=None: Data(pos=pos, normal=normals),
+    "open3d legacy": legacy,
+    "open3d tensor": in_tensors,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(kind: str) -> None:
+    pos, features = as_points(KINDS[kind](POS))
+    assert torch.equal(pos.float(), POS)
+    assert features is None
+    pos, features = as_points(KINDS[kind](POS, NORMALS), num_features=3)
+    assert torch.equal(pos.float(), POS)
+    torch.testing.assert_close(features.float(), NORMALS)
+    assert not is_several(KINDS[kind](POS))
+    assert is_several([KINDS[kind](POS)])
+
+
+def test_integers_are_exact() -> None:
+    pos, _ = as_points(np.array([[500_000_001, 2, 3]]))
+    assert pos.tolist() == [[500_000_001.0, 2.0, 3.0]]
+
+
+def test_read_only_arrays_are_taken() -> None:
+    points = POS.numpy().copy()
+    points.flags.writeable = False
+    assert torch.equal(as_points(points)[0], POS)
+
+
+def test_several() -> None:
+    assert is_several(np.zeros((2, 5, 3)))
+    assert is_several([])
+    assert not is_several(np.zeros((5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("cloud", "num_features", "message"),
+    [
+        (np.zeros((5, 6)), 0, r"expected points \(N, 3\), but got shape \(5, 6\); positions alone are points\[:, :3\]"),
+        (np.zeros((5, 2)), 0, r"but got shape \(5, 2\)$"),
+        (np.zeros((0, 3)), 0, r"at least one, but got shape \(0, 3\)"),
+        (np.zeros((5, 3)), 3, r"expected features \(5, 3\), as in training, but got none"),
+        (Data(pos=POS, x=POS[:, :2]), 3, r"but got shape \(5, 2\)"),
+        (np.array([[0, 0, 0], [0, np.nan, 0], [np.inf, 0, 0.0]]), 0, "2 of 3 points .* the first is point 1"),
+        (np.array([["a", "b", "c"]]), 0, "expected points as numbers"),
+        ("cloud.ply", 0, "but got str"),
+        (None, 0, "but got NoneType"),
+    ],
+)
+def test_errors(cloud: object, num_features: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("the first", r"\(the first")):
+        as_points(cloud, num_features)
