@@ -4,6 +4,7 @@ from .datamodule import DATASETS, PointCloudDataModule
 from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 from .modelnet import ModelNet40
+from .preprocess import preprocess
 from .shapes import Shapes
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "PointBatch",
     "PointCloudDataModule",
     "Shapes",
+    "preprocess",
     "stratified_split",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ class ModelNet40(InMemoryDataset):
 
     Source: 3D ShapeNets, Wu et al. 2015, https://modelnet.cs.princeton.edu; the sampling is PointNet's.
     """
+
+    normalized: ClassVar[str] = "sphere"
 
     def __init__(
         self,

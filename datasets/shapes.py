@@ -112,6 +112,7 @@ class Shapes(InMemoryDataset):
         force_reload: whether to generate the split even if it is cached.
     """
 
+    normalized: ClassVar[str] = "sphere"
     class_names: ClassVar[list[str]] = [category.name for category in CATEGORIES]
     part_names: ClassVar[list[str]] = [f"{category.name}/{part}" for category in CATEGORIES for part in category.parts]
     parts: ClassVar[list[list[int]]] = [

@@ -31,6 +31,7 @@ OTHER_COMMANDS = {
     "bench attention": "pcattn.bench.attention",
     "bench ops": "pcattn.bench.ops",
     "compare": "pcattn.compare",
+    "robustness": "pcattn.robustness",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
@@ -327,13 +328,6 @@ def _command(name: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
-    words = sys.argv[1:] if args is None else args
-    for command, module in OTHER_COMMANDS.items():
-        length = len(command.split())
-        if words[:length] == command.split():
-            raise SystemExit(importlib.import_module(module).main(words[length:]))
-    if words[:1] == ["bench"]:
-        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
@@ -344,6 +338,13 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    words = sys.argv[1:] if args is None else args
+    for command, module in OTHER_COMMANDS.items():
+        length = len(command.split())
+        if words[:length] == command.split():
+            raise SystemExit(importlib.import_module(module).main(words[length:]))
+    if words[:1] == ["bench"]:
+        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
         PointCloudCLI(args)
     except (DatasetError, OSError) as error:

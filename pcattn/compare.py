@@ -98,7 +98,8 @@ def _count(checkpoint: Path) -> dict[str, int]:
     task = Classification.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, compile=False).eval()
     stored = torch.load(checkpoint, weights_only=True, map_location="cpu")["datamodule_hyper_parameters"]
     pos = torch.rand(1, stored["num_points"], 3)
-    features = torch.rand(1, stored["num_points"], task.hparams["num_features"]) if stored["normals"] else None
+    channels = task.hparams["num_features"]
+    features = torch.rand(1, stored["num_points"], channels) if channels else None
     with torch.no_grad():
         multiply_adds = count_multiply_adds(lambda: task(pos, features))
     return {"parameters": sum(p.numel() for p in task.network.parameters()), "multiply_adds": multiply_adds}

@@ -80,7 +80,7 @@ class Classification(PointCloudTask):
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy of a batch, whose clouds may be mixed."""
-        logits = self(batch.pos, batch.normals)
+        logits = self(batch.pos, batch.channels)
         if batch.mixed_label is None or batch.mixed_weight is None:
             loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
         else:
@@ -90,12 +90,12 @@ class Classification(PointCloudTask):
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
         """Index, predicted class, and probabilities of each cloud of a batch."""
-        probabilities = self(batch.pos, batch.normals).softmax(dim=1)
+        probabilities = self(batch.pos, batch.channels).softmax(dim=1)
         return {"indices": batch.indices, "label": probabilities.argmax(dim=1), "probabilities": probabilities}
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
-        logits = self(batch.pos, batch.normals)
+        logits = self(batch.pos, batch.channels)
         self.confusion.update(logits, batch.label)
         self.eval_loss.update(F.cross_entropy(logits, batch.label, reduction="none"))
 

@@ -114,7 +114,7 @@ class PartSegmentation(PointCloudTask):
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy over the points of a batch, and the Lovász term."""
-        logits = self(batch.pos, batch.category, batch.normals)
+        logits = self(batch.pos, batch.category, batch.channels)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten(), label_smoothing=self.label_smoothing)
         if self.lovasz:
             loss = loss + self.lovasz * lovasz_softmax(logits.softmax(dim=2), batch.label)
@@ -123,7 +123,7 @@ class PartSegmentation(PointCloudTask):
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
-        logits = self(batch.pos, batch.category, batch.normals)
+        logits = self(batch.pos, batch.category, batch.channels)
         self.num_points = logits.shape[1]
         self.iou.update(logits, batch.label, batch.category)
         predicted = predict_parts(logits, batch.category, self.parts, self.protocol)
@@ -190,7 +190,7 @@ class PartSegmentation(PointCloudTask):
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
         """Index and predicted parts of each cloud of a batch."""
-        logits = self(batch.pos, batch.category, batch.normals)
+        logits = self(batch.pos, batch.category, batch.channels)
         return {
             "indices": batch.indices,
             "parts": predict_parts(logits, batch.category, self.parts, self.protocol),

@@ -31,8 +31,9 @@ def beta(size: int, concentration: float, like: Tensor, generator: Generator) ->
 def point_fields(batch: PointBatch) -> dict[str, Tensor]:
     """What a batch holds for every point, by the name of the field."""
     fields = {"pos": batch.pos}
-    if batch.normals is not None:
-        fields["normals"] = batch.normals
+    for name in ("normals", "features", "point_indices"):
+        if (field := getattr(batch, name)) is not None:
+            fields[name] = field
     if batch.label.dim() == 2:
         fields["label"] = batch.label
     return fields
@@ -62,9 +63,11 @@ def subsample(batch: PointBatch, num_points: int, generator: Generator | None = 
     if num_points == available:
         return batch
     if generator is None:
-        return take(batch, torch.arange(num_points, device=batch.pos.device).expand(batch_size, -1))
-    noise = uniform((batch_size, available), 0.0, 1.0, batch.pos, generator)
-    return take(batch, noise.argsort(dim=1)[:, :num_points])
+        keep = torch.arange(num_points, device=batch.pos.device).expand(batch_size, -1)
+    else:
+        keep = uniform((batch_size, available), 0.0, 1.0, batch.pos, generator).argsort(dim=1)[:, :num_points]
+    chosen = take(batch, keep)
+    return chosen if batch.point_indices is not None else chosen._replace(point_indices=keep)
 
 
 def expect_not_negative(name: str, value: float) -> None:

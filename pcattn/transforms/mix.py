@@ -1,7 +1,8 @@
 """Transforms that mix two clouds of a batch: PointMixup, PointCutMix, RSMix.
 
 A mixed cloud is of two classes: `mixed_label` (B, L) lists them and `mixed_weight` (B, L) their shares, which add up to
-1. Mixing again doubles L. Labels of points stay with their points, and clouds are mixed within their category.
+1. Mixing again doubles L. Labels of points stay with their points, and clouds are mixed within their category. Points
+of two clouds have no indices in one: `point_indices` is None.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class PointMixup:
                 "expected labels of clouds for point_mixup, but got labels of points: a point between two parts is of "
                 "neither; point_cutmix and rsmix leave points where they are"
             )
-        partner = partners(batch, generator)
-        other = _select(batch, partner)
+        batch = batch._replace(point_indices=None)
+        other = _select(batch, partners(batch, generator))
         other = take(other, assign(batch.pos, other.pos, self.rounds, generator))
         drawn = beta(len(batch.pos), self.concentration, batch.pos, generator)
         ratio = torch.minimum(drawn, 1 - drawn) * _chosen(batch, self.probability, generator)
@@ -212,8 +213,8 @@ def assign(pos: Tensor, other: Tensor, rounds: int, generator: Generator) -> Ten
 
 def _select(batch: PointBatch, clouds: Tensor) -> PointBatch:
     """The batch with other clouds (B,) in the places of its own."""
-    fields = {**point_fields(batch), "label": batch.label, "mixed_label": batch.mixed_label}
-    fields["mixed_weight"] = batch.mixed_weight
+    names = ("label", "mixed_label", "mixed_weight")
+    fields = point_fields(batch) | {name: getattr(batch, name) for name in names}
     return batch._replace(**{name: field[clouds] for name, field in fields.items() if field is not None})
 
 
@@ -238,6 +239,7 @@ def _smallest(values: Tensor, count: Tensor | int) -> Tensor:
 
 def _replace(batch: PointBatch, other: PointBatch, replaced: Tensor) -> PointBatch:
     """The batch with the points `replaced` (B, N) taken from another, and labels in proportion."""
+    batch = batch._replace(point_indices=None)
     fields = {
         name: torch.where(replaced if field.dim() == 2 else replaced[..., None], point_fields(other)[name], field)
         for name, field in point_fields(batch).items()

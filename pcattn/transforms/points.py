@@ -75,11 +75,14 @@ class FeatureDropout:
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Drop the features of some clouds, or points, of the batch."""
-        if batch.normals is None:
+        if batch.normals is None and batch.features is None:
             raise ValueError(
-                "expected features for feature_dropout (normals: true), but the clouds have positions alone"
+                "expected features for feature_dropout (like features: [normals]), but the clouds have positions alone"
             )
         batch_size, num_points, _ = batch.pos.shape
         shape = (batch_size, num_points if self.per_point else 1, 1)
         dropped = uniform(shape, 0.0, 1.0, batch.pos, generator) < self.probability
-        return batch._replace(normals=batch.normals.masked_fill(dropped, 0.0))
+        normals, features = (
+            field if field is None else field.masked_fill(dropped, 0.0) for field in (batch.normals, batch.features)
+        )
+        return batch._replace(normals=normals, features=features)

@@ -10,7 +10,7 @@ def make_batch(batch: int = 6, num_points: int = 200, per_point: bool = False) -
     pos = torch.randn(batch, num_points, 3, dtype=torch.float64)
     normals = torch.nn.functional.normalize(torch.randn_like(pos), dim=2)
     label = torch.arange(batch * num_points).view(batch, num_points) if per_point else torch.arange(batch)
-    return PointBatch(pos, normals, label, None, torch.arange(batch), seed=1)
+    return PointBatch(pos, normals, label, None, torch.arange(batch), seed=1, features=torch.rand_like(pos))
 
 
 def generator(seed: int = 0) -> torch.Generator:

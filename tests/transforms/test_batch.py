@@ -21,6 +21,9 @@ class TestSubsample:
         for cloud in range(6):
             assert torch.equal(out.pos[cloud], batch.pos[cloud, chosen[cloud]])
             assert torch.equal(out.normals[cloud], batch.normals[cloud, chosen[cloud]])
+            assert torch.equal(out.features[cloud], batch.features[cloud, chosen[cloud]])
+        assert torch.equal(out.point_indices, chosen)
+        assert torch.equal(subsample(out, 20, generator(1)).point_indices, subsample(out, 20, generator(1)).label % 200)
 
     def test_first_points_without_a_generator(self) -> None:
         batch = make_batch()

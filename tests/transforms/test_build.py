@@ -24,12 +24,13 @@ class TestEveryTransform:
         assert all(torch.equal(a, b) for a, b in zip(tensors(first), tensors(second), strict=True))
         assert any(not torch.equal(a, b) for a, b in zip(tensors(first), tensors(other), strict=True))
         assert all(torch.equal(a, b) for a, b in zip(tensors(batch), before, strict=True))
+        untouched = ("scale", "translate", "rotate", "rotate_so3", "flip", "jitter")
+        assert name not in untouched or torch.equal(first.features, batch.features)  # colours do not turn
         assert first.pos.shape == batch.pos.shape
         assert first.pos.dtype == batch.pos.dtype
         assert torch.equal(state, torch.get_rng_state())  # of the given generator alone
 
-    def test_clouds_are_treated_each_by_itself(self, name: str) -> None:
-        """Each cloud of a large batch of equal clouds gets numbers of its own: neither all nor none are alike."""
+    def test_every_cloud_has_numbers_of_its_own(self, name: str) -> None:
         batch = make_batch(num_points=20)
         changed = TRANSFORMS[name]()(batch._replace(pos=batch.pos + torch.arange(6).view(-1, 1, 1)), generator(3))
         moves = torch.cat((changed.pos - batch.pos, changed.normals - batch.normals), dim=2)

@@ -25,6 +25,7 @@ class TestDropout:
         assert (kept | copies).all()
         torch.testing.assert_close(out.label, torch.where(kept, batch.label, batch.label[:, :1]))
         torch.testing.assert_close(out.normals, torch.where(kept[..., None], batch.normals, batch.normals[:, :1]))
+        torch.testing.assert_close(out.features, torch.where(kept[..., None], batch.features, batch.features[:, :1]))
 
     def test_ratio_is_uniform(self) -> None:
         batch = make_batch(batch=400, num_points=100)
@@ -39,6 +40,7 @@ class TestFeatureDropout:
         batch = make_batch(batch=500, num_points=4)
         out = FeatureDropout(0.3)(batch, generator())
         dropped = (out.normals == 0).all(dim=2)
+        assert torch.equal(dropped, (out.features == 0).all(dim=2))
         assert_constant(dropped, dim=1)
         assert dropped[:, 0].double().mean() == pytest.approx(0.3, abs=0.06)
         assert torch.equal(out.normals[~dropped], batch.normals[~dropped])
@@ -49,5 +51,5 @@ class TestFeatureDropout:
         assert ((dropped.double().mean(dim=1) - 0.3).abs() < 0.15).all()
 
     def test_nothing_to_drop(self) -> None:
-        with pytest.raises(ValueError, match="normals: true"):
-            FeatureDropout()(make_batch()._replace(normals=None), generator())
+        with pytest.raises(ValueError, match="positions alone"):
+            FeatureDropout()(make_batch()._replace(normals=None, features=None), generator())
