@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cache import ArrayWriter, Cached, cached
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
+from .storage import read_each
 
 VERSION = 1
 """Part of the key of the cache; grows whenever the same files are read differently."""
@@ -60,6 +61,7 @@ class Source(NamedTuple):
     labels: Path | None  #: its labels, where these are in a file of their own
     category: int
     name: str  #: of the cloud, unique in its category
+    split: str = ""  #: what it is read for
 
 
 class Category(NamedTuple):
@@ -165,45 +167,29 @@ class FileLayout(Layout):
 
     def build(self, out: ArrayWriter, skip: bool, split_seed: int) -> None:
         """Read all clouds, those of a split together."""
-        from .text import in_threads
-
         splits = self.split(list(self.sources()), skip, split_seed)
-        sources = [source for members in splits.values() for source in members]
+        sources = [source._replace(split=split) for split, members in splits.items() for source in members]
         offsets = self.first_parts()
         seen: list[set[int]] = [set() for _ in self.categories]
         skipped: list[str] = []
         counts = dict.fromkeys(splits, 0)
-        names = [split for split, members in splits.items() for _ in members]
-        width = 0
 
-        def attempt(source: Source) -> tuple[NDArray[Any], NDArray[Any], DatasetBrokenError | None]:
-            try:
-                columns, labels = self.parse(source)
-                labels = labels + offsets[source.category]
-                self.check(source, labels)
-                return columns, labels, None
-            except DatasetBrokenError as error:
-                return np.empty(0), np.empty(0), error
+        def read(source: Source) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            columns, labels = self.parse(source)
+            labels = labels + offsets[source.category]
+            self.check(source, labels)
+            return columns, labels
 
-        results = in_threads(attempt, sources, f"reading {self.folder.name}" if len(sources) > 100 else None)
-        for source, split, (columns, labels, error) in zip(sources, names, results, strict=True):
-            if error is None and width and columns.shape[1] != width:
-                reason = f"expected {width} coordinates a line as in the files before it, but got {columns.shape[1]}"
-                error = DatasetBrokenError(source.path, reason)
-            if error is not None:
-                if not skip:
-                    raise error
-                skipped.append(str(error))
-                continue
-            width = columns.shape[1]
+        description = f"reading {self.folder.name}"
+        for source, columns, labels in read_each(sources, read, skipped if skip else None, description):
             out.append("pos", columns[:, :3])
-            if width == 6:
+            if columns.shape[1] == 6:
                 out.append("normals", columns[:, 3:])
             out.append("part", labels)
             out.append("sizes", np.array([len(labels)]))
             out.append("category", np.array([source.category]))
             seen[source.category].update(np.unique(labels).tolist())
-            counts[split] += 1
+            counts[source.split] += 1
         if not any(counts.values()):
             raise DatasetError("; ".join([f"expected clouds in {self.folder}, but got none", *skipped[:3]]))
         self.finish(out, counts, seen, skipped)

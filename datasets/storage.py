@@ -3,13 +3,69 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch_geometric.data import Data, InMemoryDataset
+
+from .errors import DatasetBrokenError
+
+
+class File(Protocol):
+    """Something that is read from a file."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+
+F = TypeVar("F", bound=File)
+T = TypeVar("T")
+
+
+def read_each(
+    items: Sequence[F],
+    read: Callable[[F], tuple[NDArray[np.float32], T]],
+    skipped: list[str] | None,
+    description: str,
+) -> Iterator[tuple[F, NDArray[np.float32], T]]:
+    """Read many files side by side: each item with its table and what else `read` returns, in order.
+
+    Args:
+        items: what to read.
+        read: returns a table (N, C), with as many columns for every item, and anything else.
+        skipped: gets the messages about files that cannot be used, which are passed over; None raises them.
+        description: of the progress bar.
+
+    Raises:
+        DatasetBrokenError: a file cannot be used.
+    """
+    from .text import in_threads  # imports a compiler
+
+    def attempt(item: F) -> tuple[NDArray[np.float32], T] | DatasetBrokenError:
+        try:
+            return read(item)
+        except DatasetBrokenError as error:
+            return error
+
+    width = None
+    results = in_threads(attempt, items, description if len(items) > 100 else None)
+    for item, result in zip(items, results, strict=True):
+        if not isinstance(result, DatasetBrokenError):
+            table, rest = result
+            width = width or table.shape[1]
+            if table.shape[1] == width:
+                yield item, table, rest
+                continue
+            reason = f"expected {width} coordinates a line as in the files before it, but got {table.shape[1]}"
+            result = DatasetBrokenError(item.path, reason)
+        if skipped is None:
+            raise result
+        skipped.append(str(result))
 
 
 def install(

@@ -18,6 +18,7 @@ from pcattn.metrics.functional import PartIoUResult
 from pcattn.models import PCTSegmenter
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
+from pcattn.tasks.optimization import compile_network
 from pcattn.tasks.voting import carry
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class PartSegmentation(PointCloudTask):
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
         ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
-        compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
+        compile: compile the network with `torch.compile`; the same function, faster after a slow first step. Without a
+            C++ compiler on the CPU it is left out, with a warning.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "point_accuracy", "instance_miou", "class_miou")
@@ -118,7 +120,7 @@ class PartSegmentation(PointCloudTask):
             **(network_kwargs or {}),
         )
         if compile:
-            self.network.compile()
+            compile_network(self.network)
         self.label_smoothing = torch_smoothing(label_smoothing, num_parts)
 
     def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
