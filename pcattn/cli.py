@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import re
 import shutil
 import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -21,6 +23,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
@@ -35,6 +38,10 @@ OTHER_COMMANDS = {
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
+    "predict-files": "pcattn.predict_files",
+    "report": "pcattn.visualize.report",
+    "robustness": "pcattn.robustness",
+    "show": "pcattn.visualize.show",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
@@ -289,7 +296,8 @@ class PointCloudCLI(LightningCLI):
                     evaluate, tables = "test", self._report("test")
             except DatasetError as error:
                 print(f"test: left out: {error}")
-        (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        if self.trainer.is_global_zero:
+            (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         saved = self.run / "config.yaml"
         print(
             f"\nThe run lies in {self.run}/\n"
@@ -311,7 +319,8 @@ class PointCloudCLI(LightningCLI):
 
     def _discard_unused(self) -> None:
         """Leave no folder behind for a training that never came to its first checkpoint."""
-        if self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
+        # Of several processes the first made it.
+        if rank_zero_only.rank == 0 and self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
             shutil.rmtree(self.reserved, ignore_errors=True)
 
     def after_test(self) -> None:
@@ -325,10 +334,12 @@ class PointCloudCLI(LightningCLI):
     def _report(self, split: str) -> list[Path]:
         """Print the last evaluation, and keep it in the run where the task has more to keep than `results.json`."""
         print(f"\n{self.model.report(split)}")
-        return self.model.save_report(split, self.run)
+        return self.model.save_report(split, self.run) if self.trainer.is_global_zero else []
 
     def predict(self, model: Any, **kwargs: Any) -> None:
         """Write the predictions for the test split into the run."""
+        if self.trainer.world_size > 1:
+            fail(f"expected one process for predict (--trainer.devices 1), but got {self.trainer.world_size}")
         batches: Any = self.trainer.predict(model, **kwargs)
         print(f"\npredictions: {model.save_predictions(batches, self.run)}")
 
@@ -365,13 +376,6 @@ def _command(name: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
-    words = sys.argv[1:] if args is None else args
-    for command, module in OTHER_COMMANDS.items():
-        length = len(command.split())
-        if words[:length] == command.split():
-            raise SystemExit(importlib.import_module(module).main(words[length:]))
-    if words[:1] == ["bench"]:
-        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
@@ -382,7 +386,16 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    words = sys.argv[1:] if args is None else args
+    for command, module in OTHER_COMMANDS.items():
+        length = len(command.split())
+        if words[:length] == command.split():
+            raise SystemExit(importlib.import_module(module).main(words[length:]))
+    if words[:1] == ["bench"]:
+        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
-        PointCloudCLI(args)
+        # Of the processes of one training the first speaks; errors are everyone's.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank_zero_only.rank else sys.stdout):
+            PointCloudCLI(args)
     except (DatasetError, OSError) as error:
         fail(str(error), error)
