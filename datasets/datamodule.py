@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import InMemoryDataset
 
+from pcattn.corruptions import CORRUPTIONS, CorruptedClouds, parse_corruption
 from pcattn.registry import construct, resolve
 from pcattn.transforms import build_transforms, subsample
 
-from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
+from .dense import SAMPLINGS, DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetError
-from .modelnet import ModelNet40
+from .folder import PointCloudFolder, PyGPointClouds
+from .modelnet import ModelNet10, ModelNet40
+from .preprocess import check, count_channels
+from .scanobjectnn import ScanObjectNN
+from .shapenet import ShapeNetPart
 from .shapes import Shapes
 
-#: Every data set by its name, called with `(root, train=True | False, **dataset_kwargs)`.
+#: Every data set by its name. A class that takes `split` is called with `(root, split="train" | "val" | "test")`, any
+#: other with `(root, train=True | False)`, and with `dataset_kwargs`.
 DATASETS: dict[str, type[InMemoryDataset]] = {
+    "modelnet10": ModelNet10,
     "modelnet40": ModelNet40,
+    "scanobjectnn": ScanObjectNN,
+    "shapenetpart": ShapeNetPart,
     "shapes": Shapes,
+    "folder": PointCloudFolder,
+    "pyg": PyGPointClouds,
 }
 
 
@@ -32,7 +44,12 @@ class PointCloudDataModule(LightningDataModule):
     batches on the device they were moved to. A run is repeatable: order and augmentation of a batch are a function of
     `seed`, the epoch and the number of the batch.
 
-    Validation clouds are carved out of the training split, stratified by class. The test split is read by `test` alone.
+    Where a data set has a validation split of its own, that is used; otherwise the validation clouds are carved out of
+    the training split, stratified by class. The test split is read by `test` alone.
+
+    What a data set class may tell in attributes, none of which it needs: `class_names`; `parts`, the part ids of each
+    category; `feature_names`, the channels of `x`; `splits`, if one that takes `split` lacks some of train, val and
+    test; `normalized`, how its clouds are normalised already (see `normalize`); `up_axis`.
 
     Args:
         root: folder of the data set.
@@ -40,15 +57,24 @@ class PointCloudDataModule(LightningDataModule):
             that is called with `(root, train)`.
         dataset_kwargs: further arguments of the data set.
         per_point: labels are the parts of the points; otherwise the classes of the clouds.
-        num_points: points of a cloud given to the network: a new random choice for each training batch, the first
-            ones in evaluation. None takes all.
-        normals: give the normals to the network as features.
+        num_points: points of a cloud given to the network: a new random choice for each training batch, always the
+            same ones in evaluation (`sampling`). None takes all, where the clouds are of equal size.
+        features: what to give to the network beside positions: `normals`, `color`, `height` (above the lowest point),
+            or the name of any other channel of the data set.
+        normalize: `"sphere"`, `"box"` or `"none"`, see `preprocess`. None is what the data set says: clouds that come
+            normalised are left as they are, all others are put into the unit sphere.
+        up_axis: `"x"`, `"y"` or `"z"`, along which height is measured; None is what the data set says, else z.
+        sampling: which points evaluation takes: `"random"` (once for all), `"first"`, or `"fps"`, farthest points. None
+            is first where clouds are of equal size, and random otherwise.
         batch_size: clouds a batch.
         eval_batch_size: clouds a batch in validation and test; None is `batch_size`.
         val_fraction: share of the training split that validates.
         split_seed: seed of that split; apart from `seed`, so that runs with several seeds share their validation set.
         augmentation: list of `{name: arguments}`, see `pcattn.transforms`.
         seed: seed of order and augmentation; the command line links it to `seed_everything`.
+        corruption: `name:severity`, one of those of `pcattn.corruptions` for the clouds of evaluation, like
+            `gaussian:3`; training clouds stay clean.
+        corruption_seed: seed of its randomness; apart from `seed`, so that all networks meet the same clouds.
     """
 
     def __init__(
@@ -58,15 +84,22 @@ class PointCloudDataModule(LightningDataModule):
         dataset_kwargs: dict[str, Any] | None = None,
         per_point: bool = False,
         num_points: int | None = 1024,
-        normals: bool = False,
+        features: list[str] | None = None,
+        normalize: str | None = None,
+        up_axis: str | None = None,
+        sampling: str | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
         augmentation: list[dict[str, Any]] | None = None,
         seed: int = 0,
+        corruption: str | None = None,
+        corruption_seed: int = 0,
     ) -> None:
         super().__init__()
+        if corruption is not None:
+            parse_corruption(corruption)
         if not 0 < val_fraction < 1:
             raise ValueError(f"expected 0 < val_fraction < 1, but got {val_fraction}")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "num_points": num_points}
@@ -74,7 +107,9 @@ class PointCloudDataModule(LightningDataModule):
             least = 2 if name == "batch_size" else 1  # batch normalisation of one cloud's head has no variance
             if value is not None and value < least:
                 raise ValueError(f"expected {name} >= {least}, but got {value}")
-        if reserved := {"root", "train"} & set(dataset_kwargs or {}):
+        if sampling is not None and sampling not in SAMPLINGS:
+            raise ValueError(f"expected sampling to be one of {', '.join(SAMPLINGS)}, but got {sampling!r}")
+        if reserved := {"root", "train", "split"} & set(dataset_kwargs or {}):
             raise ValueError(
                 f"expected dataset_kwargs without {' and '.join(sorted(reserved))}, but got {dataset_kwargs}"
             )
@@ -85,13 +120,28 @@ class PointCloudDataModule(LightningDataModule):
         self.dataset_class = resolve("dataset", dataset, DATASETS)
         self.per_point = per_point
         self.num_points = num_points
-        self.normals = normals
+        self.sampling = sampling
+        self.features = features or []
+        # Clouds that come normalised are not touched; whoever uses the network has to do to a raw one what was done.
+        done = getattr(self.dataset_class, "normalized", None)
+        self.normalize = normalize or ("none" if done else "sphere")
+        self.up_axis = str(up_axis or getattr(self.dataset_class, "up_axis", "z"))
+        #: Arguments of `preprocess` that make of a raw cloud what the network is trained on; kept in checkpoints.
+        self.preprocessing: dict[str, Any] = {
+            "features": self.features,
+            "normalize": normalize or done or "sphere",
+            "up_axis": self.up_axis,
+        }
+        check(**self.preprocessing)
+        self.save_hyperparameters({"preprocessing": self.preprocessing})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.val_fraction = val_fraction
         self.split_seed = split_seed
         self.transforms = build_transforms(augmentation)
         self.seed = seed
+        self.corruption = corruption
+        self.corruption_seed = corruption_seed
         self._splits: dict[str, DenseClouds] = {}
 
     @property
@@ -100,11 +150,11 @@ class PointCloudDataModule(LightningDataModule):
         # Where the names are known without the clouds, they are not read for them.
         if hasattr(self.dataset_class, "read_class_names"):
             return self.dataset_class.read_class_names(self.root)
-        if hasattr(self.dataset_class, "class_names"):
-            return list(self.dataset_class.class_names)
+        if (names := self._attribute("class_names")) is not None:
+            return list(names)
         if self.parts is not None:
             return [str(category) for category in range(len(self.parts))]
-        return [str(label) for label in range(self._dataset(train=True).num_classes)]
+        return [str(label) for label in range(self._read("train").dataset.num_classes)]
 
     @property
     def num_classes(self) -> int:
@@ -120,42 +170,61 @@ class PointCloudDataModule(LightningDataModule):
         """
         if not self.per_point:
             return None
-        if hasattr(self.dataset_class, "parts"):
-            return [list(ids) for ids in self.dataset_class.parts]
-        clouds = self._train_split()
+        if (parts := self._attribute("parts")) is not None:
+            return [list(ids) for ids in parts]
+        clouds = self._read("train")
         if clouds.category is None:
             return [list(range(int(clouds.label.max()) + 1))]
-        categories = range(int(clouds.category.max()) + 1)
-        return [clouds.label[clouds.category == category].unique().tolist() for category in categories]
+        category = clouds.category.repeat_interleave(clouds.sizes)  # of every point
+        return [clouds.label.flatten()[category == c].unique().tolist() for c in range(int(category.max()) + 1)]
 
     @property
     def part_names(self) -> list[str] | None:
         """Names of the parts by their ids, where labels are those of points and the data set names them."""
-        names = getattr(self.dataset_class, "part_names", None) if self.per_point else None
+        names = self._attribute("part_names") if self.per_point else None
         return None if names is None else list(names)
 
     @property
     def num_features(self) -> int:
         """Channels of a point beside its position."""
-        return 3 if self.normals else 0
+        return count_channels(self.features)
 
     def setup(self, stage: str) -> None:
         """Read the split that the stage needs."""
         if stage in ("fit", "validate"):
-            clouds = self._train_split()
-            strata = clouds.category if clouds.category is not None else clouds.label
-            if strata.dim() == 2:  # parts of points without a category: one stratum
-                strata = torch.zeros(len(clouds))
-            self.train_indices, self.val_indices = stratified_split(strata, self.val_fraction, self.split_seed)
-            if not len(self.val_indices):
-                raise DatasetError(f"expected a class with at least two clouds in {self.dataset_name}, one to validate")
-        if stage in ("test", "predict") and "test" not in self._splits:
-            self._splits["test"] = self._read(train=False)
+            train = self._read("train")
+            if self._takes_split and "val" in getattr(train.dataset, "splits", ("train", "val", "test")):
+                self.train_indices = torch.arange(len(train))
+                self.val_indices = torch.arange(len(self._read("val")))
+            else:
+                self._splits["val"] = train
+                self._carve(train)
+        if stage in ("test", "predict"):
+            self._read("test")
+        try:  # what the clouds do not allow shows now, and not in the middle of an epoch
+            if stage == "fit":
+                self._augment(self.example(), torch.Generator().manual_seed(0))
+            if self.corruption is not None:
+                self._corrupted("test" if stage in ("test", "predict") else "val")[0, torch.zeros(1, dtype=torch.long)]
+        except ValueError as error:
+            raise DatasetError(str(error)) from error
+
+    def _carve(self, clouds: DenseClouds) -> None:
+        """Choose the validation clouds among those of the training split."""
+        strata = clouds.label if clouds.category is None else clouds.category
+        if clouds.per_point and clouds.category is None:  # one stratum
+            strata = torch.zeros(len(clouds))
+        self.train_indices, self.val_indices = stratified_split(strata, self.val_fraction, self.split_seed)
+        if not len(self.val_indices):
+            raise DatasetError(f"expected a class with at least two clouds in {self.dataset_name}, one to validate")
 
     def example(self) -> PointBatch:
         """Two clouds of the training split, as evaluation sees them."""
-        clouds = self._splits["train"]
-        return subsample(clouds[0, self.train_indices[:2]], self.num_points or clouds.pos.shape[1])
+        return self._evaluated("train")[0, self.train_indices[:2]]
+
+    def complete_cloud(self, split: str, index: int) -> PointBatch:
+        """All points of a cloud of `train`, `val` or `test`, as a batch of one; see `PointBatch.indices`."""
+        return self._splits[split].cloud(index)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training part."""
@@ -163,7 +232,7 @@ class PointCloudDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Batches of the validation part, in order."""
-        return self._loader("train", self.val_indices)
+        return self._loader("val", self.val_indices)
 
     def test_dataloader(self) -> DataLoader:
         """Batches of the test split, in order."""
@@ -174,44 +243,85 @@ class PointCloudDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: PointBatch, dataloader_idx: int) -> PointBatch:
-        """Subsample, and augment in training, on the device of the batch."""
-        num_points = self.num_points or batch.pos.shape[1]
+        """Subsample and augment in training, on the device of the batch."""
         if self.trainer is None or not self.trainer.training:
-            return subsample(batch, num_points)
+            return batch
         generator = torch.Generator(batch.pos.device).manual_seed(batch.seed)
-        batch = subsample(batch, num_points, generator)
+        return self._augment(subsample(batch, self.num_points or batch.pos.shape[1], generator), generator)
+
+    def _augment(self, batch: PointBatch, generator: torch.Generator) -> PointBatch:
         for transform in self.transforms:
             batch = transform(batch, generator)
         return batch
 
-    def _dataset(self, train: bool) -> InMemoryDataset:
-        try:
-            return construct(
-                "dataset", self.dataset_name, self.dataset_class, self.root, train=train, **self.dataset_kwargs
+    @property
+    def _takes_split(self) -> bool:
+        return "split" in inspect.signature(self.dataset_class).parameters
+
+    def _attribute(self, name: str) -> Any:
+        """What the data set says of itself: its class, if that knows, or else the training split."""
+        value = getattr(self.dataset_class, name, None)
+        if value is None or isinstance(value, property):
+            value = getattr(self._read("train").dataset, name, None)
+        return value
+
+    def _read(self, split: str) -> DenseClouds:
+        """A split, read when it is first asked for."""
+        if split not in self._splits:
+            which: dict[str, Any] = {"split": split} if self._takes_split else {"train": split == "train"}
+            try:
+                dataset = construct(
+                    "dataset", self.dataset_name, self.dataset_class, self.root, **which, **self.dataset_kwargs
+                )
+            except DatasetError:
+                raise
+            except ValueError as error:
+                raise DatasetError(str(error)) from error
+            clouds = DenseClouds(
+                dataset, self.per_point, self.features, self.normalize, self.up_axis, self.dataset_name
             )
-        except DatasetError:
-            raise
-        except ValueError as error:
-            raise DatasetError(str(error)) from error
+            self._check_num_points(clouds)
+            self._splits[split] = clouds
+        return self._splits[split]
 
-    def _train_split(self) -> DenseClouds:
-        if "train" not in self._splits:
-            self._splits["train"] = self._read(train=True)
-        return self._splits["train"]
-
-    def _read(self, train: bool) -> DenseClouds:
-        clouds = DenseClouds(self._dataset(train), self.per_point, self.normals, self.dataset_name)
-        available = clouds.pos.shape[1]
-        if self.num_points is not None and self.num_points > available:
+    def _check_num_points(self, clouds: DenseClouds) -> None:
+        available = int(clouds.sizes.max())
+        if self.num_points is None and not clouds.equal:
+            raise DatasetError(
+                f"expected num_points, because the clouds of {self.dataset_name} differ in size "
+                f"({int(clouds.sizes.min())} to {available} points), but got None"
+            )
+        if self.num_points is not None and clouds.equal and self.num_points > available:
             raise DatasetError(
                 f"expected num_points to be at most {available}, the points of a cloud of {self.dataset_name}, "
                 f"but got {self.num_points}"
             )
-        return clouds
+
+    def _evaluated(self, split: str, spare: int = 1) -> DenseClouds:
+        """A split as evaluation sees it: of each cloud always the same points, up to `spare` times as many as asked."""
+        clouds = self._splits[split]
+        sampling = self.sampling or ("first" if clouds.equal else "random")
+        number = ("train", "val", "test").index(split)
+        num_points = self.num_points or int(clouds.sizes[0])
+        num_points = max(num_points, min(spare * num_points, int(clouds.sizes.min())))
+        return clouds.sampled(num_points, sampling, seed=number)
+
+    def _corrupted(self, split: str) -> CorruptedClouds:
+        """A split as evaluation under `corruption` sees it."""
+        spare = CORRUPTIONS[parse_corruption(str(self.corruption))[0]].spare
+        num_points = self.num_points or int(self._splits[split].sizes[0])
+        return CorruptedClouds(
+            self._evaluated(split, spare), str(self.corruption), num_points, self.corruption_seed, self.up_axis
+        )
 
     def _loader(self, split: str, indices: Tensor, shuffle: bool = False) -> DataLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.batch_size if shuffle else self.eval_batch_size
         sampler = EpochSampler(indices, batch_size, self.seed, shuffle, rank, world_size)
+        clouds: Dataset = self._splits[split]
+        if not shuffle:
+            clouds = self._evaluated(split) if self.corruption is None else self._corrupted(split)
+        elif self.num_points and not self._splits[split].equal:  # those of equal size are subsampled on the device
+            clouds = self._splits[split].sampled(self.num_points)
         # batch_size None: the sampler yields whole batches. Indexing memory needs no worker processes.
-        return DataLoader(self._splits[split], sampler=sampler, batch_size=None)
+        return DataLoader(clouds, sampler=sampler, batch_size=None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,37 +13,68 @@ from torch.utils.data import Dataset
 from torch_geometric.data import InMemoryDataset
 
 from .errors import DatasetError
+from .preprocess import FEATURES, Placement, apply_placement, find_channels, height_of, placement, select
+
+SAMPLINGS = ("random", "first", "fps")
 
 
 class PointBatch(NamedTuple):
     """Clouds of equal size, as the networks take them."""
 
     pos: Tensor  #: (B, N, 3) positions
-    normals: Tensor | None  #: (B, N, 3) unit normals
+    normals: Tensor | None  #: (B, N, 3) unit normals, which turn with the cloud
     label: Tensor  #: (B,) class of each cloud, or (B, N) part of each point
     category: Tensor | None  #: (B,) category of each cloud when `label` is per point
     indices: Tensor  #: (B,) position of each cloud in its data set
     seed: int  #: everything random that happens to this batch derives from it
+    features: Tensor | None = None  #: (B, N, F) what else the network is told: colour, intensity, height, ...
+    point_indices: Tensor | None = None  #: (B, N) which points of the complete clouds these are
+    mixed_label: Tensor | None = None  #: (B, L) the classes that a mixed cloud is of; None: of `label` alone
+    mixed_weight: Tensor | None = None  #: (B, L) their shares, which add up to 1
+
+    @property
+    def channels(self) -> Tensor | None:
+        """(B, N, C) all that a network is told beside positions: normals first, then the other features."""
+        if self.normals is None or self.features is None:
+            return self.normals if self.features is None else self.features
+        return torch.cat((self.normals, self.features), dim=2)
 
 
 class DenseClouds(Dataset):
-    """A torch-geometric data set of equal-size clouds, seen as (M, N, 3) tensors: a batch is one indexed read.
+    """A torch-geometric data set seen as dense batches: each is one indexed read, also of clouds that differ in size.
 
-    The tensors are views of the data set's own storage; nothing is copied, unless it is a selection of another.
+    The tensors are those of the data set's own storage, mapped files included; nothing is copied, unless it is a
+    selection of another. Clouds are normalised as they are read. Clouds that differ in size can be read one by one
+    (`cloud`), or with as many points drawn from each (`sampled`).
 
     Args:
-        dataset: in memory, with `pos`, and `y` (one class or one part a point), `category` and normals `x` if any.
+        dataset: in memory, with `pos`, and `y` (one class or one part a point), `category` and features `x` (N, F) if
+            any. The channels of `x` are named by its attribute `feature_names`; without it, three are normals.
         per_point: labels are the parts `y` of the points; otherwise the class of the cloud, which is `category` where
             the data set has it and `y` elsewhere.
-        normals: read normals from `x`.
+        features: what to read beside positions, see `preprocess`.
+        normalize: likewise.
+        up_axis: likewise.
         name: what to call the data set in messages.
 
+    Attributes:
+        pos: positions (M, N, 3), or (P, 3) of all P points where clouds differ in size.
+        label: (M,), or labels of points (M, N) or (P,).
+        category: (M,) or None.
+        sizes: (M,), number of points of each cloud.
+
     Raises:
-        DatasetError: the clouds differ in size, or lack what was asked for.
+        DatasetError: the clouds lack what was asked for.
     """
 
     def __init__(
-        self, dataset: InMemoryDataset, per_point: bool = False, normals: bool = False, name: str = "data set"
+        self,
+        dataset: InMemoryDataset,
+        per_point: bool = False,
+        features: Sequence[str] = (),
+        normalize: str = "none",
+        up_axis: str = "z",
+        name: str = "data set",
     ) -> None:
         if len(dataset) == 0:
             raise DatasetError(f"expected clouds in {name}, but it is empty")
@@ -50,40 +82,136 @@ class DenseClouds(Dataset):
             raise DatasetError(f"expected {name} without a transform: batches are augmented instead (augmentation)")
         if dataset._indices is not None:  # a part of a data set, or another order: gathered once
             dataset = dataset.copy()
+        self.dataset, self.name, self.per_point = dataset, name, per_point
+        self.normalize, self.up_axis = normalize, up_axis
         data, num_clouds = dataset._data, len(dataset)
-        sizes = dataset.slices["pos"].diff()
-        num_points = int(sizes[0])
-        if not bool((sizes == num_points).all()):
+        self.starts = torch.as_tensor(dataset.slices["pos"][:-1])
+        self.sizes = torch.as_tensor(dataset.slices["pos"]).diff()
+        if not bool((self.sizes > 0).all()):
             raise DatasetError(
-                f"expected clouds of equal size in {name}, but got {int(sizes.min())} to {int(sizes.max())}"
+                f"expected points in every cloud of {name}, but cloud {int(self.sizes.argmin())} has none"
             )
-        self.pos = data.pos.view(num_clouds, num_points, 3)
-        if normals and (data.x is None or data.x.shape != data.pos.shape):
-            raise DatasetError(f"expected normals in {name} (normals: true), but it has none")
-        self.normals = data.x.view(num_clouds, num_points, 3) if normals else None
+        #: Whether all clouds have the same number of points.
+        self.equal = bool((self.sizes == self.sizes[0]).all())
+        shape = (num_clouds, int(self.sizes[0])) if self.equal else (-1,)
+        self.pos = data.pos.view(*shape, 3)
+        self._read_features(data, features)
         self.category = data.category.view(num_clouds) if "category" in data else None
         if per_point:
-            if data.y.numel() != num_clouds * num_points:
+            if data.y.numel() != len(data.pos):
                 raise DatasetError(f"expected a part label for every point in {name}, but it has labels of clouds")
-            self.label = data.y.view(num_clouds, num_points)
+            self.label = data.y.view(shape)
         else:
             self.label = data.y.view(num_clouds) if self.category is None else self.category
             self.category = None
+        self._placements: dict[int, Placement] = {}
+        self._num_points: int | None = None
+        self._sampling = "random"
+        self._seed: int | None = None
+        self._chosen: dict[int, np.ndarray] = {}
+
+    def _read_features(self, data, features: Sequence[str]) -> None:
+        """Find the columns of the chosen features."""
+        x = data.x if "x" in data else None
+        names = getattr(self.dataset, "feature_names", None)
+        if names is None:
+            names = FEATURES["normals"] if x is not None and x.shape == data.pos.shape else ()
+        if x is not None and names and x.shape != (len(data.pos), len(names)):
+            raise DatasetError(f"expected x ({len(data.pos)}, {len(names)}) in {self.name}, but got {tuple(x.shape)}")
+        columns = {name: find_channels(name, names if x is not None else (), self.name) for name in features}
+        self._x = x
+        self._normals = columns.pop("normals", None)
+        self._features = list(columns.values())
 
     def __len__(self) -> int:
-        return len(self.pos)
+        return len(self.sizes)
 
     def __getitem__(self, key: tuple[int, Tensor]) -> PointBatch:
         """The batch of a `(seed, indices)` pair, as `EpochSampler` yields them."""
         seed, indices = key
+        if self._num_points is not None:
+            drawn = [self._choose(index, seed, self._num_points) for index in indices.tolist()]
+            chosen = torch.from_numpy(np.stack(drawn))
+        elif self.equal:
+            chosen = torch.arange(int(self.sizes[0])).expand(len(indices), -1)
+        else:
+            low, high = int(self.sizes.min()), int(self.sizes.max())
+            raise DatasetError(f"expected clouds of equal size in {self.name}, but got {low} to {high}: set num_points")
+        return self._batch(indices, chosen, seed)
+
+    def cloud(self, index: int) -> PointBatch:
+        """A complete cloud, all its points in their order, as a batch of one."""
+        return self._batch(torch.tensor([index]), torch.arange(int(self.sizes[index]))[None], 0)
+
+    def sampled(self, num_points: int, sampling: str = "random", seed: int | None = None) -> DenseClouds:
+        """The same clouds with `num_points` points drawn from each.
+
+        A cloud with fewer points has each of them once, and random ones of them again.
+
+        Args:
+            num_points: points to draw.
+            sampling: `"random"`, without replacement; `"first"`; or `"fps"`, farthest points, which are chosen once and
+                kept.
+            seed: of the draws, which are then a function of the cloud's index alone; None takes the seed of each batch.
+        """
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"expected sampling to be one of {', '.join(SAMPLINGS)}, but got {sampling!r}")
+        view = copy.copy(self)
+        view._num_points, view._sampling, view._seed, view._chosen = num_points, sampling, seed, {}
+        return view
+
+    def _choose(self, index: int, seed: int, wanted: int) -> np.ndarray:
+        """Which `wanted` points of a cloud are drawn."""
+        if index in self._chosen:
+            return self._chosen[index]
+        size = int(self.sizes[index])
+        generator = np.random.default_rng([seed if self._seed is None else self._seed, index])
+        if self._sampling == "fps":
+            from pcattn.ops import farthest_point_sample
+
+            chosen = farthest_point_sample(self._points(index)[None], min(wanted, size))[0].numpy()
+        elif self._sampling == "random" and wanted < size:
+            chosen = generator.choice(size, wanted, replace=False)
+        else:
+            chosen = np.arange(min(wanted, size))
+        if wanted > size:
+            chosen = np.concatenate((chosen, generator.integers(size, size=wanted - size)))
+        if self._sampling == "fps":
+            self._chosen[index] = chosen
+        return chosen
+
+    def _batch(self, indices: Tensor, chosen: Tensor, seed: int) -> PointBatch:
+        """Read the chosen points (B, N) of some clouds (B,)."""
+        rows = self.starts[indices][:, None] + chosen
+        pos = self.pos.view(-1, 3)[rows]
+        channels = None if self._x is None or not (self._normals or self._features) else self._x[rows]
+        features = None
+        if self.normalize != "none" or self._features:
+            place = self._place(indices)
+            features = select(channels, self._features, height_of(pos, place, self.up_axis))
+            pos = pos if self.normalize == "none" else apply_placement(pos, place)
         return PointBatch(
-            pos=self.pos[indices],
-            normals=None if self.normals is None else self.normals[indices],
-            label=self.label[indices],
+            pos=pos,
+            normals=None if channels is None or self._normals is None else channels[..., self._normals],
+            label=self.label.view(-1)[rows] if self.per_point else self.label[indices],
             category=None if self.category is None else self.category[indices],
             indices=indices,
             seed=seed,
+            features=features,
+            point_indices=chosen,
         )
+
+    def _points(self, index: int) -> Tensor:
+        """The stored positions (n, 3) of a cloud."""
+        start = int(self.starts[index])
+        return self.pos.view(-1, 3)[start : start + int(self.sizes[index])]
+
+    def _place(self, indices: Tensor) -> Placement:
+        """Placements of some clouds as tensors (B, ...), each computed from the complete cloud when first asked for."""
+        for index in indices.tolist():
+            if index not in self._placements:
+                self._placements[index] = placement(self._points(index), self.normalize, self.up_axis)
+        return Placement(*map(torch.stack, zip(*(self._placements[index] for index in indices.tolist()), strict=True)))
 
 
 class EpochSampler:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from hashlib import sha256
 from itertools import accumulate
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -112,6 +113,7 @@ class Shapes(InMemoryDataset):
         force_reload: whether to generate the split even if it is cached.
     """
 
+    normalized: ClassVar[str] = "sphere"
     class_names: ClassVar[list[str]] = [category.name for category in CATEGORIES]
     part_names: ClassVar[list[str]] = [f"{category.name}/{part}" for category in CATEGORIES for part in category.parts]
     parts: ClassVar[list[list[int]]] = [
@@ -161,6 +163,11 @@ class Shapes(InMemoryDataset):
         except (RuntimeError, EOFError):  # cut short by whoever copied it: generated in seconds
             self._generate(path)
             self.load(path)
+
+    @staticmethod
+    def recognises(root: str) -> bool:
+        """Whether the training split of the default options lies under `root`; nothing is generated to find out."""
+        return Path(root, "processed", f"train-v{VERSION}-seed0-4000x2048.pt").is_file()
 
     @property
     def num_classes(self) -> int:

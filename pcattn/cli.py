@@ -36,6 +36,11 @@ OTHER_COMMANDS = {
     "bench train": "pcattn.bench.train",
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
+    "data": "pcattn.data_report",
+    "predict-files": "pcattn.predict_files",
+    "report": "pcattn.visualize.report",
+    "robustness": "pcattn.robustness",
+    "show": "pcattn.visualize.show",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
@@ -188,9 +193,10 @@ class PointCloudCLI(LightningCLI):
             if resume:
                 fail(f"expected --ckpt_path of fit to be a .ckpt, but got weights alone: --init_from {source}")
             self.weights, config.ckpt_path = checkpoint.state, None
-        # How to run the network is not a property of its weights; what the data says is compared later.
+        # How to run and judge the network is no property of its weights; what the data says is compared later.
         stored = checkpoint.hyper_parameters
-        take(stored, config.model.init_args, source, leave=("compile", *FROM_DATA))
+        leave = ("compile", "votes", "all_points", *FROM_DATA)
+        take(stored, config.model.init_args, source, leave)
         self.stored = {name: stored[name] for name in FROM_DATA if stored.get(name) is not None}
         if resume:
             take(checkpoint.data, config.data, source, leave=("root", "eval_batch_size"))
@@ -369,13 +375,6 @@ def _command(name: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
-    words = sys.argv[1:] if args is None else args
-    for command, module in OTHER_COMMANDS.items():
-        length = len(command.split())
-        if words[:length] == command.split():
-            raise SystemExit(importlib.import_module(module).main(words[length:]))
-    if words[:1] == ["bench"]:
-        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
@@ -386,6 +385,13 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    words = sys.argv[1:] if args is None else args
+    for command, module in OTHER_COMMANDS.items():
+        length = len(command.split())
+        if words[:length] == command.split():
+            raise SystemExit(importlib.import_module(module).main(words[length:]))
+    if words[:1] == ["bench"]:
+        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
         # Of the processes of one training the first speaks; errors are everyone's.
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if runs.is_first_process() else nowhere):

@@ -195,7 +195,7 @@ class TestErrors:
             (["--data.root", "/nowhere"], "/nowhere, which does not exist"),
             (["--data.dataset", "modelnet04"], "did you mean 'modelnet40'"),
             (["--data.num_points", "65"], "at most 64"),
-            (["--data.normals", "true"], "expected normals"),
+            (["--data.features", "[normals]"], "expected normals"),
             (["--data.augmentation", "[{scale: {lo: 1}}]"], "low, high"),
             (["--data.augmentation", "[{scale: 0.5}]"], "expected arguments"),
             (["--data.augmentation", "[{scale: {low: a}}]"], "augmentation step 'scale'"),

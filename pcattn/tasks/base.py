@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import move_data_to_device
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from pcattn.tasks.optimization import OPTIMIZERS, AveragedWeights, build_optimizer, build_schedule
+from pcattn.tasks.voting import draw_votes
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -26,6 +29,8 @@ class PointCloudTask(LightningModule):
 
     Args:
         label_smoothing, optimizer, lr, min_lr, ema_decay: arguments of the task, to be checked.
+        votes: likewise; more than one look at every cloud by `validate` and `test`, beside the evaluation by one.
+        all_points: likewise; carry predictions to all points of every cloud, likewise.
 
     Raises:
         ValueError: one of them is out of range.
@@ -36,7 +41,14 @@ class PointCloudTask(LightningModule):
     network: nn.Module
 
     def __init__(
-        self, label_smoothing: float, optimizer: str, lr: float, min_lr: float, ema_decay: float | None = None
+        self,
+        label_smoothing: float,
+        optimizer: str,
+        lr: float,
+        min_lr: float,
+        ema_decay: float | None = None,
+        votes: int = 1,
+        all_points: bool = False,
     ) -> None:
         super().__init__()
         if optimizer not in OPTIMIZERS:
@@ -47,10 +59,27 @@ class PointCloudTask(LightningModule):
             raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise ValueError(f"expected 0 <= ema_decay < 1, but got {ema_decay}")
+        if votes < 1:
+            raise ValueError(f"expected votes >= 1, but got {votes}")
+        self.votes, self.all_points = votes, all_points
         self.eval_loss = MeanMetric()
+
+    def logits(self, batch: PointBatch) -> Tensor:
+        """What the network answers to a batch."""
+        raise NotImplementedError
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
+        raise NotImplementedError
+
+    def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
+        """Add several looks at one cloud to the metrics that are measured with them.
+
+        Args:
+            cloud: the complete cloud, a batch of one.
+            own: (N,) the points of it that were evaluated by one look.
+            looks: see `pcattn.tasks.voting.draw_votes`.
+        """
         raise NotImplementedError
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
@@ -74,12 +103,28 @@ class PointCloudTask(LightningModule):
         torch.manual_seed(batch.seed)
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
-        """Add a batch to the metrics."""
+        """Add a batch to the metrics; further looks only where validation is all that is done."""
         self.evaluate(batch)
+        if self._looks_again and self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._look_again(batch, "val")
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
         self.evaluate(batch)
+        if self._looks_again:
+            self._look_again(batch, "test")
+
+    @property
+    def _looks_again(self) -> bool:
+        """Whether there is more than one look at every cloud, or it is judged at all its points."""
+        return self.votes > 1 or self.all_points
+
+    def _look_again(self, batch: PointBatch, split: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        points: Any = batch.point_indices
+        for index, own in zip(batch.indices.tolist(), points, strict=True):
+            cloud = move_data_to_device(data.complete_cloud(split, index), self.device)
+            self.evaluate_looks(cloud, own, draw_votes(cloud, own, self.votes))
 
     def on_validation_epoch_start(self) -> None:
         """Let all processes validate the network that the checkpoint will hold: with the same running statistics.

@@ -6,9 +6,10 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from pcattn.datasets import DatasetError, DatasetNotFoundError, PointBatch, PointCloudDataModule
+from pcattn.datasets import DatasetError, DatasetNotFoundError, PointBatch, PointCloudDataModule, preprocess
 
 from .modelnet_files import NAMES, write_modelnet40
+from .test_dense import Clouds
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ class TestBatches:
 
     def test_points_are_chosen_anew_in_training_and_fixed_in_evaluation(self, root: Path) -> None:
         batches = run(root, epochs=2, test=True)
-        stored = PointCloudDataModule(str(root), "modelnet40", num_points=16)._read(train=False).pos
+        stored = PointCloudDataModule(str(root), "modelnet40", num_points=16)._read("test").pos
         assert torch.equal(pos_of(batches["test"]), stored[:, :16])
         seen: dict[int, torch.Tensor] = {}
         for batch in batches["train"]:
@@ -116,13 +117,113 @@ class TestBatches:
         assert torch.equal(data._splits["train"].pos, before)
 
 
+def loaded(**kwargs) -> PointCloudDataModule:
+    options = {"num_points": 12, "batch_size": 4, "val_fraction": 0.5, **kwargs}
+    data = PointCloudDataModule("x", f"{__name__}.{options.pop('dataset')}", **options)
+    data.setup("fit")
+    return data
+
+
+class ManySizes(Clouds):
+    """Clouds of 10 to 29 points, far from the origin, with colours."""
+
+    feature_names = ("red", "green", "blue")
+
+    def __init__(self, root: str, train: bool) -> None:
+        super().__init__(tuple(range(10, 30)), parts=False)
+        self._data.y = torch.arange(20) % 2
+        self._data.pos.mul_(50).add_(1000)
+
+
+class ThreeSplits(Clouds):
+    """As `ShapeNet` of torch-geometric, called with `split`."""
+
+    def __init__(self, root: str, split: str) -> None:
+        super().__init__((9,) * {"train": 8, "val": 5, "test": 3}[split], parts=False)
+        self._data.y = self._data.y % 2
+
+
+class TwoSplits(ThreeSplits):
+    splits = ("train", "test")
+
+
+class TestSizesThatDiffer:
+    def test_evaluation_depends_on_neither_batch_nor_order(self) -> None:
+        torch.manual_seed(0)
+        one = loaded(dataset="ManySizes", eval_batch_size=1)
+        torch.manual_seed(0)
+        ten = loaded(dataset="ManySizes", eval_batch_size=10)
+        single, ((batch,)) = list(one.val_dataloader()), list(ten.val_dataloader())
+        assert torch.equal(torch.cat([b.pos for b in single]), batch.pos)
+        assert torch.equal(torch.cat([b.point_indices for b in single]), batch.point_indices)
+
+    def test_training_draws_anew_every_epoch(self) -> None:
+        data = loaded(dataset="ManySizes")
+        loader = data.train_dataloader()
+        epochs = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            epochs.append({int(i): p.tolist() for b in loader for i, p in zip(b.indices, b.point_indices, strict=True)})
+        shared = set(epochs[0]) & set(epochs[1])
+        assert shared
+        assert all(epochs[0][index] != epochs[1][index] for index in shared if index > 2)  # more than 12 points
+
+    def test_all_points_need_a_number(self) -> None:
+        with pytest.raises(DatasetError, match=r"expected num_points, because .* differ in size \(10 to 29 points\)"):
+            loaded(dataset="ManySizes", num_points=None)
+
+    def test_more_points_than_there_are(self) -> None:
+        assert loaded(dataset="ManySizes", num_points=64).example().pos.shape == (2, 64, 3)
+
+
+class TestPreprocessing:
+    def test_clouds_of_ones_own_are_put_into_the_unit_sphere(self) -> None:
+        data = loaded(dataset="ManySizes", features=["color", "height"])
+        cloud = data._splits["train"].cloud(7)
+        torch.testing.assert_close(cloud.pos[0].norm(dim=1).max(), torch.tensor(1.0))
+        raw = data._splits["train"].dataset[7]
+        expected = preprocess(raw.pos, raw.x, data.dataset_class.feature_names, **data.hparams["preprocessing"])
+        torch.testing.assert_close((cloud.pos[0], cloud.channels[0]), expected)
+        assert (data.num_features, data.example().channels.shape) == (4, (2, 12, 4))
+
+    def test_those_that_come_normalised_stay_as_they_are(self, root: Path) -> None:
+        data = PointCloudDataModule(str(root), "modelnet40", num_points=None)
+        data.setup("test")
+        assert torch.equal(data._splits["test"].cloud(3).pos[0], data._splits["test"].dataset[3].pos)
+        assert data.hparams["preprocessing"] == {"features": [], "normalize": "sphere", "up_axis": "z"}
+        data = PointCloudDataModule(str(root), "modelnet40", num_points=None, normalize="box")
+        data.setup("test")
+        torch.testing.assert_close(data._splits["test"].cloud(3).pos.abs().max(), torch.tensor(1.0))
+
+    def test_is_kept_in_the_checkpoint(self, tmp_path: Path) -> None:
+        data = loaded(dataset="ManySizes", normalize="box", up_axis="y")
+        trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer.fit(Recorder(), data)
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+        stored = torch.load(tmp_path / "x.ckpt", weights_only=True)["datamodule_hyper_parameters"]
+        assert stored["preprocessing"] == {"features": [], "normalize": "box", "up_axis": "y"}
+
+
+class TestSplits:
+    def test_an_official_validation_split_is_used(self) -> None:
+        data = loaded(dataset="ThreeSplits", num_points=4)
+        assert sum(len(batch.pos) for batch in data.train_dataloader()) == 8
+        assert sum(len(batch.pos) for batch in data.val_dataloader()) == 5
+        data.setup("test")
+        assert sum(len(batch.pos) for batch in data.test_dataloader()) == 3
+
+    def test_one_that_is_lacking_is_carved(self) -> None:
+        data = loaded(dataset="TwoSplits", num_points=4)
+        assert (len(data.train_indices), len(data.val_indices)) == (4, 4)
+
+
 class TestNames:
     def test_modelnet40(self, root: Path) -> None:
         data = PointCloudDataModule(str(root), "modelnet40")
         assert (data.class_names, data.num_classes, data.num_features) == (NAMES, 40, 0)
 
     def test_shapes_are_not_generated_for_their_names(self, tmp_path: Path) -> None:
-        assert PointCloudDataModule(str(tmp_path), "shapes", normals=True).num_classes == 22
+        assert PointCloudDataModule(str(tmp_path), "shapes", features=["normals"]).num_classes == 22
         assert not list(tmp_path.iterdir())
 
     def test_a_data_set_of_ones_own(self) -> None:
@@ -140,6 +241,8 @@ class TestErrors:
             ({"val_fraction": 0.0}, "val_fraction"),
             ({"batch_size": 1}, "batch_size >= 2"),
             ({"dataset_kwargs": {"train": False}}, "without train"),
+            ({"sampling": "last"}, "expected sampling to be one of random, first, fps, but got 'last'"),
+            ({"normalize": "cube"}, "expected normalize"),
             ({"eval_batch_size": 0}, "eval_batch_size"),
             ({"num_points": 0}, "num_points"),
             ({"dataset": "shape"}, "did you mean 'shapes'"),
@@ -153,10 +256,15 @@ class TestErrors:
     def test_what_the_data_lacks(self, root: Path) -> None:
         with pytest.raises(DatasetError, match="at most 64"):
             PointCloudDataModule(str(root), "modelnet40", num_points=65).setup("fit")
-        with pytest.raises(DatasetError, match="expected normals"):
-            PointCloudDataModule(str(root), "modelnet40", num_points=8, normals=True).setup("fit")
+        with pytest.raises(DatasetError, match="expected normals among the features of modelnet40, but it has height"):
+            PointCloudDataModule(str(root), "modelnet40", num_points=8, features=["normals"]).setup("fit")
         with pytest.raises(ValueError, match="colour"):
             PointCloudDataModule(str(root), "modelnet40", dataset_kwargs={"colour": True}).setup("fit")
+
+    def test_an_augmentation_that_the_clouds_do_not_allow(self, root: Path) -> None:
+        options = {"num_points": 8, "augmentation": [{"feature_dropout": None}]}
+        with pytest.raises(DatasetError, match="expected features for feature_dropout"):
+            PointCloudDataModule(str(root), "modelnet40", **options).setup("fit")
 
     def test_a_missing_test_split(self, tmp_path: Path) -> None:
         data = PointCloudDataModule(str(write_modelnet40(tmp_path / "x", test=())), "modelnet40", num_points=8)

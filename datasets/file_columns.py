@@ -1,0 +1,95 @@
+"""What the columns of point files mean: the same names under every format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+#: Attribute of several columns, and the names that its columns go by (in lower case).
+GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "normals": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
+    "colors": (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue")),
+}
+
+
+def assemble(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Positions (N, 3) and attributes from named columns (N,) or (N, C).
+
+    Raises:
+        ValueError: there is no x, y, z, or the columns differ in length or are not numbers.
+    """
+    by_name = {name.lower(): name for name in columns}
+    if missing := [axis for axis in "xyz" if axis not in by_name]:
+        raise ValueError(f"expected x, y and z, but got no {missing[0]} among {', '.join(columns) or 'no columns'}")
+    first = columns[by_name["x"]]
+    for name, values in columns.items():
+        if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+            raise ValueError(f"expected numbers in {name}, but got {values.dtype}")
+        if values.ndim not in (1, 2) or len(values) != len(first):
+            raise ValueError(f"expected {name} of {len(first)} points, but got an array of {values.shape}")
+    axes = [columns[by_name[axis]] for axis in "xyz"]
+    if any(axis.ndim != 1 for axis in axes):
+        raise ValueError("expected x, y and z to be one number each")
+    single = all(axis.dtype.newbyteorder("=") == np.float32 for axis in axes)
+    pos = _stack(axes, np.dtype(np.float32 if single else np.float64))
+    used = {by_name[axis] for axis in "xyz"}
+    attributes: dict[str, np.ndarray] = {}
+    for group, spellings in GROUPS.items():
+        for names in spellings:
+            if group not in attributes and group not in by_name and all(name in by_name for name in names):
+                members = [by_name[name] for name in names]
+                attributes[group] = _stack([columns[name] for name in members])
+                used |= set(members)
+    for name, values in columns.items():
+        if name not in used:
+            attributes[name] = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+    return pos, attributes
+
+
+def name_columns(table: np.ndarray, intensity: bool = False) -> list[str]:
+    """Names for the columns of an (N, C) table that has none: see `read_cloud`.
+
+    Args:
+        table: the numbers.
+        intensity: whether a fourth column on its own, or before colours, is an intensity (`.pts`).
+
+    Raises:
+        ValueError: there are fewer than three columns.
+    """
+    count = table.shape[1]
+    if count < 3:
+        raise ValueError(f"expected at least three columns (x, y, z), but got {count}")
+    names = [*"xyz", *(f"column_{number}" for number in range(4, count + 1))]
+    if intensity and count in (4, 7):
+        names[3] = "intensity"
+    start = {6: 3, 7: 4 if intensity else 3}.get(count, 3)
+    triple = table[:, start : start + 3]
+    if count >= start + 3 and len(table):
+        if (np.abs(np.linalg.norm(triple, axis=1) - 1) < 0.02).mean() > 0.9:
+            names[start : start + 3] = ["nx", "ny", "nz"]
+        elif ((triple >= 0) & (triple <= 255) & (triple == np.floor(triple))).all() and triple.max() > 1:
+            names[start : start + 3] = ["red", "green", "blue"]
+    return names
+
+
+def check_names(names: Sequence[str], count: int) -> list[str]:
+    """The names given for `count` columns.
+
+    Raises:
+        ValueError: there are more or fewer, or one twice.
+    """
+    if len(names) != count:
+        raise ValueError(f"expected {len(names)} columns ({', '.join(names)}), but got {count}")
+    if len({name.lower() for name in names}) != count:
+        raise ValueError(f"expected different names of columns, but got {', '.join(names)}")
+    return list(names)
+
+
+def _stack(columns: Sequence[np.ndarray], dtype: np.dtype | None = None) -> np.ndarray:
+    """(N, C) from columns (N,), filled one by one: nothing but the result is allocated."""
+    dtype = dtype or np.result_type(*columns)
+    stacked = np.empty((len(columns[0]), len(columns)), dtype.newbyteorder("="))
+    for index, column in enumerate(columns):
+        stacked[:, index] = column
+    return stacked

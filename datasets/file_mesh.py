@@ -1,0 +1,86 @@
+"""Triangle meshes: OFF, OBJ and STL by trimesh, and points on any mesh."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .primitives import Surface
+
+
+def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Columns of the vertices, and the triangles (T, 3) if there are faces.
+
+    OFF files whose first line runs into the counts (`OFF490 518 0`, many of ModelNet40's) are read as well.
+
+    Raises:
+        ValueError: the file is no such mesh.
+    """
+    import trimesh  # imported here: only meshes need it
+
+    kind = path.suffix.lower()[1:]
+    body = path.read_bytes()
+    if kind == "obj" and not any(line.lstrip().startswith(b"f ") for line in body.splitlines()):
+        return _read_vertices(body), None
+    if kind == "off" and not body.lstrip().startswith((b"OFF", b"COFF", b"#")):
+        raise ValueError("expected an OFF file, whose first word is `OFF`")
+    try:
+        # No materials: they lie in other files, and the points have no use for them. No merging of vertices either.
+        mesh = trimesh.load_mesh(io.BytesIO(body), file_type=kind, process=False, skip_materials=True)
+        pos, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
+        visual: Any = mesh.visual
+        colors = visual.vertex_colors[:, :3] if visual.kind == "vertex" else None
+    except Exception as error:  # whatever a file that is no mesh makes the library raise
+        raise ValueError(f"expected a mesh ({kind.upper()}), but reading it failed: {error}") from error
+    if not len(pos):
+        raise ValueError(f"expected a mesh ({kind.upper()}), but it holds no vertices")
+    fields: dict[str, np.ndarray] = {axis: pos[:, index] for index, axis in enumerate("xyz")}
+    if colors is not None and len(colors) == len(pos):
+        fields["colors"] = colors
+    return fields, faces if len(faces) else None
+
+
+def sample(
+    pos: np.ndarray, attributes: dict[str, np.ndarray], faces: np.ndarray, num_points: int, seed: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Points on the faces, uniformly by area: positions (N, 3), the normals of the faces, and what the nearest corner
+    has of the other attributes.
+
+    Args:
+        pos: (V, 3) vertices.
+        attributes: (V,) or (V, C) each.
+        faces: (T, 3) indices of the vertices.
+        num_points: number N of points.
+        seed: of the sampling.
+
+    Raises:
+        ValueError: the faces have no area.
+    """
+    corners = pos.astype(np.float64)[faces]
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    length = np.linalg.norm(cross, axis=1, keepdims=True)
+    if not 0 < length.sum() < np.inf:
+        raise ValueError("expected a mesh with a surface, but its faces have no area")
+    normals = cross / np.maximum(length, np.finfo(float).tiny)
+    surface = Surface(corners, np.repeat(normals[:, None], 3, axis=1))
+    points, point_normals, chosen = surface.sample(num_points, np.random.default_rng(seed))
+    nearest = np.linalg.norm(corners[chosen] - points[:, None], axis=2).argmin(axis=1)
+    vertex = faces[chosen, nearest]
+    carried = {name: values[vertex] for name, values in attributes.items() if name != "normals"}
+    return points.astype(pos.dtype), {"normals": point_normals.astype(np.float32), **carried}
+
+
+def _read_vertices(body: bytes) -> dict[str, np.ndarray]:
+    """Vertices of an OBJ file without faces, with their colours if any."""
+    lines = [line.lstrip()[2:] for line in body.splitlines() if line.lstrip().startswith(b"v ")]
+    if not lines:
+        raise ValueError("expected vertices (lines `v x y z`), but got none")
+    table = np.loadtxt(lines, np.float64, comments=None, ndmin=2)
+    names = {3: "xyz", 4: "xyzw", 6: "xyzrgb"}.get(table.shape[1])
+    if names is None:
+        raise ValueError(f"expected vertices of 3, 4 or 6 numbers, but got {table.shape[1]}")
+    return {name: table[:, index] for index, name in enumerate(names) if name != "w"}

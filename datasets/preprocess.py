@@ -1,0 +1,136 @@
+"""From a raw cloud to what a network sees: placed in the unit sphere or box, with the features that were chosen.
+
+The same in training, evaluation and use of a network: the data module keeps the arguments in the checkpoint, as
+`datamodule_hyper_parameters["preprocessing"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import DatasetError
+
+NORMALIZATIONS = ("sphere", "box", "none")
+
+#: Features of several channels, by the names of these; any other feature is the channel of that name.
+FEATURES = {"normals": ("nx", "ny", "nz"), "color": ("red", "green", "blue")}
+
+#: The one feature that is computed: height above the lowest point of the cloud, along the up axis.
+HEIGHT = "height"
+
+
+class Placement(NamedTuple):
+    """Where a cloud lies: `(pos - centre) / radius` is its normalised position."""
+
+    centre: Tensor  #: (3,), float64
+    radius: Tensor  #: (), float64
+    lowest: Tensor  #: (), float64, the least coordinate along the up axis
+
+
+def preprocess(
+    pos: Tensor,
+    channels: Tensor | None = None,
+    channel_names: Sequence[str] = (),
+    *,
+    features: Sequence[str] = (),
+    normalize: str = "sphere",
+    up_axis: str = "z",
+) -> tuple[Tensor, Tensor | None]:
+    """Normalise one whole cloud and choose its features.
+
+    Args:
+        pos: (N, 3), in any unit.
+        channels: (N, F), what else is known about the points; normals of unit length, colours in [0, 1].
+        channel_names: F names, see `FEATURES`.
+        features: what to choose: `"normals"`, `"color"`, `"height"`, or the name of any other channel.
+        normalize: `"sphere"`: centroid at the origin, the farthest point at distance 1; `"box"`: the centre of the
+            bounding box at the origin, the largest coordinate 1; `"none"`: as it is.
+        up_axis: `"x"`, `"y"` or `"z"`; the axis that height is measured along.
+
+    Shape:
+        pos (N, 3), and features (N, C) with the normals first, then the others as listed; None where none is chosen.
+
+    Raises:
+        DatasetError: a feature is not among the channels.
+    """
+    check(features, normalize, up_axis)
+    columns = [find_channels(name, channel_names) for name in in_order(features)]
+    place = placement(pos, normalize, up_axis)
+    return apply_placement(pos, place), select(channels, columns, height_of(pos, place, up_axis))
+
+
+def check(features: Sequence[str], normalize: str, up_axis: str) -> None:
+    """Refuse arguments out of range.
+
+    Raises:
+        ValueError: with what was expected.
+    """
+    if len(set(features)) < len(features):
+        raise ValueError(f"expected features without repetition, but got {list(features)}")
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"expected normalize to be one of {', '.join(NORMALIZATIONS)}, but got {normalize!r}")
+    if up_axis not in ("x", "y", "z"):
+        raise ValueError(f"expected up_axis to be x, y or z, but got {up_axis!r}")
+
+
+def count_channels(features: Sequence[str]) -> int:
+    """Channels of the chosen features together."""
+    return sum(len(FEATURES.get(name, (name,))) for name in features)
+
+
+def in_order(features: Sequence[str]) -> list[str]:
+    """The features in the order in which a network takes them: normals first."""
+    return sorted(features, key=lambda name: name != "normals")
+
+
+def find_channels(feature: str, channel_names: Sequence[str], source: str = "the cloud") -> list[int] | None:
+    """The columns that a feature consists of; None for the height, which is computed.
+
+    Raises:
+        DatasetError: it is not there; the message lists what is.
+    """
+    if feature == HEIGHT:
+        return None
+    wanted = FEATURES.get(feature, (feature,))
+    if not set(wanted) <= set(channel_names):
+        groups = [name for name, names in FEATURES.items() if set(names) <= set(channel_names)]
+        grouped = {channel for name in groups for channel in FEATURES[name]}
+        there = [*groups, *(name for name in channel_names if name not in grouped), HEIGHT]
+        raise DatasetError(f"expected {feature} among the features of {source}, but it has {', '.join(there)}")
+    return [list(channel_names).index(name) for name in wanted]
+
+
+def select(channels: Tensor | None, columns: Sequence[list[int] | None], height: Tensor) -> Tensor | None:
+    """The chosen columns of channels (..., F), the height (...) for None, as one tensor; None if none is chosen."""
+    chosen = [height[..., None] if channels is None or c is None else channels[..., c] for c in columns]
+    return torch.cat(chosen, dim=-1) if chosen else None
+
+
+def placement(pos: Tensor, normalize: str, up_axis: str) -> Placement:
+    """Where a cloud (N, 3) lies; a cloud in one place is not scaled."""
+    exact = pos.double()
+    centre, radius = exact.new_zeros(3), exact.new_ones(())
+    if normalize == "sphere":
+        centre = exact.mean(dim=0)
+        radius = (exact - centre).square().sum(dim=1).max().sqrt()
+    elif normalize == "box":
+        low, high = exact.amin(dim=0), exact.amax(dim=0)
+        centre, radius = (low + high) / 2, (high - low).max() / 2
+    radius = torch.where(radius > 0, radius, 1.0)
+    return Placement(centre, radius, exact[:, "xyz".index(up_axis)].min())
+
+
+def apply_placement(pos: Tensor, place: Placement) -> Tensor:
+    """`(pos - centre) / radius`, computed in float64, for clouds (..., N, 3) and their placements (..., 3)."""
+    moved = (pos.double() - place.centre[..., None, :]) / place.radius[..., None, None]
+    return moved.to(pos.dtype)
+
+
+def height_of(pos: Tensor, place: Placement, up_axis: str) -> Tensor:
+    """Heights (..., N) of points (..., N, 3) above the lowest one of their cloud, in the unit of normalised pos."""
+    above = pos[..., "xyz".index(up_axis)].double() - place.lowest[..., None]
+    return (above / place.radius[..., None]).to(pos.dtype)

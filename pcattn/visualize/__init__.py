@@ -1,0 +1,1 @@
+"""Pictures, pages and a window of point clouds: truth, prediction, error, probability, attention."""

@@ -1,0 +1,177 @@
+"""Open3D's window, in a process of its own: `python -m pcattn.visualize.window`.
+
+A window that cannot be opened takes the process down on some machines and hangs on others: `open_window` tells what
+went wrong instead.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcattn.visualize import scene
+from pcattn.visualize.camera import look, radius
+from pcattn.visualize.colors import MARKED
+from pcattn.visualize.flat import MARGIN
+from pcattn.visualize.offscreen import Open3DError, explain
+from pcattn.visualize.scene import Cloud
+
+_COMMAND = (sys.executable, "-m", "pcattn.visualize.window")
+_READY = "the window is open"
+
+KEYS = "right, left: next, previous cloud; C: colour by the next of {views}; Q: close"
+
+
+def open_window(
+    clouds: Sequence[Cloud],
+    fields: Sequence[str],
+    up: str = "z",
+    tell: Callable[[str], None] = print,
+    time_limit: float = 90.0,
+) -> None:
+    """Show clouds in a window until it is closed.
+
+    Args:
+        clouds: what to show, one after the other.
+        fields: those side by side at first; every other field has a view of its own.
+        up: coordinate that points up.
+        tell: called with each line that the window has to say.
+        time_limit: seconds for the window to appear.
+
+    Raises:
+        Open3DError: there is no display, or the window did not appear.
+    """
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise Open3DError("there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set)")
+    with tempfile.TemporaryDirectory(prefix="pcattn-") as folder:
+        path = Path(folder) / "clouds.npz"
+        scene.save(clouds, path)
+        _watch([*_COMMAND, str(path), up, *fields], tell, time_limit)
+
+
+def _watch(command: list[str], tell: Callable[[str], None], time_limit: float) -> None:
+    """Run the window's process: its first lines within the time limit, the others as they come."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+    )
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line.rstrip())
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    said: list[str] = []
+    ready = False
+    try:
+        while (line := lines.get(timeout=None if ready else time_limit)) is not None:
+            if ready:
+                tell(line)
+            elif line == _READY:
+                ready = True
+            else:
+                said.append(line)
+    except queue.Empty:
+        raise Open3DError(f"no window of Open3D appeared within {time_limit:g} s") from None
+    finally:
+        if process.poll() is None and not ready:
+            os.killpg(process.pid, signal.SIGKILL)
+    status = process.wait()
+    if not ready:
+        raise Open3DError(explain(status, "\n".join(said)))
+
+
+class _Viewer:
+    """The window: the fields of one view side by side, for one cloud at a time."""
+
+    def __init__(self, clouds: list[Cloud], fields: list[str], up: str) -> None:
+        self.clouds, self.up = clouds, up
+        self.views = [fields, *([name] for name in scene.field_names(clouds) if name not in fields)]
+        self.cloud, self.view = 0, 0
+
+    def geometry(self) -> Any:
+        """Points of all panels, next to each other as the camera sees them."""
+        import open3d
+
+        cloud = self.clouds[self.cloud]
+        seen = look(cloud.pos, self.up)
+        flat = np.column_stack((seen.xy, seen.depth))
+        # Turned back upright, so that the window's own mouse turns the clouds about their vertical.
+        points, colors = [], []
+        for place, name in enumerate(self.views[self.view]):
+            if name not in cloud.fields:
+                continue
+            shade = cloud.fields[name].colors().astype(float) / 255
+            if cloud.marked is not None:
+                shade[cloud.marked] = np.array(MARKED) / 255
+            points.append(flat + (2 * (1 + 2 * MARGIN) * place, 0, 0))
+            colors.append(shade)
+        result = open3d.geometry.PointCloud()
+        if points:
+            result.points = open3d.utility.Vector3dVector(np.concatenate(points))
+            result.colors = open3d.utility.Vector3dVector(np.concatenate(colors))
+        return result
+
+    def say(self) -> None:
+        """Title and legend, on the terminal."""
+        cloud, names = self.clouds[self.cloud], self.views[self.view]
+        present = [entry for name in names if name in cloud.fields for entry, _ in cloud.fields[name].present()]
+        legend = ", ".join(dict.fromkeys(present))
+        print(
+            f"{self.cloud + 1} of {len(self.clouds)}: {cloud.title}, {cloud.note} | {' | '.join(names)} | {legend}",
+            flush=True,
+        )
+
+    def run(self) -> None:
+        """Open the window and stay until it is closed."""
+        import open3d
+
+        window = open3d.visualization.VisualizerWithKeyCallback()
+        columns = len(self.views[0])
+        if not window.create_window("pcattn show", width=min(1800, 520 * columns), height=560):
+            raise SystemExit("no window could be created")
+        options = window.get_render_option()
+        cell = 520.0
+        options.point_size = float(np.clip(radius(len(self.clouds[0].pos)) * cell, 2.0, 12.0))
+        shown = [self.geometry()]
+        window.add_geometry(shown[0])
+        window.get_view_control().set_zoom(0.45)
+
+        def show(vis: Any, cloud: int = 0, view: int = 0) -> bool:
+            self.cloud = (self.cloud + cloud) % len(self.clouds)
+            self.view = (self.view + view) % len(self.views)
+            vis.remove_geometry(shown[0], False)
+            shown[0] = self.geometry()
+            vis.add_geometry(shown[0], bool(view))  # another number of panels: look at all of them
+            if view:
+                vis.get_view_control().set_zoom(0.45)
+            self.say()
+            return False
+
+        # GLFW's numbers of the arrow keys, then letters.
+        window.register_key_callback(262, lambda vis: show(vis, cloud=1))
+        window.register_key_callback(263, lambda vis: show(vis, cloud=-1))
+        window.register_key_callback(ord("C"), lambda vis: show(vis, view=1))
+        window.poll_events()
+        window.update_renderer()
+        print(_READY, flush=True)
+        print(KEYS.format(views=", ".join("+".join(view) for view in self.views)), flush=True)
+        self.say()
+        window.run()
+        window.destroy_window()
+
+
+if __name__ == "__main__":
+    _Viewer(scene.load(Path(sys.argv[1])), sys.argv[3:], sys.argv[2]).run()

@@ -1,0 +1,55 @@
+"""Normalisation of a raw cloud, by hand-computed values."""
+
+import pytest
+import torch
+
+from pcattn.datasets import DatasetError, preprocess
+
+POS = torch.tensor([[1.0, 1, 5], [3, 1, 5], [1, 1, 9], [3, 1, 9]])
+
+
+def test_sphere() -> None:
+    pos, features = preprocess(POS)
+    torch.testing.assert_close(pos, (POS - torch.tensor([2.0, 1, 7])) / 5**0.5)
+    assert features is None
+
+
+def test_box() -> None:
+    pos, _ = preprocess(torch.cat((POS, POS[:1])), normalize="box")
+    torch.testing.assert_close(pos[:4], torch.tensor([[-0.5, 0, -1], [0.5, 0, -1], [-0.5, 0, 1], [0.5, 0, 1]]))
+
+
+def test_none() -> None:
+    pos, height = preprocess(POS, features=["height"], normalize="none")
+    assert torch.equal(pos, POS)
+    assert height.tolist() == [[0], [0], [4], [4]]
+
+
+def test_height_has_the_unit_of_the_positions() -> None:
+    pos, height = preprocess(POS, features=["height"], up_axis="x")
+    torch.testing.assert_close(height[:, 0], pos[:, 0] - pos[:, 0].min())
+
+
+def test_far_from_the_origin() -> None:
+    """Centroid and radius are computed in double precision."""
+    pos, _ = preprocess((POS + 4096.0).repeat(1000, 1))
+    torch.testing.assert_close(pos[:4], preprocess(POS)[0])
+
+
+@pytest.mark.parametrize("normalize", ["sphere", "box"])
+def test_a_single_place(normalize: str) -> None:
+    assert preprocess(torch.full((3, 3), 7.0), normalize=normalize)[0].tolist() == [[0, 0, 0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": ["color"]}, "expected color among the features of the cloud, but it has height"),
+        ({"features": ["height", "height"]}, "without repetition"),
+        ({"normalize": "cube"}, "expected normalize to be one of sphere, box, none, but got 'cube'"),
+        ({"up_axis": "w"}, "expected up_axis"),
+    ],
+)
+def test_errors(options: dict, message: str) -> None:
+    with pytest.raises((ValueError, DatasetError), match=message):
+        preprocess(POS, **options)
