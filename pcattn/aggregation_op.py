@@ -198,8 +198,9 @@ def _split(
         kernel(*arguments)
 
     run_split(run, len(reads[0]), grain=_GRAIN)
-    for start in sorted(partial):
-        np.add(sums, partial[start], out=sums)
+    if sums is not None:
+        for start in sorted(partial):
+            sums += partial[start]
 
 
 def _statistics(sums: NDArray[np.float64], origin: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
