@@ -49,6 +49,8 @@ def open_run(source: str | Path, trust: bool = False) -> Run:
         raise ValueError(f"expected {path} to tell where its data lies, but it does not: it was not written by fit")
     known = inspect.signature(PointCloudDataModule).parameters
     data = PointCloudDataModule(**{name: value for name, value in checkpoint.data.items() if name in known})
+    if data.part_names is not None:  # checkpoints of old do not have them
+        task.part_names = data.part_names
     return Run(path, task, data)
 
 
@@ -104,11 +106,14 @@ def evaluate(task: PointCloudTask, batch: PointBatch) -> list[Cloud]:
     training = task.training
     task.eval()
     try:
-        logits = task.logits(batch)
+        return describe(task, batch, task.logits(batch))
     finally:
         task.train(training)
-    describe = _parts if batch.label.dim() == 2 else _classified
-    return describe(task, batch, logits)
+
+
+def describe(task: PointCloudTask, batch: PointBatch, logits: Tensor) -> list[Cloud]:
+    """`evaluate` where the logits of the batch are known."""
+    return (_parts if batch.label.dim() == 2 else _classified)(task, batch, logits)
 
 
 def score(cloud: Cloud) -> float:

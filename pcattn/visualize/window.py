@@ -108,7 +108,6 @@ class _Viewer:
         cloud = self.clouds[self.cloud]
         seen = look(cloud.pos, self.up)
         flat = np.column_stack((seen.xy, seen.depth))
-        # Turned back upright, so that the window's own mouse turns the clouds about their vertical.
         points, colors = [], []
         for place, name in enumerate(self.views[self.view]):
             if name not in cloud.fields:
@@ -116,7 +115,7 @@ class _Viewer:
             shade = cloud.fields[name].colors().astype(float) / 255
             if cloud.marked is not None:
                 shade[cloud.marked] = np.array(MARKED) / 255
-            points.append(flat + (2 * (1 + 2 * MARGIN) * place, 0, 0))
+            points.append(flat + np.array((2 * (1 + 2 * MARGIN) * place, 0, 0)))
             colors.append(shade)
         result = open3d.geometry.PointCloud()
         if points:
