@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import re
 import shutil
 import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -21,6 +23,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
@@ -36,6 +39,8 @@ OTHER_COMMANDS = {
     "compare": "pcattn.compare",
     "show": "pcattn.visualize.show",
     "report": "pcattn.visualize.report",
+    "data": "pcattn.data_report",
+    "predict-files": "pcattn.predict_files",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
@@ -290,7 +295,9 @@ class PointCloudCLI(LightningCLI):
                     evaluate, tables = "test", self._report("test")
             except DatasetError as error:
                 print(f"test: left out: {error}")
-        (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        if self.trainer.is_global_zero:
+            (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        pictures = self._draw()
         saved = self.run / "config.yaml"
         print(
             f"\nThe run lies in {self.run}/\n"
@@ -299,11 +306,25 @@ class PointCloudCLI(LightningCLI):
             f"  metrics.csv, tensorboard/          curves\n"
             f"  results.json                       the figures above\n"
             + "".join(f"  {path.name:33}  the table above\n" for path in tables)
+            + "".join(f"  {path.name:33}  validation clouds: truth, prediction, error\n" for path in pictures)
             + f"Next:\n"
             f"  {_command('pcattn')} {evaluate} -c {saved}\n"
             f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
+            f"  {_command('pcattn')} report {self.run}\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
+
+    def _draw(self) -> list[Path]:
+        """A picture and a page of validation clouds, as the best checkpoint sees them."""
+        from pcattn.visualize.evaluated import draw_run
+
+        if not self.best.best_model_path or not self.trainer.is_global_zero:
+            return []
+        try:
+            return draw_run(Path(self.best.best_model_path), self.datamodule, self.run)
+        except (OSError, ValueError) as error:  # the training is worth more than its pictures
+            print(f"pictures: left out: {error}")
+            return []
 
     def _say_interrupted(self) -> None:
         if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
@@ -312,7 +333,8 @@ class PointCloudCLI(LightningCLI):
 
     def _discard_unused(self) -> None:
         """Leave no folder behind for a training that never came to its first checkpoint."""
-        if self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
+        # Of several processes the first made it.
+        if rank_zero_only.rank == 0 and self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
             shutil.rmtree(self.reserved, ignore_errors=True)
 
     def after_test(self) -> None:
@@ -326,10 +348,12 @@ class PointCloudCLI(LightningCLI):
     def _report(self, split: str) -> list[Path]:
         """Print the last evaluation, and keep it in the run where the task has more to keep than `results.json`."""
         print(f"\n{self.model.report(split)}")
-        return self.model.save_report(split, self.run)
+        return self.model.save_report(split, self.run) if self.trainer.is_global_zero else []
 
     def predict(self, model: Any, **kwargs: Any) -> None:
         """Write the predictions for the test split into the run."""
+        if self.trainer.world_size > 1:
+            fail(f"expected one process for predict (--trainer.devices 1), but got {self.trainer.world_size}")
         batches: Any = self.trainer.predict(model, **kwargs)
         print(f"\npredictions: {model.save_predictions(batches, self.run)}")
 
@@ -384,6 +408,8 @@ def main(args: list[str] | None = None) -> None:
         lambda record: "Tip:" not in record.getMessage()
     )
     try:
-        PointCloudCLI(args)
+        # Of the processes of one training the first speaks; errors are everyone's.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank_zero_only.rank else sys.stdout):
+            PointCloudCLI(args)
     except (DatasetError, OSError) as error:
         fail(str(error), error)

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 CHECKPOINTS = "checkpoints"
-
-# Processes that Lightning starts for further devices find here the run that the first one has chosen.
-_INHERITED = "PCATTN_RUN"
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -62,20 +60,19 @@ def checkpoint_path(run: Path, name: str) -> Path:
 def reserve(run: Path) -> Path:
     """Make the folder of a new run: `run` itself, or the next free of `run.2`, `run.3`, ...
 
-    No run overwrites another, also when several start at once.
+    No run overwrites another, also when several start at once. Of the processes of one training the first makes it; the
+    others write nothing, and are told by Lightning where their checkpoints are.
     """
-    if _INHERITED in os.environ and "LOCAL_RANK" in os.environ:
-        return Path(os.environ[_INHERITED])
+    if rank_zero_only.rank:
+        return run
     candidate, number = run, 1
     while True:
         try:
             candidate.mkdir(parents=True)
-            break
+            return candidate
         except FileExistsError:
             number += 1
             candidate = run.with_name(f"{run.name}.{number}")
-    os.environ[_INHERITED] = str(candidate)
-    return candidate
 
 
 def latest(run: Path, checkpoint: str) -> Path | None:
@@ -89,6 +86,8 @@ def latest(run: Path, checkpoint: str) -> Path | None:
 def keep_metrics(run: Path) -> None:
     """Number the `metrics.csv` of an interrupted run, because the logger of the resumed one starts a new file."""
     metrics = run / "metrics.csv"
+    if rank_zero_only.rank:
+        return
     if metrics.is_file():
         number = 1 + len(list(run.glob("metrics-*.csv")))
         metrics.rename(run / f"metrics-{number}.csv")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps, heads
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
-from pcattn.layers import BatchNorm
+from pcattn.layers import normalize
 
 
 class AxialAttention(nn.Module):
@@ -130,10 +130,10 @@ class PencilAttention(nn.Module):
         width = out_dim // num_groups
         self.widths = (width // 2, width // 2, width)
         self.qkv = nn.Linear(in_dim, 2 * out_dim, bias=False)
-        self.qkv_norm = BatchNorm(2 * out_dim)
+        self.qkv_norm = nn.BatchNorm1d(2 * out_dim)
         self.relative = nn.Parameter(torch.empty(2 * width, 2 * span - 1))
         self.logit_norm = PairNorm(3, num_groups)
-        self.out_norm = BatchNorm(2 * out_dim)
+        self.out_norm = nn.BatchNorm1d(2 * out_dim)
         self.gates = nn.Parameter(torch.tensor([0.1, 0.1, 1.0, 0.1])) if gated else None
         nn.init.normal_(self.qkv.weight, std=math.sqrt(1 / in_dim))
         nn.init.normal_(self.relative, std=math.sqrt(1 / width))
@@ -149,7 +149,7 @@ class PencilAttention(nn.Module):
             values, positions = values * self.gates[2], positions * self.gates[3]
         # One BN over both sums, channel c of the first at 2 c and of the second at 2 c + 1.
         both = torch.stack((values, positions.to(values.dtype)), dim=-1).flatten(2)
-        return self.out_norm(both).unflatten(-1, (-1, 2)).sum(dim=-1)
+        return normalize(self.out_norm, both).unflatten(-1, (-1, 2)).sum(dim=-1)
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """The weights a_ij of one point, a map a group."""
@@ -172,7 +172,7 @@ class PencilAttention(nn.Module):
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys, values (B, N, G, D), and the products of queries and keys with the tables."""
-        qkv = self.qkv_norm(self.qkv(x)).unflatten(-1, (self.num_groups, -1))  # (B, N, G, 2 g)
+        qkv = normalize(self.qkv_norm, self.qkv(x)).unflatten(-1, (self.num_groups, -1))  # (B, N, G, 2 g)
         q, k, v = qkv.split(self.widths, dim=-1)
         relative_q, relative_k, _ = self.relative.to(qkv.dtype).split(self.widths)
         q_table, k_table = q @ relative_q, k @ relative_k  # (B, N, G, 2 K - 1)

@@ -36,15 +36,18 @@ TEXTBOOK = "textbook pct"
 #: Where the time of a step goes.
 SHARES = ("sampling", "grouping", "attention", "rest")
 
+#: Clouds in the data set that data loading is measured with.
+LOADED_CLOUDS = 2048
+
 _AUGMENTATION = [{"scale": {}}, {"translate": {}}, {"dropout": {}}]
 
 
 class RandomClouds(InMemoryDataset):
-    """Points on spheres, 2,048 clouds of 2,048 points; for the measurement of data loading."""
+    """Points on spheres, as a data set."""
 
     class_names = tuple(str(label) for label in range(40))
 
-    def __init__(self, root: str, train: bool, num_clouds: int = 2048, num_points: int = 2048) -> None:
+    def __init__(self, root: str, train: bool, num_clouds: int, num_points: int) -> None:
         super().__init__(None)
         self._data = Data(pos=clouds(num_clouds, num_points).flatten(0, 1), y=torch.arange(num_clouds) % 40)
         self.slices = {"pos": torch.arange(num_clouds + 1) * num_points, "y": torch.arange(num_clouds + 1)}
@@ -177,10 +180,10 @@ def _gradient_errors(network: PCTClassifier, pos: Tensor, label: Tensor) -> dict
     return {name: float((gradients(model, pos) - exact).norm() / exact.norm()) for name, model in models.items()}
 
 
-def loading_speed(batch: int, num_points: int, device: str, num_clouds: int = 2048) -> float:
+def loading_speed(batch: int, num_points: int, device: str) -> float:
     """Clouds per second of the data module: read by index, moved, subsampled and augmented in batches."""
     data = PointCloudDataModule(
-        "", f"{__name__}.RandomClouds", {"num_clouds": num_clouds, "num_points": max(2048, num_points)},
+        "", f"{__name__}.RandomClouds", {"num_clouds": LOADED_CLOUDS, "num_points": max(2048, num_points)},
         num_points=num_points, batch_size=batch, augmentation=_AUGMENTATION,
     )  # fmt: skip
     data.setup("fit")

@@ -105,30 +105,45 @@ class PointCloudTask(LightningModule):
     def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics; further looks only where validation is all that is done."""
         self.evaluate(batch)
-        if self.trainer.state.fn == TrainerFn.VALIDATING:
+        if self._looks_again and self.trainer.state.fn == TrainerFn.VALIDATING:
             self._look_again(batch, "val")
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
         self.evaluate(batch)
-        self._look_again(batch, "test")
+        if self._looks_again:
+            self._look_again(batch, "test")
+
+    @property
+    def _looks_again(self) -> bool:
+        """Whether there is more than one look at every cloud, or it is judged at all its points."""
+        return self.votes > 1 or self.all_points
 
     def _look_again(self, batch: PointBatch, split: str) -> None:
-        if self.votes == 1 and not self.all_points:
-            return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         points: Any = batch.point_indices
         for index, own in zip(batch.indices.tolist(), points, strict=True):
             cloud = move_data_to_device(data.complete_cloud(split, index), self.device)
             self.evaluate_looks(cloud, own, draw_votes(cloud, own, self.votes))
 
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate the network that the checkpoint will hold: with the same running statistics.
+
+        Each process has those of its own batches, unless batch normalisation is synchronised. The mean over the
+        processes is what a single one would have seen on average.
+        """
+        if self.trainer.world_size > 1:
+            for buffer in self.network.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics over all validation samples."""
-        self.log_dict(self.compute_metrics("val"), prog_bar=True)
+        """Log the metrics over all validation samples, of all processes."""
+        self.log_dict(self.compute_metrics("val"), prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all test samples."""
-        self.log_dict(self.compute_metrics("test"), prog_bar=True)
+        self.log_dict(self.compute_metrics("test"), prog_bar=True, sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
         """The averaging of the weights, where it is asked for."""
@@ -146,4 +161,5 @@ class PointCloudTask(LightningModule):
 
     def log_train_loss(self, loss: Tensor, batch: PointBatch) -> None:
         """Log `train/loss`, the mean over the epoch."""
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), prog_bar=True)
+        size = len(batch.pos)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=True, sync_dist=True)

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from pcattn.models import PCTClassifier
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import torch_smoothing
+from pcattn.tasks.optimization import compile_network
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -43,7 +44,8 @@ class Classification(PointCloudTask):
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
         ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
-        compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
+        compile: compile the network with `torch.compile`; the same function, faster after a slow first step. Without a
+            C++ compiler on the CPU it is left out, with a warning.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "oa", "macc")
@@ -74,7 +76,7 @@ class Classification(PointCloudTask):
             num_classes, variant, attention, attention_kwargs, num_features=num_features, **(network_kwargs or {})
         )
         if compile:
-            self.network.compile()
+            compile_network(self.network)
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.label_smoothing = torch_smoothing(label_smoothing, num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes)

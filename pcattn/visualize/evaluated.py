@@ -116,6 +116,33 @@ def describe(task: PointCloudTask, batch: PointBatch, logits: Tensor) -> list[Cl
     return (_parts if batch.label.dim() == 2 else _classified)(task, batch, logits)
 
 
+def draw_run(checkpoint: Path, data: PointCloudDataModule, folder: Path, number: int = 16) -> list[Path]:
+    """Write `validation.png` and `validation.html` with clouds of the validation split into a run.
+
+    Args:
+        checkpoint: of the run itself, hence trusted.
+        data: of the run.
+        folder: the run.
+        number: clouds.
+
+    Returns:
+        Both files.
+    """
+    from pcattn.visualize.montage import montage
+    from pcattn.visualize.page import page
+
+    task = checkpoints.build(checkpoints.read(checkpoint), str(checkpoint), trust=True)
+    dense, indices = read_split(data, "val")
+    chosen = choose(dense, indices, number)
+    clouds = [cloud for batch in batches(dense, chosen) for cloud in evaluate(task, batch)]
+    fields, heading = default_fields(clouds), f"{folder}, validation"
+    return [
+        # Open3D would take longer to start than matplotlib to draw.
+        montage(clouds, folder / "validation.png", fields, up=data.up_axis, renderer="matplotlib", heading=heading),
+        page(clouds, folder / "validation.html", fields, up=data.up_axis, heading=heading),
+    ]
+
+
 def score(cloud: Cloud) -> float:
     """What the worst clouds have least of: IoU, or the probability of the true class (-1 to 0 for wrong ones)."""
     return float(cloud.note.rpartition(" ")[2]) if cloud.good is None else _confidence(cloud)
