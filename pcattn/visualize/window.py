@@ -22,11 +22,13 @@ import numpy as np
 from pcattn.visualize import scene
 from pcattn.visualize.camera import look, radius
 from pcattn.visualize.colors import MARKED
-from pcattn.visualize.flat import MARGIN
-from pcattn.visualize.offscreen import Open3DError, explain
+from pcattn.visualize.offscreen import Open3DError, explain, spheres
 from pcattn.visualize.scene import Cloud
 
 _COMMAND = (sys.executable, "-m", "pcattn.visualize.window")
+# Distance from one panel to the next, and points of a cloud that are drawn as spheres.
+_PITCH, _MAX_SPHERES = 2.3, 8192
+
 _READY = "the window is open"
 
 KEYS = "right, left: next, previous cloud; C: colour by the next of {views}; Q: close"
@@ -83,11 +85,12 @@ def _watch(command: list[str], tell: Callable[[str], None], time_limit: float) -
                 ready = True
             else:
                 said.append(line)
-    except queue.Empty:
-        raise Open3DError(f"no window of Open3D appeared within {time_limit:g} s") from None
-    finally:
-        if process.poll() is None and not ready:
-            os.killpg(process.pid, signal.SIGKILL)
+    except BaseException as error:  # whatever ends this takes the window along
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, queue.Empty):
+            raise Open3DError(f"no window of Open3D appeared within {time_limit:g} s") from None
+        raise
     status = process.wait()
     if not ready:
         raise Open3DError(explain(status, "\n".join(said)))
@@ -102,7 +105,7 @@ class _Viewer:
         self.cloud, self.view = 0, 0
 
     def geometry(self) -> Any:
-        """Points of all panels, next to each other as the camera sees them."""
+        """Spheres, or many points, of all panels, next to each other as the camera sees them."""
         import open3d
 
         cloud = self.clouds[self.cloud]
@@ -115,12 +118,17 @@ class _Viewer:
             shade = cloud.fields[name].colors().astype(float) / 255
             if cloud.marked is not None:
                 shade[cloud.marked] = np.array(MARKED) / 255
-            points.append(flat + np.array((2 * (1 + 2 * MARGIN) * place, 0, 0)))
+            points.append(flat + np.array((_PITCH * place, 0, 0)))
             colors.append(shade)
-        result = open3d.geometry.PointCloud()
-        if points:
-            result.points = open3d.utility.Vector3dVector(np.concatenate(points))
-            result.colors = open3d.utility.Vector3dVector(np.concatenate(colors))
+        utility = open3d.utility
+        pos, rgb = (np.concatenate(each) if each else np.empty((0, 3)) for each in (points, colors))
+        if len(cloud.pos) <= _MAX_SPHERES:
+            vertices, triangles, rgb = spheres(pos, rgb, radius(len(cloud.pos)))
+            result = open3d.geometry.TriangleMesh(utility.Vector3dVector(vertices), utility.Vector3iVector(triangles))
+            result.vertex_colors = utility.Vector3dVector(rgb)
+        else:
+            result = open3d.geometry.PointCloud(utility.Vector3dVector(pos))
+            result.colors = utility.Vector3dVector(rgb)
         return result
 
     def say(self) -> None:
@@ -133,6 +141,12 @@ class _Viewer:
             flush=True,
         )
 
+    def frame(self, window: Any) -> None:
+        """Look at all panels from the front, nearly in parallel projection."""
+        control = window.get_view_control()
+        control.change_field_of_view(-90.0)
+        control.set_zoom(0.8 / max(1.0, len(self.views[self.view]) ** 0.9))
+
     def run(self) -> None:
         """Open the window and stay until it is closed."""
         import open3d
@@ -142,11 +156,11 @@ class _Viewer:
         if not window.create_window("pcattn show", width=min(1800, 520 * columns), height=560):
             raise SystemExit("no window could be created")
         options = window.get_render_option()
-        cell = 520.0
-        options.point_size = float(np.clip(radius(len(self.clouds[0].pos)) * cell, 2.0, 12.0))
+        options.point_size = 3.0
+        options.light_on = False  # the shading is painted on
         shown = [self.geometry()]
         window.add_geometry(shown[0])
-        window.get_view_control().set_zoom(0.45)
+        self.frame(window)
 
         def show(vis: Any, cloud: int = 0, view: int = 0) -> bool:
             self.cloud = (self.cloud + cloud) % len(self.clouds)
@@ -155,7 +169,7 @@ class _Viewer:
             shown[0] = self.geometry()
             vis.add_geometry(shown[0], bool(view))  # another number of panels: look at all of them
             if view:
-                vis.get_view_control().set_zoom(0.45)
+                self.frame(vis)
             self.say()
             return False
 

@@ -33,9 +33,10 @@ class TestMatplotlib:
 
     def test_near_points_hide_far_ones(self) -> None:
         towards = np.array([np.cos(0.384) * np.cos(0.611), -np.cos(0.384) * np.sin(0.611), np.sin(0.384)])
-        pos = np.stack((-towards, towards))
-        colors = np.array([[255, 0, 0], [0, 0, 255]], dtype=np.uint8)
-        for order in ([0, 1], [1, 0]):
+        right = np.array([np.sin(0.611), np.cos(0.611), 0.0])
+        pos = np.stack((-towards, towards, 3 * right, -3 * right))
+        colors = np.array([[255, 0, 0], [0, 0, 255], [0, 0, 0], [0, 0, 0]], dtype=np.uint8)
+        for order in ([0, 1, 2, 3], [3, 1, 2, 0]):
             (picture,) = render([(pos[order], colors[order])], 50, "z")
             assert picture[25, 25].tolist() == [0, 0, 255]
 
@@ -98,7 +99,7 @@ def test_open3d() -> None:
         first, second = offscreen.render([cell, cell], 100, "z")
     except Open3DError as error:
         pytest.skip(str(error))
-    assert np.array_equal(first, second)
+    assert np.abs(first.astype(int) - second.astype(int)).mean() < 3
     (flat,) = render([cell], 100, "z")
     shape, expected = (first < 250).any(axis=-1), (flat < 250).any(axis=-1)
     assert (shape == expected).mean() > 0.9
