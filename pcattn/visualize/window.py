@@ -31,7 +31,7 @@ _PITCH, _MAX_SPHERES = 2.3, 8192
 
 _READY = "the window is open"
 
-KEYS = "right, left: next, previous cloud; C: colour by the next of {views}; Q: close"
+KEYS = "right, left: next, previous cloud; C: the last panel shows the next of {views}; Q: close"
 
 
 def open_window(
@@ -45,7 +45,7 @@ def open_window(
 
     Args:
         clouds: what to show, one after the other.
-        fields: those side by side at first; every other field has a view of its own.
+        fields: those side by side at first; all others take turns in the last place.
         up: coordinate that points up.
         tell: called with each line that the window has to say.
         time_limit: seconds for the window to appear.
@@ -101,7 +101,9 @@ class _Viewer:
 
     def __init__(self, clouds: list[Cloud], fields: list[str], up: str) -> None:
         self.clouds, self.up = clouds, up
-        self.views = [fields, *([name] for name in scene.field_names(clouds) if name not in fields)]
+        # The last panel takes turns; all views have as many panels, and the camera stays where the user put it.
+        others = [name for name in scene.field_names(clouds) if name not in fields]
+        self.views = [[*fields[:-1], name] for name in [fields[-1], *others]]
         self.cloud, self.view = 0, 0
 
     def geometry(self) -> Any:
@@ -141,12 +143,6 @@ class _Viewer:
             flush=True,
         )
 
-    def frame(self, window: Any) -> None:
-        """Look at all panels from the front, nearly in parallel projection."""
-        control = window.get_view_control()
-        control.change_field_of_view(-90.0)
-        control.set_zoom(0.8 / max(1.0, len(self.views[self.view]) ** 0.9))
-
     def run(self) -> None:
         """Open the window and stay until it is closed."""
         import open3d
@@ -160,16 +156,16 @@ class _Viewer:
         options.light_on = False  # the shading is painted on
         shown = [self.geometry()]
         window.add_geometry(shown[0])
-        self.frame(window)
+        control = window.get_view_control()
+        control.change_field_of_view(-90.0)  # as near to a parallel projection as the window has it
+        control.set_zoom(0.72 / max(1.0, 1.45 * columns**0.9 - 0.45))
 
         def show(vis: Any, cloud: int = 0, view: int = 0) -> bool:
             self.cloud = (self.cloud + cloud) % len(self.clouds)
             self.view = (self.view + view) % len(self.views)
             vis.remove_geometry(shown[0], False)
             shown[0] = self.geometry()
-            vis.add_geometry(shown[0], bool(view))  # another number of panels: look at all of them
-            if view:
-                self.frame(vis)
+            vis.add_geometry(shown[0], False)
             self.say()
             return False
 
@@ -180,7 +176,7 @@ class _Viewer:
         window.poll_events()
         window.update_renderer()
         print(_READY, flush=True)
-        print(KEYS.format(views=", ".join("+".join(view) for view in self.views)), flush=True)
+        print(KEYS.format(views=", ".join(view[-1] for view in self.views)), flush=True)
         self.say()
         window.run()
         window.destroy_window()
