@@ -29,6 +29,8 @@ class PointBatch(NamedTuple):
     seed: int  #: everything random that happens to this batch derives from it
     features: Tensor | None = None  #: (B, N, F) what else the network is told: colour, intensity, height, ...
     point_indices: Tensor | None = None  #: (B, N) which points of the complete clouds these are
+    mixed_label: Tensor | None = None  #: (B, L) the classes that a mixed cloud is of; None: of `label` alone
+    mixed_weight: Tensor | None = None  #: (B, L) their shares, which add up to 1
 
     @property
     def channels(self) -> Tensor | None:

@@ -37,10 +37,11 @@ OTHER_COMMANDS = {
     "bench train": "pcattn.bench.train",
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
-    "show": "pcattn.visualize.show",
-    "report": "pcattn.visualize.report",
     "data": "pcattn.data_report",
     "predict-files": "pcattn.predict_files",
+    "report": "pcattn.visualize.report",
+    "robustness": "pcattn.robustness",
+    "show": "pcattn.visualize.show",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
@@ -390,13 +391,6 @@ def _command(name: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
-    words = sys.argv[1:] if args is None else args
-    for command, module in OTHER_COMMANDS.items():
-        length = len(command.split())
-        if words[:length] == command.split():
-            raise SystemExit(importlib.import_module(module).main(words[length:]))
-    if words[:1] == ["bench"]:
-        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
@@ -407,6 +401,13 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    words = sys.argv[1:] if args is None else args
+    for command, module in OTHER_COMMANDS.items():
+        length = len(command.split())
+        if words[:length] == command.split():
+            raise SystemExit(importlib.import_module(module).main(words[length:]))
+    if words[:1] == ["bench"]:
+        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
         # Of the processes of one training the first speaks; errors are everyone's.
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank_zero_only.rank else sys.stdout):

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcattn.models import PCTClassifier
 from pcattn.tasks.base import PointCloudTask
-from pcattn.tasks.losses import torch_smoothing
+from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
 from pcattn.tasks.optimization import compile_network
 
 if TYPE_CHECKING:
@@ -91,9 +91,12 @@ class Classification(PointCloudTask):
         return self(batch.pos, batch.channels)
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
-        """Smoothed cross-entropy of a batch."""
+        """Smoothed cross-entropy of a batch, whose clouds may be mixed."""
         logits = self.logits(batch)
-        loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
+        if batch.mixed_label is None or batch.mixed_weight is None:
+            loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
+        else:
+            loss = mixed_cross_entropy(logits, batch.mixed_label, batch.mixed_weight, self.label_smoothing)
         self.log_train_loss(loss, batch)
         return loss
 
