@@ -113,7 +113,10 @@ class _Viewer:
         cloud = self.clouds[self.cloud]
         seen = look(cloud.pos, self.up)
         flat = np.column_stack((seen.xy, seen.depth))
-        points, colors = [], []
+        size = np.full((len(cloud.pos), 1, 1), radius(len(cloud.pos)))
+        if cloud.marked is not None:
+            size[cloud.marked] *= 2
+        points, colors, sizes = [], [], []
         for place, name in enumerate(self.views[self.view]):
             if name not in cloud.fields:
                 continue
@@ -122,10 +125,11 @@ class _Viewer:
                 shade[cloud.marked] = np.array(MARKED) / 255
             points.append(flat + np.array((_PITCH * place, 0, 0)))
             colors.append(shade)
+            sizes.append(size)
         utility = open3d.utility
         pos, rgb = (np.concatenate(each) if each else np.empty((0, 3)) for each in (points, colors))
-        if len(cloud.pos) <= _MAX_SPHERES:
-            vertices, triangles, rgb = spheres(pos, rgb, radius(len(cloud.pos)))
+        if sizes and len(cloud.pos) <= _MAX_SPHERES:
+            vertices, triangles, rgb = spheres(pos, rgb, np.concatenate(sizes))
             result = open3d.geometry.TriangleMesh(utility.Vector3dVector(vertices), utility.Vector3iVector(triangles))
             result.vertex_colors = utility.Vector3dVector(rgb)
         else:
