@@ -297,6 +297,7 @@ class PointCloudCLI(LightningCLI):
                 print(f"test: left out: {error}")
         if self.trainer.is_global_zero:
             (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        pictures = self._draw()
         saved = self.run / "config.yaml"
         print(
             f"\nThe run lies in {self.run}/\n"
@@ -305,11 +306,25 @@ class PointCloudCLI(LightningCLI):
             f"  metrics.csv, tensorboard/          curves\n"
             f"  results.json                       the figures above\n"
             + "".join(f"  {path.name:33}  the table above\n" for path in tables)
+            + "".join(f"  {path.name:33}  validation clouds: truth, prediction, error\n" for path in pictures)
             + f"Next:\n"
             f"  {_command('pcattn')} {evaluate} -c {saved}\n"
             f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
+            f"  {_command('pcattn')} report {self.run}\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
+
+    def _draw(self) -> list[Path]:
+        """A picture and a page of validation clouds, as the best checkpoint sees them."""
+        from pcattn.visualize.evaluated import draw_run
+
+        if not self.best.best_model_path or not self.trainer.is_global_zero:
+            return []
+        try:
+            return draw_run(Path(self.best.best_model_path), self.datamodule, self.run)
+        except (OSError, ValueError) as error:  # the training is worth more than its pictures
+            print(f"pictures: left out: {error}")
+            return []
 
     def _say_interrupted(self) -> None:
         if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
