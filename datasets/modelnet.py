@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch_geometric.data import InMemoryDataset
 
+from .errors import DatasetNotFoundError
 from .modelnet_layouts import find_layout
 from .storage import install, report_skipped
 
@@ -72,6 +73,15 @@ class ModelNet40(InMemoryDataset):
     def num_classes(self) -> int:
         """All, also where a split lacks a class."""
         return len(self.class_names)
+
+    @classmethod
+    def recognises(cls, root: str) -> bool:
+        """Whether these files lie under `root`."""
+        try:
+            find_layout(Path(root), cls._count)
+        except DatasetNotFoundError:
+            return False
+        return True
 
     @classmethod
     def read_class_names(cls, root: str) -> list[str]:
