@@ -35,6 +35,7 @@ OTHER_COMMANDS = {
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
+    "download": "pcattn.datasets.download",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
