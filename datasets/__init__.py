@@ -3,8 +3,10 @@
 from .datamodule import DATASETS, PointCloudDataModule
 from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from .modelnet import ModelNet40
+from .modelnet import ModelNet10, ModelNet40
 from .preprocess import preprocess
+from .scanobjectnn import ScanObjectNN
+from .shapenet import ShapeNetPart
 from .shapes import Shapes
 
 __all__ = [
@@ -14,9 +16,12 @@ __all__ = [
     "DatasetNotFoundError",
     "DenseClouds",
     "EpochSampler",
+    "ModelNet10",
     "ModelNet40",
     "PointBatch",
     "PointCloudDataModule",
+    "ScanObjectNN",
+    "ShapeNetPart",
     "Shapes",
     "preprocess",
     "stratified_split",

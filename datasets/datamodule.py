@@ -8,23 +8,29 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import InMemoryDataset
 
+from pcattn.corruptions import CORRUPTIONS, CorruptedClouds, parse_corruption
 from pcattn.registry import construct, resolve
 from pcattn.transforms import build_transforms, subsample
 
 from .dense import SAMPLINGS, DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetError
 from .folder import PointCloudFolder, PyGPointClouds
-from .modelnet import ModelNet40
+from .modelnet import ModelNet10, ModelNet40
 from .preprocess import check, count_channels
+from .scanobjectnn import ScanObjectNN
+from .shapenet import ShapeNetPart
 from .shapes import Shapes
 
 #: Every data set by its name. A class that takes `split` is called with `(root, split="train" | "val" | "test")`, any
 #: other with `(root, train=True | False)`, and with `dataset_kwargs`.
 DATASETS: dict[str, type[InMemoryDataset]] = {
+    "modelnet10": ModelNet10,
     "modelnet40": ModelNet40,
+    "scanobjectnn": ScanObjectNN,
+    "shapenetpart": ShapeNetPart,
     "shapes": Shapes,
     "folder": PointCloudFolder,
     "pyg": PyGPointClouds,
@@ -66,6 +72,9 @@ class PointCloudDataModule(LightningDataModule):
         split_seed: seed of that split; apart from `seed`, so that runs with several seeds share their validation set.
         augmentation: list of `{name: arguments}`, see `pcattn.transforms`.
         seed: seed of order and augmentation; the command line links it to `seed_everything`.
+        corruption: `name:severity`, one of those of `pcattn.corruptions` for the clouds of evaluation, like
+            `gaussian:3`; training clouds stay clean.
+        corruption_seed: seed of its randomness; apart from `seed`, so that all networks meet the same clouds.
     """
 
     def __init__(
@@ -85,8 +94,12 @@ class PointCloudDataModule(LightningDataModule):
         split_seed: int = 0,
         augmentation: list[dict[str, Any]] | None = None,
         seed: int = 0,
+        corruption: str | None = None,
+        corruption_seed: int = 0,
     ) -> None:
         super().__init__()
+        if corruption is not None:
+            parse_corruption(corruption)
         if not 0 < val_fraction < 1:
             raise ValueError(f"expected 0 < val_fraction < 1, but got {val_fraction}")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "num_points": num_points}
@@ -127,6 +140,8 @@ class PointCloudDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.transforms = build_transforms(augmentation)
         self.seed = seed
+        self.corruption = corruption
+        self.corruption_seed = corruption_seed
         self._splits: dict[str, DenseClouds] = {}
 
     @property
@@ -166,7 +181,7 @@ class PointCloudDataModule(LightningDataModule):
     @property
     def part_names(self) -> list[str] | None:
         """Names of the parts by their ids, where labels are those of points and the data set names them."""
-        names = getattr(self.dataset_class, "part_names", None) if self.per_point else None
+        names = self._attribute("part_names") if self.per_point else None
         return None if names is None else list(names)
 
     @property
@@ -186,6 +201,13 @@ class PointCloudDataModule(LightningDataModule):
                 self._carve(train)
         if stage in ("test", "predict"):
             self._read("test")
+        try:  # what the clouds do not allow shows now, and not in the middle of an epoch
+            if stage == "fit":
+                self._augment(self.example(), torch.Generator().manual_seed(0))
+            if self.corruption is not None:
+                self._corrupted("test" if stage in ("test", "predict") else "val")[0, torch.zeros(1, dtype=torch.long)]
+        except ValueError as error:
+            raise DatasetError(str(error)) from error
 
     def _carve(self, clouds: DenseClouds) -> None:
         """Choose the validation clouds among those of the training split."""
@@ -225,7 +247,9 @@ class PointCloudDataModule(LightningDataModule):
         if self.trainer is None or not self.trainer.training:
             return batch
         generator = torch.Generator(batch.pos.device).manual_seed(batch.seed)
-        batch = subsample(batch, self.num_points or batch.pos.shape[1], generator)
+        return self._augment(subsample(batch, self.num_points or batch.pos.shape[1], generator), generator)
+
+    def _augment(self, batch: PointBatch, generator: torch.Generator) -> PointBatch:
         for transform in self.transforms:
             batch = transform(batch, generator)
         return batch
@@ -273,21 +297,31 @@ class PointCloudDataModule(LightningDataModule):
                 f"but got {self.num_points}"
             )
 
-    def _evaluated(self, split: str) -> DenseClouds:
-        """A split as evaluation sees it: of each cloud always the same points."""
+    def _evaluated(self, split: str, spare: int = 1) -> DenseClouds:
+        """A split as evaluation sees it: of each cloud always the same points, up to `spare` times as many as asked."""
         clouds = self._splits[split]
         sampling = self.sampling or ("first" if clouds.equal else "random")
         number = ("train", "val", "test").index(split)
-        return clouds.sampled(self.num_points or int(clouds.sizes[0]), sampling, seed=number)
+        num_points = self.num_points or int(clouds.sizes[0])
+        num_points = max(num_points, min(spare * num_points, int(clouds.sizes.min())))
+        return clouds.sampled(num_points, sampling, seed=number)
+
+    def _corrupted(self, split: str) -> CorruptedClouds:
+        """A split as evaluation under `corruption` sees it."""
+        spare = CORRUPTIONS[parse_corruption(str(self.corruption))[0]].spare
+        num_points = self.num_points or int(self._splits[split].sizes[0])
+        return CorruptedClouds(
+            self._evaluated(split, spare), str(self.corruption), num_points, self.corruption_seed, self.up_axis
+        )
 
     def _loader(self, split: str, indices: Tensor, shuffle: bool = False) -> DataLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.batch_size if shuffle else self.eval_batch_size
         sampler = EpochSampler(indices, batch_size, self.seed, shuffle, rank, world_size)
-        clouds = self._splits[split]
+        clouds: Dataset = self._splits[split]
         if not shuffle:
-            clouds = self._evaluated(split)
-        elif self.num_points and not clouds.equal:  # those of equal size are subsampled on the device
-            clouds = clouds.sampled(self.num_points)
+            clouds = self._evaluated(split) if self.corruption is None else self._corrupted(split)
+        elif self.num_points and not self._splits[split].equal:  # those of equal size are subsampled on the device
+            clouds = self._splits[split].sampled(self.num_points)
         # batch_size None: the sampler yields whole batches. Indexing memory needs no worker processes.
         return DataLoader(clouds, sampler=sampler, batch_size=None)

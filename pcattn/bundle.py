@@ -20,8 +20,8 @@ _FOLDER = Path(__file__).parent / "weights"
 def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER) -> Path:
     """Write `<folder>/<name>.safetensors` in float16 from the best checkpoint of a finished run.
 
-    Its metadata say how the weights were made: `training` holds the command, seed, epoch of the checkpoint, epochs of the
-    run, and the metrics that the run kept for it; beside it are the arguments of task and data, see
+    Its metadata say how the weights were made: `training` holds the command, the seed, the epoch of the checkpoint, the
+    epochs of the run, and the metrics that the run kept for it; beside it are the arguments of task and data, see
     `pcattn.checkpoints.save_weights`.
 
     Args:

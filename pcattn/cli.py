@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import re
 import shutil
 import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -36,6 +38,10 @@ OTHER_COMMANDS = {
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
     "download": "pcattn.datasets.download",
+    "predict-files": "pcattn.predict_files",
+    "report": "pcattn.visualize.report",
+    "robustness": "pcattn.robustness",
+    "show": "pcattn.visualize.show",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
@@ -198,7 +204,7 @@ class PointCloudCLI(LightningCLI):
             config.seed_everything = checkpoint.data.get("seed", config.seed_everything)
         else:
             # Another split would call training clouds validation clouds.
-            split = {name: checkpoint.data[name] for name in ("val_fraction", "split_seed") if name in checkpoint.data}
+            split = {name: value for name, value in checkpoint.data.items() if name in ("val_fraction", "split_seed")}
             take(split, config.data, source)
 
     def before_instantiate_classes(self) -> None:
@@ -290,7 +296,9 @@ class PointCloudCLI(LightningCLI):
                     evaluate, tables = "test", self._report("test")
             except DatasetError as error:
                 print(f"test: left out: {error}")
-        (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        if self.trainer.is_global_zero:
+            (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        pictures = self._draw()
         saved = self.run / "config.yaml"
         print(
             f"\nThe run lies in {self.run}/\n"
@@ -299,11 +307,25 @@ class PointCloudCLI(LightningCLI):
             f"  metrics.csv, tensorboard/          curves\n"
             f"  results.json                       the figures above\n"
             + "".join(f"  {path.name:33}  the table above\n" for path in tables)
+            + "".join(f"  {path.name:33}  validation clouds: truth, prediction, error\n" for path in pictures)
             + f"Next:\n"
             f"  {_command('pcattn')} {evaluate} -c {saved}\n"
             f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
+            f"  {_command('pcattn')} report {self.run}\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
+
+    def _draw(self) -> list[Path]:
+        """A picture and a page of validation clouds, as the best checkpoint sees them."""
+        from pcattn.visualize.evaluated import draw_run
+
+        if not self.best.best_model_path or not self.trainer.is_global_zero:
+            return []
+        try:
+            return draw_run(Path(self.best.best_model_path), self.datamodule, self.run)
+        except (OSError, ValueError) as error:  # the training is worth more than its pictures
+            print(f"pictures: left out: {error}")
+            return []
 
     def _say_interrupted(self) -> None:
         if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
@@ -312,7 +334,8 @@ class PointCloudCLI(LightningCLI):
 
     def _discard_unused(self) -> None:
         """Leave no folder behind for a training that never came to its first checkpoint."""
-        if self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
+        # Of several processes the first made it.
+        if runs.is_first_process() and self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
             shutil.rmtree(self.reserved, ignore_errors=True)
 
     def after_test(self) -> None:
@@ -326,10 +349,12 @@ class PointCloudCLI(LightningCLI):
     def _report(self, split: str) -> list[Path]:
         """Print the last evaluation, and keep it in the run where the task has more to keep than `results.json`."""
         print(f"\n{self.model.report(split)}")
-        return self.model.save_report(split, self.run)
+        return self.model.save_report(split, self.run) if self.trainer.is_global_zero else []
 
     def predict(self, model: Any, **kwargs: Any) -> None:
         """Write the predictions for the test split into the run."""
+        if self.trainer.world_size > 1:
+            fail(f"expected one process for predict (--trainer.devices 1), but got {self.trainer.world_size}")
         batches: Any = self.trainer.predict(model, **kwargs)
         print(f"\npredictions: {model.save_predictions(batches, self.run)}")
 
@@ -366,13 +391,6 @@ def _command(name: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
-    words = sys.argv[1:] if args is None else args
-    for command, module in OTHER_COMMANDS.items():
-        length = len(command.split())
-        if words[:length] == command.split():
-            raise SystemExit(importlib.import_module(module).main(words[length:]))
-    if words[:1] == ["bench"]:
-        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
@@ -383,7 +401,16 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    words = sys.argv[1:] if args is None else args
+    for command, module in OTHER_COMMANDS.items():
+        length = len(command.split())
+        if words[:length] == command.split():
+            raise SystemExit(importlib.import_module(module).main(words[length:]))
+    if words[:1] == ["bench"]:
+        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
-        PointCloudCLI(args)
+        # Of the processes of one training the first speaks; errors are everyone's.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if runs.is_first_process() else nowhere):
+            PointCloudCLI(args)
     except (DatasetError, OSError) as error:
         fail(str(error), error)

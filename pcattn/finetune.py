@@ -17,11 +17,11 @@ def initialize(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         What was not copied, a line a tensor: of `network`, where it keeps its values, and of `state`.
 
     Raises:
-        ValueError: no matrix fits, so that the two have nothing in common; `network` is unchanged.
+        ValueError: no matrix fits but in the head, so that the two have nothing in common; `network` is unchanged.
     """
     own = network.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    if not any(value.dim() > 1 for value in fitting.values()):
+    if not any(value.dim() > 1 and not name.startswith("head.") for name, value in fitting.items()):
         matrix = next((name for name, value in own.items() if value.dim() > 1), "none")
         got = tuple(state[matrix].shape) if matrix in state else "none"
         expected = tuple(own[matrix].shape) if matrix in own else "none"

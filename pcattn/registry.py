@@ -36,7 +36,7 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
         raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
-def construct(kind: str, name: str, factory: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def construct(kind: str, name: str, factory: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Call `factory(*args, **kwargs)`, after checking that it takes these arguments.
 
     Raises:

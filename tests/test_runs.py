@@ -34,7 +34,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PCATTN_RUN", raising=False)
 
 
 def checkpoint(run: str, name: str = "last") -> dict[str, Any]:

@@ -126,13 +126,24 @@ class PointCloudTask(LightningModule):
             cloud = move_data_to_device(data.complete_cloud(split, index), self.device)
             self.evaluate_looks(cloud, own, draw_votes(cloud, own, self.votes))
 
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate the network that the checkpoint will hold: with the same running statistics.
+
+        Each process has those of its own batches, unless batch normalisation is synchronised. The mean over the
+        processes is what a single one would have seen on average.
+        """
+        if self.trainer.world_size > 1:
+            for buffer in self.network.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics over all validation samples."""
-        self.log_dict(self.compute_metrics("val"), prog_bar=True)
+        """Log the metrics over all validation samples, of all processes."""
+        self.log_dict(self.compute_metrics("val"), prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all test samples."""
-        self.log_dict(self.compute_metrics("test"), prog_bar=True)
+        self.log_dict(self.compute_metrics("test"), prog_bar=True, sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
         """The averaging of the weights, where it is asked for."""
@@ -150,4 +161,5 @@ class PointCloudTask(LightningModule):
 
     def log_train_loss(self, loss: Tensor, batch: PointBatch) -> None:
         """Log `train/loss`, the mean over the epoch."""
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), prog_bar=True)
+        size = len(batch.pos)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=True, sync_dist=True)

@@ -12,7 +12,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcattn.models import PCTClassifier
 from pcattn.tasks.base import PointCloudTask
-from pcattn.tasks.losses import torch_smoothing
+from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
+from pcattn.tasks.optimization import compile_network
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -43,7 +44,8 @@ class Classification(PointCloudTask):
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
         ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
-        compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
+        compile: compile the network with `torch.compile`; the same function, faster after a slow first step. Without a
+            C++ compiler on the CPU it is left out, with a warning.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "oa", "macc")
@@ -74,7 +76,7 @@ class Classification(PointCloudTask):
             num_classes, variant, attention, attention_kwargs, num_features=num_features, **(network_kwargs or {})
         )
         if compile:
-            self.network.compile()
+            compile_network(self.network)
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.label_smoothing = torch_smoothing(label_smoothing, num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes)
@@ -89,9 +91,12 @@ class Classification(PointCloudTask):
         return self(batch.pos, batch.channels)
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
-        """Smoothed cross-entropy of a batch."""
+        """Smoothed cross-entropy of a batch, whose clouds may be mixed."""
         logits = self.logits(batch)
-        loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
+        if batch.mixed_label is None or batch.mixed_weight is None:
+            loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
+        else:
+            loss = mixed_cross_entropy(logits, batch.mixed_label, batch.mixed_weight, self.label_smoothing)
         self.log_train_loss(loss, batch)
         return loss
 

@@ -18,6 +18,26 @@ def torch_smoothing(label_smoothing: float, num_classes: int) -> float:
     return smoothing
 
 
+def mixed_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    r"""Cross-entropy of clouds mixed from classes: :math:`\sum_l w_l \, \mathrm{CE}(z, y_l)`, the mean over clouds.
+
+    Cross-entropy is linear in its target, so this is the cross-entropy with the soft label :math:`\sum_l w_l e(y_l)`,
+    e(y) being the smoothed one-hot vector of class y.
+
+    Args:
+        logits: (B, K).
+        label: (B, L), classes.
+        weight: (B, L), their shares, adding up to 1.
+        label_smoothing: torch's, see `torch_smoothing`.
+
+    Shape:
+        ().
+    """
+    repeated = logits[:, :, None].expand(-1, -1, label.shape[1])  # (B, K, L)
+    loss = torch.nn.functional.cross_entropy(repeated, label, label_smoothing=label_smoothing, reduction="none")
+    return (weight * loss).sum(dim=1).mean()
+
+
 def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     r"""Lovász-Softmax, a convex stand-in for 1 - IoU: the mean over the parts in a shape's truth, then over shapes.
 

@@ -18,6 +18,7 @@ from pcattn.metrics.functional import PartIoUResult
 from pcattn.models import PCTSegmenter
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
+from pcattn.tasks.optimization import compile_network
 from pcattn.tasks.voting import carry
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class PartSegmentation(PointCloudTask):
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
         ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
-        compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
+        compile: compile the network with `torch.compile`; the same function, faster after a slow first step. Without a
+            C++ compiler on the CPU it is left out, with a warning.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "point_accuracy", "instance_miou", "class_miou")
@@ -101,7 +103,7 @@ class PartSegmentation(PointCloudTask):
         self.accuracy = MeanMetric()
         #: (votes, whether on all points) of each further line of an evaluation, and its metric
         self.looks = [(v, everywhere) for everywhere in sorted({False, all_points}) for v in sorted({1, votes})][1:]
-        self.look_ious = nn.ModuleList(PartIoU(parts, protocol) for _ in self.looks)
+        self.look_ious: Any = nn.ModuleList(PartIoU(parts, protocol) for _ in self.looks)
         self.sizes: list[int] = []  # of the complete clouds
         num_parts = self.iou.table.num_parts
         if part_names is not None and len(part_names) != num_parts:
@@ -118,7 +120,7 @@ class PartSegmentation(PointCloudTask):
             **(network_kwargs or {}),
         )
         if compile:
-            self.network.compile()
+            compile_network(self.network)
         self.label_smoothing = torch_smoothing(label_smoothing, num_parts)
 
     def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
@@ -168,7 +170,7 @@ class PartSegmentation(PointCloudTask):
             "instance_miou": result.instance,
             "class_miou": result.classes,
         }
-        self.last_summary = {
+        self.last_summary: dict[str, Any] = {
             "protocol": self.protocol,
             "points_per_shape": self.num_points,
             "votes": 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -64,9 +64,8 @@ def carry(cloud: PointBatch, looks: PointBatch, probabilities: Tensor) -> tuple[
     Every look is interpolated by itself between its three nearest points (`pcattn.ops.interpolate`); a point that was
     looked at keeps what was found there.
     """
-    first = total = None
-    for points, found in zip(looks.point_indices, probabilities, strict=True):  # one by one: n may be large
-        carried = interpolate(cloud.pos, cloud.pos[:, points], found[None])
-        first = carried if first is None else first
-        total = carried if total is None else total + carried
+    points: Any = looks.point_indices
+    first = total = interpolate(cloud.pos, cloud.pos[:, points[0]], probabilities[:1])
+    for look in range(1, len(probabilities)):  # one by one: n may be large
+        total = total + interpolate(cloud.pos, cloud.pos[:, points[look]], probabilities[look : look + 1])
     return first, total / len(probabilities)

@@ -87,7 +87,7 @@ def explain(status: int, output: str) -> str:
     return reason
 
 
-def spheres(pos: NDArray, colors: NDArray, size: float) -> tuple[NDArray, NDArray, NDArray]:
+def spheres(pos: NDArray, colors: NDArray, size: float | NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """A small shaded sphere for every point: vertices, triangles, and colours of the vertices.
 
     The shading is painted on, as by a light at the camera's left shoulder: a renderer's own light changes the colours,
@@ -123,7 +123,8 @@ def main(task: str, result: str) -> None:
     for i, (pos, colors) in enumerate(clouds):
         view = look(pos, up)
         row, column = divmod(i, columns)
-        seen = np.column_stack((view.xy, view.depth)) + (2 * limit * column, -2 * limit * row, 0.0)
+        place = np.array((2 * limit * column, -2 * limit * row, 0.0))
+        seen = np.column_stack((view.xy, view.depth)) + place
         points, corners, shade = spheres(seen, fade(colors, view.depth), radius(len(pos)))
         vertices.append(points)
         triangles.append(corners + count)

@@ -261,6 +261,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="colour"):
             PointCloudDataModule(str(root), "modelnet40", dataset_kwargs={"colour": True}).setup("fit")
 
+    def test_an_augmentation_that_the_clouds_do_not_allow(self, root: Path) -> None:
+        options = {"num_points": 8, "augmentation": [{"feature_dropout": None}]}
+        with pytest.raises(DatasetError, match="expected features for feature_dropout"):
+            PointCloudDataModule(str(root), "modelnet40", **options).setup("fit")
+
     def test_a_missing_test_split(self, tmp_path: Path) -> None:
         data = PointCloudDataModule(str(write_modelnet40(tmp_path / "x", test=())), "modelnet40", num_points=8)
         with pytest.raises(DatasetNotFoundError):

@@ -32,6 +32,20 @@ class TestLoss:
         expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
         torch.testing.assert_close(task.training_step(batch, 0), expected)
 
+    def test_of_mixed_clouds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The target of a mixed cloud is the weighted mean of the smoothed targets of its classes."""
+        task, batch = make_task(label_smoothing=0.2), make_batch(6)
+        other, ratio = (batch.label + 1) % 4, torch.linspace(0, 1, 6)
+        mixed_weight = torch.stack((1 - ratio, ratio), dim=1)
+        batch = batch._replace(mixed_label=torch.stack((batch.label, other), dim=1), mixed_weight=mixed_weight)
+        logits = torch.randn(6, 4)
+        monkeypatch.setattr(task, "forward", lambda pos, features: logits)
+        monkeypatch.setattr(task, "log", lambda *args, **kwargs: None)
+        smooth = torch.eye(4) * (1 - 0.2 - 0.2 / 3) + 0.2 / 3
+        target = (1 - ratio)[:, None] * smooth[batch.label] + ratio[:, None] * smooth[other]
+        expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+        torch.testing.assert_close(task.training_step(batch, 0), expected)
+
 
 class TestMetrics:
     @pytest.fixture

@@ -1,10 +1,12 @@
-"""The Lovász-Softmax loss: the IoU at the corners, convexity's slope between them, gradients."""
+"""Cross-entropy of mixed clouds, and the Lovász-Softmax loss: the IoU at the corners, the slope between, gradients."""
+
+import math
 
 import pytest
 import torch
 
 from pcattn.metrics import part_iou
-from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
+from pcattn.tasks.losses import lovasz_softmax, mixed_cross_entropy, torch_smoothing
 
 
 def test_on_hard_predictions_it_is_one_minus_iou() -> None:
@@ -38,3 +40,27 @@ def test_gradients() -> None:
 @pytest.mark.parametrize(("eps", "classes", "expected"), [(0.2, 5, 0.25), (0.0, 5, 0.0), (0.2, 1, 0.0)])
 def test_smoothing(eps: float, classes: int, expected: float) -> None:
     assert torch_smoothing(eps, classes) == pytest.approx(expected)
+
+
+class TestMixedCrossEntropy:
+    def test_by_hand(self) -> None:
+        """Three classes, logits log 1, log 2, log 5 (probabilities 1/8, 2/8, 5/8), 3/4 of class 0 and 1/4 of class 2.
+
+        With eps 0.2 a class counts 0.8 and the others 0.1 each: the target is 3/4 (0.8, 0.1, 0.1) +
+        1/4 (0.1, 0.1, 0.8) = (0.625, 0.1, 0.275).
+        """
+        logits = torch.tensor([[1.0, 2.0, 5.0]]).log()
+        loss = mixed_cross_entropy(
+            logits, torch.tensor([[0, 2]]), torch.tensor([[0.75, 0.25]]), torch_smoothing(0.2, num_classes=3)
+        )
+        expected = -(0.625 * math.log(1 / 8) + 0.1 * math.log(2 / 8) + 0.275 * math.log(5 / 8))
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+    def test_of_one_class_it_is_the_ordinary_one(self) -> None:
+        logits, label = torch.randn(5, 4), torch.randint(4, (5,))
+        other = torch.randint(4, (5,))
+        weight = torch.tensor([1.0, 0.0]).expand(5, -1)
+        loss = mixed_cross_entropy(logits, torch.stack((label, other), dim=1), weight, 0.1)
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, label, label_smoothing=0.1))
+        same = mixed_cross_entropy(logits, torch.stack((label, label), dim=1), torch.full((5, 2), 0.5), 0.1)
+        torch.testing.assert_close(same, loss)

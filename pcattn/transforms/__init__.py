@@ -1,0 +1,74 @@
+"""Augmentation of whole batches, on the device the batch is on.
+
+Every transform maps a `PointBatch` to a new one and leaves the stored clouds as they are. Randomness comes from the
+generator it is given alone. In a configuration they are written by name, in the order in which they run:
+
+.. code-block:: yaml
+
+    augmentation:
+      - scale: {low: 0.667, high: 1.5}
+      - translate: {max_offset: 0.2}
+      - point_cutmix: {kind: r, probability: 0.5}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pcattn.registry import construct, resolve
+from pcattn.transforms.batch import Transform, subsample
+from pcattn.transforms.mix import PointCutMix, PointMixup, RSMix
+from pcattn.transforms.points import Dropout, FeatureDropout, Jitter
+from pcattn.transforms.rigid import Flip, Rotate, RotateSO3, Scale, Translate
+
+__all__ = [
+    "TRANSFORMS",
+    "Dropout",
+    "FeatureDropout",
+    "Flip",
+    "Jitter",
+    "PointCutMix",
+    "PointMixup",
+    "RSMix",
+    "Rotate",
+    "RotateSO3",
+    "Scale",
+    "Transform",
+    "Translate",
+    "build_transforms",
+    "subsample",
+]
+
+#: Every transform by the name it has in a configuration.
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "scale": Scale,
+    "translate": Translate,
+    "rotate": Rotate,
+    "rotate_so3": RotateSO3,
+    "flip": Flip,
+    "jitter": Jitter,
+    "dropout": Dropout,
+    "feature_dropout": FeatureDropout,
+    "point_mixup": PointMixup,
+    "point_cutmix": PointCutMix,
+    "rsmix": RSMix,
+}
+
+
+def build_transforms(steps: list[dict[str, dict[str, Any] | None]] | None) -> list[Transform]:
+    """The transforms of a configuration: a list of `{name: arguments}`.
+
+    Raises:
+        ValueError: no such transform, or it does not take these arguments.
+    """
+    transforms = []
+    for step in steps or []:
+        if len(step) != 1:
+            raise ValueError(f"expected each augmentation step to be one {{name: arguments}}, but got {step}")
+        ((name, arguments),) = step.items()
+        if not isinstance(arguments, dict | None):
+            raise ValueError(f"expected arguments {{name: value}} of augmentation step {name!r}, but got {arguments}")
+        factory = resolve("augmentation step", name, TRANSFORMS)
+        transforms.append(construct("augmentation step", name, factory, **(arguments or {})))
+    return transforms

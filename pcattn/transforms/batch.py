@@ -1,0 +1,88 @@
+"""What all transforms share: their type, random numbers from a given generator, a choice of points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from pcattn.datasets import PointBatch
+
+Transform = Callable[["PointBatch", Generator], "PointBatch"]
+
+
+def uniform(shape: tuple[int, ...], low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
+    """Random numbers from U[low, high), with the device and dtype of `like`."""
+    return torch.empty(shape, device=like.device, dtype=like.dtype).uniform_(low, high, generator=generator)
+
+
+def beta(size: int, concentration: float, like: Tensor, generator: Generator) -> Tensor:
+    """Random numbers (size,) from Beta(concentration, concentration), with the device and dtype of `like`."""
+    # `torch.distributions` draws by the same operator, but has no way to name a generator.
+    gamma = torch._standard_gamma(
+        torch.full((2, size), concentration, device=like.device, dtype=torch.float64), generator=generator
+    ).clamp(min=torch.finfo(torch.float64).tiny)
+    return (gamma[0] / gamma.sum(dim=0)).to(like.dtype)
+
+
+def point_fields(batch: PointBatch) -> dict[str, Tensor]:
+    """What a batch holds for every point, by the name of the field."""
+    fields = {"pos": batch.pos}
+    for name in ("normals", "features", "point_indices"):
+        if (field := getattr(batch, name)) is not None:
+            fields[name] = field
+    if batch.label.dim() == 2:
+        fields["label"] = batch.label
+    return fields
+
+
+def take(batch: PointBatch, indices: Tensor) -> PointBatch:
+    """The points `indices` (B, M) of every cloud, with all that belongs to them."""
+    return batch._replace(**{name: take_rows(field, indices) for name, field in point_fields(batch).items()})
+
+
+def take_rows(field: Tensor, indices: Tensor) -> Tensor:
+    """Rows (B, M, ...) of a field (B, N) or (B, N, C)."""
+    if field.dim() == 2:
+        return field.gather(1, indices)
+    return field.gather(1, indices[..., None].expand(-1, -1, field.shape[2]))
+
+
+def subsample(batch: PointBatch, num_points: int, generator: Generator | None = None) -> PointBatch:
+    """`num_points` points of every cloud: a random choice of its own for each, or the first ones without a generator.
+
+    Raises:
+        ValueError: the clouds have fewer points.
+    """
+    batch_size, available, _ = batch.pos.shape
+    if num_points > available:
+        raise ValueError(f"expected num_points to be at most {available} (the points of a cloud), but got {num_points}")
+    if num_points == available:
+        return batch
+    if generator is None:
+        keep = torch.arange(num_points, device=batch.pos.device).expand(batch_size, -1)
+    else:
+        keep = uniform((batch_size, available), 0.0, 1.0, batch.pos, generator).argsort(dim=1)[:, :num_points]
+    chosen = take(batch, keep)
+    return chosen if batch.point_indices is not None else chosen._replace(point_indices=keep)
+
+
+def expect_not_negative(name: str, value: float) -> None:
+    """Refuse a negative value, and NaN."""
+    if not value >= 0:
+        raise ValueError(f"expected {name} to be at least 0, but got {value}")
+
+
+def expect_positive(name: str, value: float) -> None:
+    """Refuse zero, a negative value, and NaN."""
+    if not value > 0:
+        raise ValueError(f"expected {name} to be positive, but got {value}")
+
+
+def expect_probability(name: str, value: float) -> None:
+    """Refuse what does not lie in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"expected {name} to be a probability in [0, 1], but got {value}")
