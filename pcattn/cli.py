@@ -37,6 +37,7 @@ OTHER_COMMANDS = {
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
+    "download": "pcattn.datasets.download",
     "predict-files": "pcattn.predict_files",
     "report": "pcattn.visualize.report",
     "robustness": "pcattn.robustness",

@@ -40,34 +40,36 @@ def draw_samples(
 
     Args:
         splits: the data sets; clouds of the first one are drawn first.
-        class_names: one row each, of at most `MAX_CLASSES`.
+        class_names: one row for each that has clouds, `MAX_CLASSES` at most.
         path: the picture, in any format that matplotlib writes.
         num_samples: clouds a class; fewer where rows stand side by side.
         up: coordinate that points up.
     """
     from matplotlib.figure import Figure  # no pyplot: no window system, and nothing global
 
-    shown = min(len(class_names), MAX_CLASSES)
-    blocks = -(-shown // MAX_ROWS)
-    rows = -(-shown // blocks)
-    num_samples = max(num_samples // blocks, 3)
+    chosen = _choose(splits, len(class_names), num_samples, up)
+    present = [label for label, samples in enumerate(chosen) if samples]
+    shown = present[:MAX_CLASSES]
+    blocks = -(-len(shown) // MAX_ROWS)
+    rows = -(-len(shown) // blocks)
+    num_samples = min(max(num_samples // blocks, 3), max(len(chosen[label]) for label in shown))
     figure = Figure(figsize=(blocks * (1.1 + _CELL * num_samples), _CELL * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, blocks * num_samples, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], xlim=(-_MARGIN, _MARGIN), ylim=(-_MARGIN, _MARGIN), aspect="equal")
         axis.spines[:].set_visible(False)
-    for label, samples in enumerate(_choose(splits, shown, num_samples, up)):
-        block, row = divmod(label, rows)
+    for place, label in enumerate(shown):
+        block, row = divmod(place, rows)
         first = block * num_samples
         axes[row, first].set_ylabel(class_names[label], rotation=0, ha="right", va="center", fontsize=9)
-        for column, sample in enumerate(samples):
+        for column, sample in enumerate(chosen[label][:num_samples]):
             view = look(sample.pos, up)
             order = view.depth.argsort()  # far points first
             size = (radius(len(order)) * _CELL * 36) ** 2
             shade = fade(sample.colors, view.depth)[order]
             axes[row, first + column].scatter(*view.xy[order].T, s=size, c=shade, linewidths=0)
-    if shown < len(class_names):
-        figure.suptitle(f"{shown} of {len(class_names)} classes", fontsize=10)
+    if len(shown) < len(present):
+        figure.suptitle(f"{len(shown)} of {len(present)} classes", fontsize=10)
     figure.savefig(path, dpi=100)
 
 

@@ -54,7 +54,7 @@ class Report(NamedTuple):
 def recognise(root: str) -> list[str]:
     """Names of the data sets that know the files under `root`, the most particular one first.
 
-    A class tells by `recognises(root)`; one without it is asked to read the training split. `folder` counts where
+    A class tells by `recognises(root)`; one without it is asked to read a split. `folder` counts where
     nothing else does: any folder of point files fits it.
     """
     fitting: list[str] = []
@@ -91,20 +91,16 @@ def describe(root: str, dataset: str | None = None, options: dict[str, Any] | No
     dataset_class = resolve("dataset", name, DATASETS)
     problems: list[str] = []
     splits: dict[str, InMemoryDataset] = {}
-    takes_split = "split" in inspect.signature(dataset_class).parameters
     if "on_error" in inspect.signature(dataset_class).parameters:
         options = {"on_error": "skip", **options}
-    for split in SPLITS:
-        if not takes_split and split == "val":
-            continue
-        which: dict[str, Any] = {"split": split} if takes_split else {"train": split == "train"}
+    for split, which in _calls(dataset_class).items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 found = construct("dataset", name, dataset_class, root, **which, **options)
                 splits[split] = found if found._indices is None else found.copy()  # a selection is gathered
             except DatasetError as error:
-                if not splits and (split == "test" or not takes_split):
+                if not splits and split == "test":
                     raise
                 if split != "val":
                     problems.append(f"no {split} split: {error}")
@@ -307,16 +303,23 @@ def _odd_clouds(clouds: Sequence[CloudFacts]) -> Iterator[str]:
 
 
 def _can_be_read(dataset_class: Any, root: str) -> bool:
-    which: dict[str, Any] = {"split": "train"}
-    if "split" not in inspect.signature(dataset_class).parameters:
-        which = {"train": True}
-    try:
-        dataset_class(root, **which)
-    except DatasetNotFoundError:
-        return False
-    except DatasetError:
+    """Whether one of the splits is there, whole or broken."""
+    for which in _calls(dataset_class).values():
+        try:
+            dataset_class(root, **which)
+        except DatasetNotFoundError:
+            continue
+        except DatasetError:
+            return True
         return True
-    return True
+    return False
+
+
+def _calls(dataset_class: Any) -> dict[str, dict[str, Any]]:
+    """The splits that a data set may have, and the argument that asks for each."""
+    if "split" in inspect.signature(dataset_class).parameters:
+        return {split: {"split": split} for split in SPLITS}
+    return {"train": {"train": True}, "test": {"train": False}}
 
 
 def _class_names(dataset: InMemoryDataset) -> list[str]:
