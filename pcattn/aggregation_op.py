@@ -198,8 +198,9 @@ def _split(
         kernel(*arguments)
 
     run_split(run, len(reads[0]), grain=_GRAIN)
-    for start in sorted(partial):
-        sums += partial[start]
+    if sums is not None:
+        for start in sorted(partial):
+            sums += partial[start]
 
 
 def _statistics(sums: NDArray[np.float64], origin: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -212,6 +213,7 @@ def _statistics(sums: NDArray[np.float64], origin: Tensor, num_rows: int) -> tup
 def _update(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, num_rows: int) -> None:
     """Running statistics after a batch, as `nn.BatchNorm1d` has them."""
     if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+        momentum = norm.momentum or 0.0
         norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (num_rows / max(1, num_rows - 1)), norm.momentum)
+        norm.running_mean.lerp_(mean, momentum)
+        norm.running_var.lerp_(variance * (num_rows / max(1, num_rows - 1)), momentum)

@@ -23,7 +23,6 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
@@ -204,7 +203,7 @@ class PointCloudCLI(LightningCLI):
             config.seed_everything = checkpoint.data.get("seed", config.seed_everything)
         else:
             # Another split would call training clouds validation clouds.
-            split = {name: checkpoint.data[name] for name in ("val_fraction", "split_seed") if name in checkpoint.data}
+            split = {name: value for name, value in checkpoint.data.items() if name in ("val_fraction", "split_seed")}
             take(split, config.data, source)
 
     def before_instantiate_classes(self) -> None:
@@ -298,6 +297,7 @@ class PointCloudCLI(LightningCLI):
                 print(f"test: left out: {error}")
         if self.trainer.is_global_zero:
             (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        pictures = self._draw()
         saved = self.run / "config.yaml"
         print(
             f"\nThe run lies in {self.run}/\n"
@@ -306,11 +306,25 @@ class PointCloudCLI(LightningCLI):
             f"  metrics.csv, tensorboard/          curves\n"
             f"  results.json                       the figures above\n"
             + "".join(f"  {path.name:33}  the table above\n" for path in tables)
+            + "".join(f"  {path.name:33}  validation clouds: truth, prediction, error\n" for path in pictures)
             + f"Next:\n"
             f"  {_command('pcattn')} {evaluate} -c {saved}\n"
             f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
+            f"  {_command('pcattn')} report {self.run}\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
+
+    def _draw(self) -> list[Path]:
+        """A picture and a page of validation clouds, as the best checkpoint sees them."""
+        from pcattn.visualize.evaluated import draw_run
+
+        if not self.best.best_model_path or not self.trainer.is_global_zero:
+            return []
+        try:
+            return draw_run(Path(self.best.best_model_path), self.datamodule, self.run)
+        except (OSError, ValueError) as error:  # the training is worth more than its pictures
+            print(f"pictures: left out: {error}")
+            return []
 
     def _say_interrupted(self) -> None:
         if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
@@ -320,7 +334,7 @@ class PointCloudCLI(LightningCLI):
     def _discard_unused(self) -> None:
         """Leave no folder behind for a training that never came to its first checkpoint."""
         # Of several processes the first made it.
-        if rank_zero_only.rank == 0 and self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
+        if runs.is_first_process() and self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
             shutil.rmtree(self.reserved, ignore_errors=True)
 
     def after_test(self) -> None:
@@ -395,7 +409,7 @@ def main(args: list[str] | None = None) -> None:
         fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
         # Of the processes of one training the first speaks; errors are everyone's.
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank_zero_only.rank else sys.stdout):
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if runs.is_first_process() else nowhere):
             PointCloudCLI(args)
     except (DatasetError, OSError) as error:
         fail(str(error), error)

@@ -49,6 +49,8 @@ def open_run(source: str | Path, trust: bool = False) -> Run:
         raise ValueError(f"expected {path} to tell where its data lies, but it does not: it was not written by fit")
     known = inspect.signature(PointCloudDataModule).parameters
     data = PointCloudDataModule(**{name: value for name, value in checkpoint.data.items() if name in known})
+    if data.part_names is not None:  # checkpoints of old do not have them
+        task.part_names = data.part_names
     return Run(path, task, data)
 
 
@@ -104,11 +106,41 @@ def evaluate(task: PointCloudTask, batch: PointBatch) -> list[Cloud]:
     training = task.training
     task.eval()
     try:
-        logits = task.logits(batch)
+        return describe(task, batch, task.logits(batch))
     finally:
         task.train(training)
-    describe = _parts if batch.label.dim() == 2 else _classified
-    return describe(task, batch, logits)
+
+
+def describe(task: PointCloudTask, batch: PointBatch, logits: Tensor) -> list[Cloud]:
+    """`evaluate` where the logits of the batch are known."""
+    return (_parts if batch.label.dim() == 2 else _classified)(task, batch, logits)
+
+
+def draw_run(checkpoint: Path, data: PointCloudDataModule, folder: Path, number: int = 16) -> list[Path]:
+    """Write `validation.png` and `validation.html` with clouds of the validation split into a run.
+
+    Args:
+        checkpoint: of the run itself, hence trusted.
+        data: of the run.
+        folder: the run.
+        number: clouds.
+
+    Returns:
+        Both files.
+    """
+    from pcattn.visualize.montage import montage
+    from pcattn.visualize.page import page
+
+    task = checkpoints.build(checkpoints.read(checkpoint), str(checkpoint), trust=True)
+    dense, indices = read_split(data, "val")
+    chosen = choose(dense, indices, number)
+    clouds = [cloud for batch in batches(dense, chosen) for cloud in evaluate(task, batch)]
+    fields, heading = default_fields(clouds), f"{folder}, validation"
+    return [
+        # Open3D would take longer to start than matplotlib to draw.
+        montage(clouds, folder / "validation.png", fields, up=data.up_axis, renderer="matplotlib", heading=heading),
+        page(clouds, folder / "validation.html", fields, up=data.up_axis, heading=heading),
+    ]
 
 
 def score(cloud: Cloud) -> float:

@@ -137,7 +137,7 @@ def _layout(
 
 
 def _legend(cloud: Cloud, rows: list[str]) -> list[tuple[str, tuple[int, int, int]]]:
-    """Names and colours of the parts of a cloud, over all rows."""
+    """Names and colours of the parts of a cloud, over all rows; what the lines above the pictures say is left out."""
     present: dict[str, tuple[int, int, int]] = {}
     for name in rows:
         if name in cloud.fields and name != "error":
@@ -145,7 +145,11 @@ def _legend(cloud: Cloud, rows: list[str]) -> list[tuple[str, tuple[int, int, in
             seen = {entry for entry, _ in chosen.present()}
             present |= {entry: color for entry, color in chosen.entries if entry in seen}
     order = [entry for name in rows if name in cloud.fields for entry, _ in cloud.fields[name].entries]
-    return [(entry, present[entry]) for entry in dict.fromkeys(order) if entry in present]
+    return [
+        (entry, present[entry])
+        for entry in dict.fromkeys(order)
+        if entry in present and not cloud.note.startswith(entry)
+    ]
 
 
 def _key(clouds: Sequence[Cloud], rows: list[str]) -> list[tuple[str, Field | None]]:

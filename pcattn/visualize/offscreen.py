@@ -87,7 +87,7 @@ def explain(status: int, output: str) -> str:
     return reason
 
 
-def spheres(pos: NDArray, colors: NDArray, size: float) -> tuple[NDArray, NDArray, NDArray]:
+def spheres(pos: NDArray, colors: NDArray, size: float | NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """A small shaded sphere for every point: vertices, triangles, and colours of the vertices.
 
     The shading is painted on, as by a light at the camera's left shoulder: a renderer's own light changes the colours,

@@ -32,7 +32,7 @@ def page(
 ) -> Path:
     """Write a page on which the clouds turn side by side, once for every field.
 
-    Positions are rounded to 1 / 65,535 of a cloud's size, quantities to 1 / 255: sixteen clouds of 2,048 points with
+    Positions are rounded to 1 / 65,000 of a cloud's size, quantities to 1 / 255: sixteen clouds of 2,048 points with
     four fields take 0.5 MB.
 
     Args:
@@ -72,7 +72,7 @@ def _cloud(cloud: Cloud, up: str) -> dict[str, Any]:
     pos = np.asarray(cloud.pos, dtype=np.float64)[:, [(last + 1) % 3, (last + 2) % 3, last]]
     centre = (pos.min(axis=0) + pos.max(axis=0)) / 2
     pos = pos - centre
-    pos /= max(float(np.linalg.norm(pos, axis=1).max()), 1e-12)
+    pos /= max(1.04 * float(np.linalg.norm(pos, axis=1).max()), 1e-12)
     return {
         "title": cloud.title,
         "note": cloud.note,

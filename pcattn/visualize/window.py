@@ -22,14 +22,16 @@ import numpy as np
 from pcattn.visualize import scene
 from pcattn.visualize.camera import look, radius
 from pcattn.visualize.colors import MARKED
-from pcattn.visualize.flat import MARGIN
-from pcattn.visualize.offscreen import Open3DError, explain
+from pcattn.visualize.offscreen import Open3DError, explain, spheres
 from pcattn.visualize.scene import Cloud
 
 _COMMAND = (sys.executable, "-m", "pcattn.visualize.window")
+# Distance from one panel to the next, and points of a cloud that are drawn as spheres.
+_PITCH, _MAX_SPHERES = 2.3, 8192
+
 _READY = "the window is open"
 
-KEYS = "right, left: next, previous cloud; C: colour by the next of {views}; Q: close"
+KEYS = "right, left: next, previous cloud; C: the last panel shows the next of {views}; Q: close"
 
 
 def open_window(
@@ -43,7 +45,7 @@ def open_window(
 
     Args:
         clouds: what to show, one after the other.
-        fields: those side by side at first; every other field has a view of its own.
+        fields: those side by side at first; all others take turns in the last place.
         up: coordinate that points up.
         tell: called with each line that the window has to say.
         time_limit: seconds for the window to appear.
@@ -83,11 +85,12 @@ def _watch(command: list[str], tell: Callable[[str], None], time_limit: float) -
                 ready = True
             else:
                 said.append(line)
-    except queue.Empty:
-        raise Open3DError(f"no window of Open3D appeared within {time_limit:g} s") from None
-    finally:
-        if process.poll() is None and not ready:
-            os.killpg(process.pid, signal.SIGKILL)
+    except BaseException as error:  # whatever ends this takes the window along
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, queue.Empty):
+            raise Open3DError(f"no window of Open3D appeared within {time_limit:g} s") from None
+        raise
     status = process.wait()
     if not ready:
         raise Open3DError(explain(status, "\n".join(said)))
@@ -98,30 +101,40 @@ class _Viewer:
 
     def __init__(self, clouds: list[Cloud], fields: list[str], up: str) -> None:
         self.clouds, self.up = clouds, up
-        self.views = [fields, *([name] for name in scene.field_names(clouds) if name not in fields)]
+        # The last panel takes turns; all views have as many panels, and the camera stays where the user put it.
+        others = [name for name in scene.field_names(clouds) if name not in fields]
+        self.views = [[*fields[:-1], name] for name in [fields[-1], *others]]
         self.cloud, self.view = 0, 0
 
     def geometry(self) -> Any:
-        """Points of all panels, next to each other as the camera sees them."""
+        """Spheres, or many points, of all panels, next to each other as the camera sees them."""
         import open3d
 
         cloud = self.clouds[self.cloud]
         seen = look(cloud.pos, self.up)
         flat = np.column_stack((seen.xy, seen.depth))
-        # Turned back upright, so that the window's own mouse turns the clouds about their vertical.
-        points, colors = [], []
+        size = np.full((len(cloud.pos), 1, 1), radius(len(cloud.pos)))
+        if cloud.marked is not None:
+            size[cloud.marked] *= 2
+        points, colors, sizes = [], [], []
         for place, name in enumerate(self.views[self.view]):
             if name not in cloud.fields:
                 continue
             shade = cloud.fields[name].colors().astype(float) / 255
             if cloud.marked is not None:
                 shade[cloud.marked] = np.array(MARKED) / 255
-            points.append(flat + (2 * (1 + 2 * MARGIN) * place, 0, 0))
+            points.append(flat + np.array((_PITCH * place, 0, 0)))
             colors.append(shade)
-        result = open3d.geometry.PointCloud()
-        if points:
-            result.points = open3d.utility.Vector3dVector(np.concatenate(points))
-            result.colors = open3d.utility.Vector3dVector(np.concatenate(colors))
+            sizes.append(size)
+        utility = open3d.utility
+        pos, rgb = (np.concatenate(each) if each else np.empty((0, 3)) for each in (points, colors))
+        if sizes and len(cloud.pos) <= _MAX_SPHERES:
+            vertices, triangles, rgb = spheres(pos, rgb, np.concatenate(sizes))
+            result = open3d.geometry.TriangleMesh(utility.Vector3dVector(vertices), utility.Vector3iVector(triangles))
+            result.vertex_colors = utility.Vector3dVector(rgb)
+        else:
+            result = open3d.geometry.PointCloud(utility.Vector3dVector(pos))
+            result.colors = utility.Vector3dVector(rgb)
         return result
 
     def say(self) -> None:
@@ -143,20 +156,20 @@ class _Viewer:
         if not window.create_window("pcattn show", width=min(1800, 520 * columns), height=560):
             raise SystemExit("no window could be created")
         options = window.get_render_option()
-        cell = 520.0
-        options.point_size = float(np.clip(radius(len(self.clouds[0].pos)) * cell, 2.0, 12.0))
+        options.point_size = 3.0
+        options.light_on = False  # the shading is painted on
         shown = [self.geometry()]
         window.add_geometry(shown[0])
-        window.get_view_control().set_zoom(0.45)
+        control = window.get_view_control()
+        control.change_field_of_view(-90.0)  # as near to a parallel projection as the window has it
+        control.set_zoom(0.72 / max(1.0, 1.45 * columns**0.9 - 0.45))
 
         def show(vis: Any, cloud: int = 0, view: int = 0) -> bool:
             self.cloud = (self.cloud + cloud) % len(self.clouds)
             self.view = (self.view + view) % len(self.views)
             vis.remove_geometry(shown[0], False)
             shown[0] = self.geometry()
-            vis.add_geometry(shown[0], bool(view))  # another number of panels: look at all of them
-            if view:
-                vis.get_view_control().set_zoom(0.45)
+            vis.add_geometry(shown[0], False)
             self.say()
             return False
 
@@ -167,7 +180,7 @@ class _Viewer:
         window.poll_events()
         window.update_renderer()
         print(_READY, flush=True)
-        print(KEYS.format(views=", ".join("+".join(view) for view in self.views)), flush=True)
+        print(KEYS.format(views=", ".join(view[-1] for view in self.views)), flush=True)
         self.say()
         window.run()
         window.destroy_window()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention import Geometry, build_attention
+from pcattn.layers import normalize
 
 from .attention_cases import assert_near, randomize
 
@@ -110,7 +111,9 @@ def test_axial(kwargs: dict, cloud: Callable) -> None:
     if pencil.gates is not None:
         content, place = content * pencil.gates[2], place * pencil.gates[3]
     both = torch.stack((content, place), dim=-1).flatten(1)
-    assert_near(pencil.out_norm(both[:, None]).unflatten(-1, (-1, 2)).sum(dim=-1)[:, 0], core(x, geometry)[:, POINT])
+    assert_near(
+        normalize(pencil.out_norm, both[:, None]).unflatten(-1, (-1, 2)).sum(dim=-1)[:, 0], core(x, geometry)[:, POINT]
+    )
 
 
 def test_axial_names(cloud: Callable) -> None:
