@@ -4,16 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.aggregation_op import aggregate, can_aggregate
+from pcattn.normalization import normalize
 from pcattn.ops import gather
-
-
-def normalize(norm: nn.Module, x: Tensor) -> Tensor:
-    """Batch normalisation over all leading dimensions of (..., C).
-
-    `norm` is an `nn.BatchNorm1d`, or what Lightning puts in its place to normalise over several GPUs
-    (`sync_batchnorm`): both take (B, C), and would mistake the points of (B, N, C) for channels.
-    """
-    return norm(x.flatten(0, -2)).view_as(x)
 
 
 class LBR(nn.Sequential):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps, heads
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
-from pcattn.layers import normalize
+from pcattn.normalization import normalize
 
 
 class AxialAttention(nn.Module):
