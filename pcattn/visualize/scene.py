@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +118,8 @@ def field_names(clouds: Sequence[Cloud]) -> list[str]:
 
 def save(clouds: Sequence[Cloud], path: Path) -> None:
     """Write clouds to an `.npz` file for another process, without pickles."""
-    arrays, about = {}, []
+    arrays: dict[str, Any] = {}
+    about: list[Any] = []
     for i, cloud in enumerate(clouds):
         arrays[f"{i}/pos"] = cloud.pos
         fields = []
