@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,8 @@ def attend(run: evaluated.Run, clouds: Sequence[Cloud], split: str, layer: int, 
     result = []
     for cloud in clouds:
         batch = dense[0, torch.tensor([int(cloud.title.rpartition(" ")[2])])]
-        result.append(
-            show_attention(
-                cloud, run.task.network, lambda batch=batch: run.task.logits(batch), batch.pos[0], layer, point, head
-            )
-        )
+        forward = partial(run.task.logits, batch)
+        result.append(show_attention(cloud, run.task.network, forward, batch.pos[0], layer, point, head))
     return result
 
 
