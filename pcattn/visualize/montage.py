@@ -114,7 +114,15 @@ def _layout(
             middle = x + _CELL / 2
             text(middle, y + 0.05, _shorten(cloud.title), fontsize=8, fontweight="bold", ha="center", va="top")
             note_color = "#444444" if cloud.good is not False else to_hex(WRONG)
-            text(middle, y + 0.2, _shorten(cloud.note, 34), fontsize=7, color=note_color, ha="center", va="top")
+            text(
+                middle,
+                y + 0.2,
+                _shorten(cloud.note.partition(";")[0], 34),
+                fontsize=7,
+                color=note_color,
+                ha="center",
+                va="top",
+            )
             for row in range(per_cloud):
                 bottom_edge = y + _TITLE + (row + 1) * _CELL
                 axes = figure.add_axes((x / width, 1 - bottom_edge / height, _CELL / width, _CELL / height))
