@@ -103,5 +103,6 @@ def show_attention(
         fields[f"layer {layer}, {name}"] = quantity(values, float(values.min()), float(values.max()))
     note = cloud.note
     if maps.slots and head is None:
-        note += "; " + ", ".join(f"{maps.names[each]} {100 * float(weights[each, token]):.0f} %" for each in chosen)
+        shares = [f"{maps.names[each]} ({100 * float(weights[each, token]):.0f} %)" for each in chosen]
+        note += f"; {', '.join(shares)}"
     return replace(cloud, fields={**cloud.fields, **fields}, marked=point, note=note)
