@@ -171,8 +171,9 @@ def main(args: Sequence[str]) -> int:
             parser.error(f"expected --fields among {', '.join(known)}, but got {', '.join(unknown)}")
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
+            done = "replaced" if out.exists() else "written"
             _write(clouds, out, fields, up, heading, given.renderer, given.columns)
-            print(f"written: {out}")
+            print(f"{done}: {out}")
         else:
             _window(clouds, fields, up, heading)
     except (OSError, ValueError, Open3DError) as error:
