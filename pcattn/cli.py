@@ -25,6 +25,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
 from pcattn import runs
 from pcattn.datasets import DatasetError, PointCloudDataModule
+from pcattn.tasks.base import NonFiniteError
 
 #: Commands beside Lightning's, and the module whose `main(args)` runs each.
 OTHER_COMMANDS = {
@@ -281,8 +282,10 @@ class PointCloudCLI(LightningCLI):
             print(f"\ninterrupted; this goes on from the last complete epoch:\n  {command}", file=sys.stderr)
 
     def _discard_unused(self) -> None:
-        """Leave no folder behind for a training that never came to its first checkpoint."""
-        if self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
+        """Leave no folder behind for a training that never came to its first checkpoint, nor to anything to look at."""
+        if self.reserved is None or any(self.reserved.glob("nonfinite-*.pt")):
+            return
+        if not (self.reserved / runs.CHECKPOINTS).is_dir():
             shutil.rmtree(self.reserved, ignore_errors=True)
 
     def after_test(self) -> None:
@@ -347,5 +350,5 @@ def main(args: list[str] | None = None) -> None:
         fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
         PointCloudCLI(args)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, NonFiniteError, OSError) as error:
         fail(str(error), error)

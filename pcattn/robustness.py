@@ -53,7 +53,7 @@ class RobustnessCLI(PointCloudCLI):
                 self.datamodule.corruption = None if step is None else f"{step[0]}:{step[1]}"
                 progress.set_postfix_str(self.datamodule.corruption or "clean")
                 evaluate = self.trainer.test if self.subcommand == "test" else self.trainer.validate
-                (metrics,) = evaluate(model, verbose=False, **kwargs)
+                (metrics,) = evaluate(model, **kwargs)
                 kwargs["ckpt_path"] = kwargs["weights_only"] = None  # the weights are in place from now on
                 error = 1 - metrics[metric]
                 if step is None:
