@@ -34,6 +34,7 @@ OTHER_COMMANDS = {
     "bench train": "pcattn.bench.train",
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
+    "export": "pcattn.export",
     "predict-files": "pcattn.predict_files",
 }
 
