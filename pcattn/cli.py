@@ -39,6 +39,7 @@ OTHER_COMMANDS = {
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
     "download": "pcattn.datasets.download",
+    "export": "pcattn.export",
     "predict-files": "pcattn.predict_files",
     "report": "pcattn.visualize.report",
     "robustness": "pcattn.robustness",
