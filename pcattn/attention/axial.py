@@ -3,6 +3,8 @@
 import math
 from typing import ClassVar
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +72,8 @@ class AxialAttention(nn.Module):
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """What a point attends to, a map a group for each axis: the softmax over its pencil; sums to 1, 0 elsewhere."""
         maps = []
-        for pencil in self.pencils:
+        pencils: list[Any] = list(self.pencils)
+        for pencil in pencils:
             maps.append(pencil.attention_map(x, geometry, point))
             x = pencil(x, geometry)
         return AttentionMaps(
