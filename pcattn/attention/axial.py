@@ -1,9 +1,7 @@
 """Position-sensitive axial attention, on points: attention inside pencils along x, y and z."""
 
 import math
-from typing import ClassVar
-
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
