@@ -73,7 +73,7 @@ class PointCloudTask(LightningModule):
         """Tie the network's own randomness to the batch, so that a resumed run repeats it."""
         torch.manual_seed(batch.seed)
 
-    def on_validation_batch_start(self, batch: PointBatch, batch_idx: int) -> None:
+    def on_validation_batch_start(self, batch: PointBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Refuse clouds with NaN or infinity, which metrics would count as any class."""
         if cause := _not_finite(batch):
             raise NonFiniteError(f"expected finite clouds, but {cause}")
