@@ -3,21 +3,33 @@
 from .datamodule import DATASETS, PointCloudDataModule
 from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from .modelnet import ModelNet40
+from .files import Cloud, read_cloud, write_ply
+from .folder import PointCloudFolder, PyGPointClouds
+from .modelnet import ModelNet10, ModelNet40
 from .preprocess import preprocess
+from .scanobjectnn import ScanObjectNN
+from .shapenet import ShapeNetPart
 from .shapes import Shapes
 
 __all__ = [
     "DATASETS",
+    "Cloud",
     "DatasetBrokenError",
     "DatasetError",
     "DatasetNotFoundError",
     "DenseClouds",
     "EpochSampler",
+    "ModelNet10",
     "ModelNet40",
     "PointBatch",
+    "PointCloudFolder",
+    "PyGPointClouds",
     "PointCloudDataModule",
+    "ScanObjectNN",
+    "ShapeNetPart",
     "Shapes",
     "preprocess",
+    "read_cloud",
     "stratified_split",
+    "write_ply",
 ]

@@ -38,11 +38,12 @@ class ArrayWriter:
 
     Attributes:
         info: plain data to keep beside the arrays.
+        folder: the unfinished cache; files that `build` removes again may lie there.
     """
 
     def __init__(self, folder: Path) -> None:
         self.info: dict[str, Any] = {}
-        self._folder = folder
+        self.folder = folder
         self._files: dict[str, Any] = {}
         self._arrays: dict[str, dict[str, Any]] = {}
 
@@ -50,7 +51,7 @@ class ArrayWriter:
         """Add rows (n, ...) to the array `name`, whose type and further sizes are those of its first rows."""
         layout = {"dtype": rows.dtype.str, "shape": list(rows.shape)}
         if name not in self._files:
-            self._files[name] = (self._folder / f"{name}.bin").open("wb")
+            self._files[name] = (self.folder / f"{name}.bin").open("wb")
             self._arrays[name] = layout
         else:
             known = self._arrays[name]
@@ -63,7 +64,7 @@ class ArrayWriter:
         """Finish the files; the index, which makes the cache valid, is written last."""
         for file in self._files.values():
             file.close()
-        (self._folder / _INDEX).write_text(json.dumps({"arrays": self._arrays, "info": self.info}))
+        (self.folder / _INDEX).write_text(json.dumps({"arrays": self._arrays, "info": self.info}))
 
 
 def cached(
@@ -93,6 +94,8 @@ def cached(
             return found
     for place in places:
         try:
+            if place == places[0] and not root.stat().st_mode & 0o222:
+                continue  # meant to stay as it is, also by a superuser, whom nothing would stop
             place.mkdir(parents=True, exist_ok=True)
             unfinished = place / f"{folder_name}.{uuid.uuid4().hex}.tmp"
             unfinished.mkdir()

@@ -17,15 +17,23 @@ from pcattn.transforms import build_transforms, subsample
 
 from .dense import SAMPLINGS, DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetError
-from .modelnet import ModelNet40
+from .folder import PointCloudFolder, PyGPointClouds
+from .modelnet import ModelNet10, ModelNet40
 from .preprocess import check, count_channels
+from .scanobjectnn import ScanObjectNN
+from .shapenet import ShapeNetPart
 from .shapes import Shapes
 
 #: Every data set by its name. A class that takes `split` is called with `(root, split="train" | "val" | "test")`, any
 #: other with `(root, train=True | False)`, and with `dataset_kwargs`.
 DATASETS: dict[str, type[InMemoryDataset]] = {
+    "modelnet10": ModelNet10,
     "modelnet40": ModelNet40,
+    "scanobjectnn": ScanObjectNN,
+    "shapenetpart": ShapeNetPart,
     "shapes": Shapes,
+    "folder": PointCloudFolder,
+    "pyg": PyGPointClouds,
 }
 
 
@@ -173,7 +181,7 @@ class PointCloudDataModule(LightningDataModule):
     @property
     def part_names(self) -> list[str] | None:
         """Names of the parts by their ids, where labels are those of points and the data set names them."""
-        names = getattr(self.dataset_class, "part_names", None) if self.per_point else None
+        names = self._attribute("part_names") if self.per_point else None
         return None if names is None else list(names)
 
     @property
@@ -213,6 +221,10 @@ class PointCloudDataModule(LightningDataModule):
     def example(self) -> PointBatch:
         """Two clouds of the training split, as evaluation sees them."""
         return self._evaluated("train")[0, self.train_indices[:2]]
+
+    def complete_cloud(self, split: str, index: int) -> PointBatch:
+        """All points of a cloud of `train`, `val` or `test`, as a batch of one; see `PointBatch.indices`."""
+        return self._splits[split].cloud(index)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training part."""

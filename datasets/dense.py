@@ -224,7 +224,8 @@ class EpochSampler:
         shuffle: a new order every epoch, and the last incomplete batch is left out (batch statistics of few clouds
             are poor); otherwise the order of `indices`, complete.
         rank: this process.
-        world_size: number of processes; each takes every `world_size`-th batch.
+        world_size: number of processes; each takes every `world_size`-th batch. Without `shuffle` every cloud comes
+            once, and the batches are smaller where some process would have none.
     """
 
     def __init__(
@@ -232,6 +233,8 @@ class EpochSampler:
     ) -> None:
         self.indices, self.batch_size, self.seed, self.shuffle = indices, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
+        if not shuffle:
+            self.batch_size = max(1, min(batch_size, len(indices) // world_size))
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

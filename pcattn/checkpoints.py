@@ -233,7 +233,7 @@ def _arguments(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _hyper_parameters(task: str, stored: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a task; without what the command line stored from the data for one that does not take it."""
-    foreign = {"num_classes"} if task == "PartSegmentation" else set()
+    foreign = {"Classification": ("parts", "part_names"), "PartSegmentation": ("num_classes",)}.get(task, ())
     return {name: value for name, value in _arguments(stored).items() if name not in foreign}
 
 

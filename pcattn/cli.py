@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import re
 import shutil
 import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -23,16 +25,24 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
-from pcattn import runs
+from pcattn import checkpoints, runs
 from pcattn.datasets import DatasetError, PointCloudDataModule
+from pcattn.finetune import initialize
 from pcattn.tasks.base import NonFiniteError
 
 #: Commands beside Lightning's, and the module whose `main(args)` runs each.
 OTHER_COMMANDS = {
     "bench attention": "pcattn.bench.attention",
     "bench ops": "pcattn.bench.ops",
+    "bench train": "pcattn.bench.train",
+    "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
+    "data": "pcattn.data_report",
+    "download": "pcattn.datasets.download",
+    "predict-files": "pcattn.predict_files",
+    "report": "pcattn.visualize.report",
     "robustness": "pcattn.robustness",
+    "show": "pcattn.visualize.show",
 }
 
 #: What the data module knows, for the tasks that have an argument of this name.
@@ -86,6 +96,9 @@ class PointCloudCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None) -> None:
         self.reserved: Path | None = None
+        # Weights that Lightning does not load: of a `.safetensors` file, and those that a training starts from.
+        self.weights: dict[str, torch.Tensor] | None = None
+        self.initial: dict[str, torch.Tensor] | None = None
         try:
             self._run(args)
         except SystemExit as stop:
@@ -120,6 +133,14 @@ class PointCloudCLI(LightningCLI):
             help="Folder of the run. Default: runs/<name of the configuration>; an existing run is never overwritten, "
             "a number is appended instead. `--ckpt_path last` continues the latest one.",
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Start a training from the weights of another: a checkpoint, the folder of a run, or the name of "
+            "bundled weights. Copies what has the same name and shape, and says what it leaves out. A run that is "
+            "resumed (--ckpt_path) has its own weights.",
+        )
         parser.add_argument("--final_test", type=bool, default=True, help="Read the test split once, after training.")
         parser.add_argument("--checkpoint.monitor", type=str, default="val/oa", help="What best.ckpt is the best by.")
         parser.add_argument("--checkpoint.mode", type=Literal["max", "min"], default="max")
@@ -140,6 +161,8 @@ class PointCloudCLI(LightningCLI):
         named = own or Path(config.run or Path("runs") / file.stem)
         which = config.ckpt_path or (None if subcommand == "fit" else "best")
         if which is None:
+            if config.init_from:
+                self.initial = _read_checkpoint("--init_from", config.init_from).state
             self.run = self.reserved = runs.reserve(named)
             return
         if which in ("best", "last"):
@@ -150,9 +173,11 @@ class PointCloudCLI(LightningCLI):
             self.run = found
             config.ckpt_path = str(runs.checkpoint_path(found, which))
         else:
-            path = Path(which)
-            if not path.is_file():
-                fail(f"expected --ckpt_path to be best, last or a file, but got {which}")
+            try:
+                path = checkpoints.find(which)
+            except ValueError as error:
+                fail(f"expected --ckpt_path to be best, last or a file: {error}", error)
+            config.ckpt_path = str(path)
             home = runs.run_of_checkpoint(path)
             if config.run is None and home is not None:
                 self.run = home
@@ -164,26 +189,24 @@ class PointCloudCLI(LightningCLI):
         config.weights_only = True  # a checkpoint is data, never code
 
     def _take_hyper_parameters(self, config: Any, resume: bool) -> None:
-        try:
-            checkpoint = torch.load(config.ckpt_path, weights_only=True, map_location="cpu")
-            stored = checkpoint["hyper_parameters"]
-        except Exception as error:  # whatever a file that is no checkpoint makes torch raise
-            fail(
-                f"expected {config.ckpt_path} to be a checkpoint of pcattn, tensors and plain data alone, "
-                f"but reading it failed ({type(error).__name__})",
-                error,
-            )
-        # How to run the network is not a property of its weights; what the data says is compared later.
-        take(stored, config.model.init_args, config.ckpt_path, leave=("compile", *FROM_DATA))
+        source = config.ckpt_path
+        checkpoint = _read_checkpoint("--ckpt_path", source)
+        if Path(source).suffix == ".safetensors":
+            if resume:
+                fail(f"expected --ckpt_path of fit to be a .ckpt, but got weights alone: --init_from {source}")
+            self.weights, config.ckpt_path = checkpoint.state, None
+        # How to run and judge the network is no property of its weights; what the data says is compared later.
+        stored = checkpoint.hyper_parameters
+        leave = ("compile", "votes", "all_points", *FROM_DATA)
+        take(stored, config.model.init_args, source, leave)
         self.stored = {name: stored[name] for name in FROM_DATA if stored.get(name) is not None}
-        of_data = checkpoint.get("datamodule_hyper_parameters", {})
         if resume:
-            take(of_data, config.data, config.ckpt_path, leave=("root", "eval_batch_size"))
-            config.seed_everything = of_data.get("seed", config.seed_everything)
+            take(checkpoint.data, config.data, source, leave=("root", "eval_batch_size"))
+            config.seed_everything = checkpoint.data.get("seed", config.seed_everything)
         else:
             # Another split would call training clouds validation clouds.
-            split = {name: of_data[name] for name in ("val_fraction", "split_seed") if name in of_data}
-            take(split, config.data, config.ckpt_path)
+            split = {name: value for name, value in checkpoint.data.items() if name in ("val_fraction", "split_seed")}
+            take(split, config.data, source)
 
     def before_instantiate_classes(self) -> None:
         """Evaluation prints its own table."""
@@ -201,6 +224,19 @@ class PointCloudCLI(LightningCLI):
             got = self.model.hparams.get(name)
             if got != value:
                 fail(f"expected data with {name} {value} as in the checkpoint, but got {got}")
+        self._load_weights()
+
+    def _load_weights(self) -> None:
+        """Put weights into the network that Lightning does not load."""
+        try:
+            if self.weights is not None:
+                self.model.network.load_state_dict(self.weights)
+            if self.initial is not None:
+                left = initialize(self.model.network, self.initial)
+                source = self.config[self.subcommand].init_from
+                print(f"weights from {source}" + "".join(f"\n  left out: {line}" for line in left))
+        except (RuntimeError, ValueError) as error:
+            self.parser.error(str(error), error)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""
@@ -261,7 +297,9 @@ class PointCloudCLI(LightningCLI):
                     evaluate, tables = "test", self._report("test")
             except DatasetError as error:
                 print(f"test: left out: {error}")
-        (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        if self.trainer.is_global_zero:
+            (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        pictures = self._draw()
         saved = self.run / "config.yaml"
         print(
             f"\nThe run lies in {self.run}/\n"
@@ -270,11 +308,25 @@ class PointCloudCLI(LightningCLI):
             f"  metrics.csv, tensorboard/          curves\n"
             f"  results.json                       the figures above\n"
             + "".join(f"  {path.name:33}  the table above\n" for path in tables)
+            + "".join(f"  {path.name:33}  validation clouds: truth, prediction, error\n" for path in pictures)
             + f"Next:\n"
             f"  {_command('pcattn')} {evaluate} -c {saved}\n"
             f"  {_command('pcattn')} fit -c {saved} --model.attention external\n"
+            f"  {_command('pcattn')} report {self.run}\n"
             f"  {_command('tensorboard')} --logdir {self.run.parent}"
         )
+
+    def _draw(self) -> list[Path]:
+        """A picture and a page of validation clouds, as the best checkpoint sees them."""
+        from pcattn.visualize.evaluated import draw_run
+
+        if not self.best.best_model_path or not self.trainer.is_global_zero:
+            return []
+        try:
+            return draw_run(Path(self.best.best_model_path), self.datamodule, self.run)
+        except (OSError, ValueError) as error:  # the training is worth more than its pictures
+            print(f"pictures: left out: {error}")
+            return []
 
     def _say_interrupted(self) -> None:
         if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
@@ -283,7 +335,8 @@ class PointCloudCLI(LightningCLI):
 
     def _discard_unused(self) -> None:
         """Leave no folder behind for a training that never came to its first checkpoint, nor to anything to look at."""
-        if self.reserved is None or any(self.reserved.glob("nonfinite-*.pt")):
+        # Of several processes the first made it.
+        if self.reserved is None or not runs.is_first_process() or any(self.reserved.glob("nonfinite-*.pt")):
             return
         if not (self.reserved / runs.CHECKPOINTS).is_dir():
             shutil.rmtree(self.reserved, ignore_errors=True)
@@ -299,10 +352,12 @@ class PointCloudCLI(LightningCLI):
     def _report(self, split: str) -> list[Path]:
         """Print the last evaluation, and keep it in the run where the task has more to keep than `results.json`."""
         print(f"\n{self.model.report(split)}")
-        return self.model.save_report(split, self.run)
+        return self.model.save_report(split, self.run) if self.trainer.is_global_zero else []
 
     def predict(self, model: Any, **kwargs: Any) -> None:
         """Write the predictions for the test split into the run."""
+        if self.trainer.world_size > 1:
+            fail(f"expected one process for predict (--trainer.devices 1), but got {self.trainer.world_size}")
         batches: Any = self.trainer.predict(model, **kwargs)
         print(f"\npredictions: {model.save_predictions(batches, self.run)}")
 
@@ -313,6 +368,14 @@ def take(stored: dict[str, Any], options: Any, source: str, leave: tuple[str, ..
         if name in options and name not in leave and options[name] != value:
             print(f"{name}: {value} as in {source} (the configuration says {options[name]})")
             options[name] = value
+
+
+def _read_checkpoint(option: str, source: str) -> checkpoints.Checkpoint:
+    """What a file, a run or a name of bundled weights holds; one line if it cannot be read."""
+    try:
+        return checkpoints.read(checkpoints.find(source))
+    except ValueError as error:
+        fail(f"{option}: {error}", error)
 
 
 def _config_file(config: Any) -> Path:
@@ -349,6 +412,8 @@ def main(args: list[str] | None = None) -> None:
     if words[:1] == ["bench"]:
         fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
-        PointCloudCLI(args)
+        # Of the processes of one training the first speaks; errors are everyone's.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if runs.is_first_process() else nowhere):
+            PointCloudCLI(args)
     except (DatasetError, NonFiniteError, OSError) as error:
         fail(str(error), error)

@@ -1,53 +1,68 @@
-"""Point clouds as users hold them: NumPy, torch, Open3D and torch-geometric, seen as positions and features."""
+"""Point clouds as users hold them: NumPy, torch, Open3D and torch-geometric, seen as positions and named channels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+#: Attributes of several channels, by the names of these.
+_GROUPS = {
+    "normals": ("nx", "ny", "nz"),
+    "normal": ("nx", "ny", "nz"),
+    "colors": ("red", "green", "blue"),
+    "color": ("red", "green", "blue"),
+}
+
+
+class Points(NamedTuple):
+    """One cloud, on the CPU."""
+
+    pos: Tensor  #: (N, 3), float32 or float64 as it came
+    channels: Tensor | None  #: (N, F), what else was asked for and is known
+    names: list[str]  #: F names
+
 
 def is_several(clouds: Any) -> bool:
     """Whether this is a list of clouds, or an array (B, N, C) of them, and not one cloud."""
-    if isinstance(clouds, Sequence) and not isinstance(clouds, str):
+    if _is_list(clouds):
         return len(clouds) == 0 or not _is_row(clouds[0])
     return getattr(clouds, "ndim", 0) == 3
 
 
-def as_points(cloud: Any, num_features: int = 0) -> tuple[Tensor, Tensor | None]:
-    """Positions and features of one cloud; nothing is copied that need not be.
+def as_points(cloud: Any, names: Sequence[str] = ()) -> Points:
+    """Positions and channels of one cloud; nothing is copied that need not be.
 
     Args:
-        cloud: a NumPy array, torch tensor or nested list (N, 3) or, where there are features, (N, 3 + F); an Open3D
-            `PointCloud`, legacy or tensor; or an object with `pos`, as torch-geometric's `Data`. Features of the
-            latter two are their normals: `normals` or, of `Data`, `x`.
-        num_features: channels F of a point beside its position.
-
-    Shape:
-        pos (N, 3), floating point as it came, and features (N, F) or None; on the CPU.
+        cloud: a NumPy array, torch tensor or nested list (N, 3), or (N, 3 + F) with the channels asked for; an Open3D
+            `PointCloud`, legacy or tensor, with normals and colours; or an object with `pos`, as torch-geometric's
+            `Data` (channels `x` (N, F) as asked for, or `normal`) and what `read_cloud` returns (`attributes`).
+        names: of the channels asked for: `nx`, `ny`, `nz`, `red`, ... Colours are in [0, 1].
 
     Raises:
-        ValueError: none of these, no points, or coordinates that are not finite.
+        ValueError: none of these, no points, or coordinates that are not finite. Missing channels are not an error.
     """
-    features: Tensor | None = None
-    if isinstance(cloud, (Tensor, np.ndarray, Sequence)) and not isinstance(cloud, str):
-        array = _tensor(cloud)
-        if array.dim() != 2 or array.shape[1] not in (3, 3 + num_features):
-            expected = "(N, 3)" if not num_features else f"(N, {3 + num_features}): positions and features"
-            hint = "; positions alone are points[:, :3]" if array.dim() == 2 and array.shape[1] > 3 else ""
-            raise ValueError(f"expected points {expected}, but got shape {tuple(array.shape)}{hint}")
-        pos, features = array[:, :3], array[:, 3:]
-    elif hasattr(cloud, "pos"):
-        pos, features = _tensor(cloud.pos), _first(cloud, "normals", "normal", "x")
+    attributes: Mapping[str, Any] = {}
+    if hasattr(cloud, "pos"):
+        pos, attributes = _tensor(cloud.pos), _attributes_of(cloud, names)
     elif hasattr(cloud, "points"):  # open3d.geometry.PointCloud
-        pos, features = _tensor(np.asarray(cloud.points)), _tensor(np.asarray(cloud.normals))
+        pos = _tensor(np.asarray(cloud.points))
+        there = {"normals": cloud.has_normals, "colors": cloud.has_colors} if names else {}
+        attributes = {name: np.asarray(getattr(cloud, name)) for name, has in there.items() if has()}
     elif hasattr(cloud, "point"):  # open3d.t.geometry.PointCloud
         pos = _tensor(cloud.point["positions"].cpu().numpy())
-        features = _tensor(cloud.point["normals"].cpu().numpy()) if "normals" in cloud.point else None
+        attributes = {name: cloud.point[name].cpu().numpy() for name in ("normals", "colors") if name in cloud.point}
+    elif _is_list(cloud) or isinstance(cloud, (Tensor, np.ndarray)):
+        array = _tensor(cloud)
+        if array.dim() != 2 or array.shape[1] not in (3, 3 + len(names)):
+            expected = f"(N, {3 + len(names)}): x, y, z, {', '.join(names)}" if names else "(N, 3)"
+            hint = "; positions alone are points[:, :3]" if array.dim() == 2 and array.shape[1] > 3 else ""
+            raise ValueError(f"expected points {expected}, but got shape {tuple(array.shape)}{hint}")
+        pos, attributes = array[:, :3], dict(zip(names, array[:, 3:].T, strict=False))
     else:
         raise ValueError(
             "expected a cloud as NumPy array, torch tensor, Open3D PointCloud or torch-geometric Data, "
@@ -55,24 +70,51 @@ def as_points(cloud: Any, num_features: int = 0) -> tuple[Tensor, Tensor | None]
         )
     if pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
         raise ValueError(f"expected points (N, 3) and at least one, but got shape {tuple(pos.shape)}")
-    finite = pos.isfinite().all(dim=1)
+    _check_finite("coordinates", pos)
+    columns = _columns(attributes, names)
+    for name, column in columns.items():
+        if column.shape != (len(pos),):
+            raise ValueError(f"expected {name} of {len(pos)} points, but got shape {tuple(column.shape)}")
+        _check_finite(name, column[:, None])
+    channels = torch.stack([column.float() for column in columns.values()], dim=1) if columns else None
+    return Points(pos, channels, list(columns))
+
+
+def _attributes_of(cloud: Any, names: Sequence[str]) -> dict[str, Any]:
+    """What an object with `pos` has beside it."""
+    attributes = dict(getattr(cloud, "attributes", {}))
+    for name in _GROUPS:
+        if (values := getattr(cloud, name, None)) is not None:
+            attributes[name] = values
+    x = getattr(cloud, "x", None)
+    if names and x is not None and x.shape[1:] == (len(names),):
+        attributes.update(zip(names, x.T, strict=True))
+    return attributes
+
+
+def _columns(attributes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """Those of the named channels that are among the attributes, each (N,); integer colours in [0, 1]."""
+    columns: dict[str, Tensor] = {}
+    for name, values in attributes.items():
+        members = _GROUPS.get(name, (name,))
+        if not set(members) & set(names):
+            continue
+        tensor = _tensor(values)
+        kind = values.numpy().dtype if isinstance(values, Tensor) else np.asarray(values).dtype
+        if "red" in members and kind.kind in "ui":
+            tensor = tensor / np.iinfo(kind).max
+        parts = [tensor] if tensor.dim() == 1 else list(tensor.T)
+        columns.update((member, part) for member, part in zip(members, parts, strict=False) if member in names)
+    return columns
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    finite = values.isfinite().all(dim=1)
     if not bool(finite.all()):
         raise ValueError(
-            f"expected finite coordinates, but {int((~finite).sum())} of {len(pos)} points have NaN or infinity "
+            f"expected finite {name}, but {int((~finite).sum())} of {len(values)} points have NaN or infinity "
             f"(the first is point {int(finite.int().argmin())})"
         )
-    if not num_features:
-        return pos, None
-    if features is None or features.shape != (len(pos), num_features):
-        got = "none" if features is None or not features.numel() else f"shape {tuple(features.shape)}"
-        raise ValueError(f"expected features ({len(pos)}, {num_features}), as in training, but got {got}")
-    return pos, features
-
-
-def _first(cloud: Any, *names: str) -> Tensor | None:
-    """The first of these attributes that there is."""
-    found = [value for name in names if (value := getattr(cloud, name, None)) is not None]
-    return _tensor(found[0]) if found else None
 
 
 def _tensor(array: Any) -> Tensor:
@@ -92,8 +134,11 @@ def _native(array: np.ndarray) -> np.ndarray:
     return native if native.flags.writeable and min(native.strides, default=0) >= 0 else native.copy()
 
 
+def _is_list(item: Any) -> bool:
+    """Whether this is a plain list; what `read_cloud` returns is a tuple with `pos`."""
+    return isinstance(item, Sequence) and not isinstance(item, str) and not hasattr(item, "pos")
+
+
 def _is_row(item: Any) -> bool:
     """Whether an item of a list is a point: a sequence of numbers."""
-    return isinstance(item, Real) or (
-        isinstance(item, Sequence) and not isinstance(item, str) and len(item) > 0 and isinstance(item[0], Real)
-    )
+    return isinstance(item, Real) or (_is_list(item) and len(item) > 0 and isinstance(item[0], Real))

@@ -1,4 +1,4 @@
-"""`pcattn compare`: several attentions, one data set, one budget, several seeds; one table and one plot."""
+"""`pcattn compare`: several networks, one data set, one budget, several seeds; one table and one plot."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import json
 import math
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,35 @@ from tqdm import tqdm
 from pcattn import runs
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
+from pcattn.registry import resolve
+from pcattn.tasks.base import PointCloudTask
+
+#: What results are compared by, of any task, and its name in words; a table is ordered by the first that it has.
+METRICS = {
+    "oa": "accuracy",
+    "macc": "mean class accuracy",
+    "instance_miou": "instance mIoU",
+    "class_miou": "class mIoU",
+}
 
 
 def compare(
-    config: str, attentions: Sequence[str], seeds: Sequence[int], out: Path, options: Sequence[str] = ()
+    config: str, networks: Mapping[str, Sequence[str]], seeds: Sequence[int], out: Path, options: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Train every attention with every seed and collect what came of it.
+    """Train every network with every seed and collect what came of it.
 
-    A training is a process of its own, `pcattn fit` with its run in `out/<attention>-seed<seed>`. What is finished is
-    not trained again and what was interrupted goes on, so the same call completes an interrupted comparison.
+    A training is a process of its own, `pcattn fit` with its run in `out/<network>-seed<seed>`. What is finished is not
+    trained again and what was interrupted goes on, so the same call completes an interrupted comparison.
 
     Args:
-        config: configuration of the trainings.
-        attentions: names of mechanisms.
-        seeds: each trains once with every mechanism; the validation split is the same for all.
+        config: configuration of the trainings, of any task.
+        networks: options of `pcattn fit` that make each network, by the name it has in the table.
+        seeds: each trains once with every network; the validation split is the same for all.
         out: folder of the comparison.
         options: further options of `pcattn fit`, the same for all.
 
     Returns:
-        One row a mechanism, see `summarize`; a mechanism without a finished training has none.
+        One row a network, see `summarize`; a network without a finished training has none.
 
     Raises:
         ValueError: `out` holds a comparison with another configuration or other options.
@@ -49,26 +60,24 @@ def compare(
     if setting_file.exists() and json.loads(setting_file.read_text()) != setting:
         raise ValueError(f"expected {out} to be empty or to hold this comparison, but its {setting_file.name} differs")
     setting_file.write_text(json.dumps(setting, indent=2) + "\n")
-    trainings = [(attention, seed) for seed in seeds for attention in attentions]
+    trainings = [(name, seed) for seed in seeds for name in networks]
     with tqdm(trainings, unit="run") as progress:
-        for attention, seed in progress:
-            progress.set_description(f"{attention}, seed {seed}")
-            run = out / f"{attention}-seed{seed}"
-            if not (run / "results.json").exists() and not _train(config, attention, seed, run, options):
-                progress.write(f"{attention}, seed {seed} failed: see {run}.log", file=sys.stderr)
+        for name, seed in progress:
+            progress.set_description(f"{name}, seed {seed}")
+            run = out / f"{name}-seed{seed}"
+            if not (run / "results.json").exists() and not _train(config, seed, run, [*options, *networks[name]]):
+                progress.write(f"{name}, seed {seed} failed: see {run}.log", file=sys.stderr)
     finished = {
-        attention: [
-            _read(run) for run in (out / f"{attention}-seed{seed}" for seed in seeds) if (run / "results.json").exists()
-        ]
-        for attention in attentions
+        name: [_read(run) for run in (out / f"{name}-seed{seed}" for seed in seeds) if (run / "results.json").exists()]
+        for name in networks
     }
-    return [summarize(attention, results) for attention, results in finished.items() if results]
+    return [summarize(name, results) for name, results in finished.items() if results]
 
 
-def _train(config: str, attention: str, seed: int, run: Path, options: Sequence[str]) -> bool:
+def _train(config: str, seed: int, run: Path, options: Sequence[str]) -> bool:
     """One training as a process of its own, whose peak memory is kept beside its results; whether it succeeded."""
     command = [sys.executable, "-m", "pcattn", "fit", "-c", config, "--run", str(run), *options]
-    command += ["--model.attention", attention, "--seed_everything", str(seed)]
+    command += ["--seed_everything", str(seed)]
     if runs.checkpoint_path(run, "last").exists():
         command += ["--ckpt_path", "last"]
     else:
@@ -93,31 +102,37 @@ def _read(run: Path) -> dict[str, Any]:
 
 def _count(checkpoint: Path) -> dict[str, int]:
     """Parameters, and multiply-adds of the forward pass of one cloud."""
-    from pcattn.tasks import Classification
-
-    task = Classification.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, compile=False).eval()
-    stored = torch.load(checkpoint, weights_only=True, map_location="cpu")["datamodule_hyper_parameters"]
-    pos = torch.rand(1, stored["num_points"], 3)
-    channels = task.hparams["num_features"]
-    features = torch.rand(1, stored["num_points"], channels) if channels else None
+    stored = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    task_class: type[PointCloudTask] = resolve("task", stored["hyper_parameters"]["_class_path"], {})
+    task = task_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, compile=False).eval()
+    num_points, channels = stored["datamodule_hyper_parameters"]["num_points"] or 1024, task.hparams["num_features"]
+    inputs: dict[str, torch.Tensor | None] = {"features": torch.rand(1, num_points, channels) if channels else None}
+    if "parts" in task.hparams:
+        inputs["category"] = torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
-        multiply_adds = count_multiply_adds(lambda: task(pos, features))
+        multiply_adds = count_multiply_adds(lambda: task(torch.rand(1, num_points, 3), **inputs))
     return {"parameters": sum(p.numel() for p in task.network.parameters()), "multiply_adds": multiply_adds}
 
 
-def summarize(attention: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(network: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and spread (standard deviation) of the results of several seeds.
 
-    Accuracies are those of the test split, or of the validation split where there is no test split.
+    The metrics are those of the test split, or of the validation split where there is no test split: there, the one
+    that chose the checkpoint.
+
+    Raises:
+        ValueError: the results hold none of `METRICS`.
     """
-    split, name = ("test", "test/oa") if "test" in results[0] else ("best", "val/oa")
-    accuracy = [result[split][name] for result in results]
+    which, split = ("test", "test") if "test" in results[0] else ("best", "validation")
+    found = {name.partition("/")[2]: name for name in results[0][which]}
+    if not METRICS.keys() & found:
+        raise ValueError(f"expected {split} results with one of {', '.join(METRICS)}, but got {', '.join(found)}")
     return {
-        "attention": attention,
-        "split": "test" if split == "test" else "validation",
-        "accuracies": accuracy,
-        "mean": statistics.mean(accuracy),
-        "std": statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
+        "network": network,
+        "split": split,
+        "metrics": {
+            name: _spread([result[which][found[name]] for result in results]) for name in METRICS if name in found
+        },
         "parameters": results[0]["parameters"],
         "multiply_adds": results[0]["multiply_adds"],
         "clouds_per_second": statistics.median(result["clouds_per_second"] for result in results),
@@ -125,46 +140,54 @@ def summarize(attention: str, results: Sequence[dict[str, Any]]) -> dict[str, An
     }
 
 
+def _spread(values: list[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "std": std, "values": values}
+
+
+def _first(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The metric that a row is judged by, and its values."""
+    return next(iter(row["metrics"].items()))
+
+
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, the most accurate first."""
-    split = rows[0]["split"] if rows else "test"
-    lines = [
-        f"| attention | {split} accuracy, % | runs | parameters | M multiply-adds a cloud | clouds/s in training "
-        "| peak MiB of the process |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in sorted(rows, key=lambda row: -row["mean"]):
-        lines.append(
-            f"| {row['attention']} | {100 * row['mean']:.1f} ± {100 * row['std']:.1f} | {len(row['accuracies'])} "
-            f"| {row['parameters']:,} | {row['multiply_adds'] / 1e6:,.0f} | {row['clouds_per_second']:.0f} "
-            f"| {row['peak_mib']:,.0f} |"
-        )
+    """The rows as a Markdown table, the best first."""
+    names = list(rows[0]["metrics"])
+    headings = [f"{rows[0]['split']} {METRICS[name]}, %" for name in names]
+    headings += ["runs", "parameters", "M multiply-adds a cloud", "clouds/s in training", "peak MiB of the process"]
+    lines = [f"| network | {' | '.join(headings)} |", "| --- " * (1 + len(headings)) + "|"]
+    for row in sorted(rows, key=lambda row: -_first(row)[1]["mean"]):
+        values = [
+            f"{100 * row['metrics'][name]['mean']:.1f} ± {100 * row['metrics'][name]['std']:.1f}" for name in names
+        ]
+        values += [f"{len(_first(row)[1]['values'])}", f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.0f}"]
+        values += [f"{row['clouds_per_second']:.0f}", f"{row['peak_mib']:,.0f}"]
+        lines.append(f"| {row['network']} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy of every seed, its mean and spread, and accuracy against throughput, as an image."""
+    """The first metric of every seed, its mean and spread, and against throughput, as an image."""
     from matplotlib.figure import Figure
 
-    rows = sorted(rows, key=lambda row: row["mean"])
+    rows = sorted(rows, key=lambda row: _first(row)[1]["mean"])
+    name = f"{rows[0]['split']} {METRICS[_first(rows[0])[0]]}, %"
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=False)
     for place, row in enumerate(rows):
-        accuracy = [100 * value for value in row["accuracies"]]
-        left.plot(accuracy, [place] * len(accuracy), "o", color="tab:gray", ms=4, alpha=0.7)
-        left.errorbar(100 * row["mean"], place, xerr=100 * row["std"], fmt="|", color="tab:blue", ms=14, capsize=4)
-        right.errorbar(row["clouds_per_second"], 100 * row["mean"], 100 * row["std"], fmt="o", color="tab:blue")
+        metric = _first(row)[1]
+        values = [100 * value for value in metric["values"]]
+        mean, std = 100 * metric["mean"], 100 * metric["std"]
+        left.plot(values, [place] * len(values), "o", color="tab:gray", ms=4, alpha=0.7)
+        left.errorbar(mean, place, xerr=std, fmt="|", color="tab:blue", ms=14, capsize=4)
+        right.errorbar(row["clouds_per_second"], mean, std, fmt="o", color="tab:blue")
         right.annotate(
-            row["attention"],
-            (row["clouds_per_second"], 100 * row["mean"]),
-            xytext=(6, 4),
-            textcoords="offset points",
-            fontsize=8,
+            row["network"], (row["clouds_per_second"], mean), xytext=(6, 4), textcoords="offset points", fontsize=8
         )
-    left.set_yticks(range(len(rows)), [row["attention"] for row in rows])
-    left.set_xlabel(f"{rows[0]['split']} accuracy, %: seeds, mean and standard deviation")
+    left.set_yticks(range(len(rows)), [row["network"] for row in rows])
+    left.set_xlabel(f"{name}: seeds, mean and standard deviation")
     right.set_xlabel("clouds/s in training")
-    right.set_ylabel(f"{rows[0]['split']} accuracy, %")
+    right.set_ylabel(name)
     right.margins(x=0.2)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -175,10 +198,20 @@ def main(args: Sequence[str]) -> int:
     """The command line; status 1 if a training failed."""
     parser = argparse.ArgumentParser(
         prog="pcattn compare",
-        description="Train several attentions with one budget and several seeds. Further options are those of fit.",
+        description="Train several attentions, and other networks, with one budget and several seeds, for any task. "
+        "Further options are those of fit.",
     )
     parser.add_argument("-c", "--config", required=True, help="configuration of the trainings")
     parser.add_argument("--attentions", nargs="+", default=list(ATTENTION), help="default: all")
+    parser.add_argument(
+        "--also",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "OPTIONS"),
+        help="one more network, by the options of fit that make it: "
+        "--also pointnet '--model.variant spct --model.network_kwargs.depth 0'; may be given several times",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="folder of the comparison; default runs/compare-<configuration>")
     known, options = parser.parse_known_args(args)
@@ -186,7 +219,9 @@ def main(args: Sequence[str]) -> int:
         parser.error(f"expected --config to be a file, but got {known.config}")
     out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"
     try:
-        rows = compare(known.config, known.attentions, known.seeds, out, options)
+        networks = {name: ["--model.attention", name] for name in known.attentions}
+        networks |= {name: shlex.split(further) for name, further in known.also}
+        rows = compare(known.config, networks, known.seeds, out, options)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
@@ -198,4 +233,4 @@ def main(args: Sequence[str]) -> int:
         (out / "compare.md").write_text(table + "\n")
         plot(rows, out / "compare.png")
         print(f"\n{table}\n\nwritten to {out}/compare.md, compare.json, compare.png")
-    return int(sum(len(row["accuracies"]) for row in rows) < len(known.attentions) * len(known.seeds))
+    return int(sum(len(_first(row)[1]["values"]) for row in rows) < len(networks) * len(known.seeds))

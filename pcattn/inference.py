@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pcattn import checkpoints
 from pcattn.clouds import as_points, is_several
+from pcattn.datasets.preprocess import FEATURES, HEIGHT, in_order, preprocess
 from pcattn.ops import interpolate
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.base import PointCloudTask
@@ -84,7 +85,8 @@ class Model:
 
     Args:
         task: the trained task.
-        data: arguments of the data module that it was trained with; without `num_points` it is `NUM_POINTS`.
+        data: arguments of the data module that it was trained with; without `num_points` it is `NUM_POINTS`, without
+            `preprocessing` clouds are put into the unit sphere.
         training: what is known about the training.
     """
 
@@ -94,7 +96,12 @@ class Model:
         self.data = data
         self.training = training or {}
         self.num_points: int = data.get("num_points") or NUM_POINTS
-        self.num_features: int = hyper_parameters.get("num_features", 0)
+        self.preprocessing: dict[str, Any] = data.get("preprocessing") or _guess(
+            hyper_parameters.get("num_features", 0)
+        )
+        of_cloud = [name for name in in_order(self.preprocessing["features"]) if name != HEIGHT]
+        #: What a cloud has to tell of its points beside their positions: `nx`, `ny`, `nz`, `red`, ...
+        self.channel_names = [channel for name in of_cloud for channel in FEATURES.get(name, (name,))]
         self.class_names: list[str] = list(getattr(task, "class_names", []))
         self.part_names: list[str] = list(getattr(task, "part_names", []))
 
@@ -166,11 +173,15 @@ class Model:
         pos, features = self._prepare(points)
         draws = draw(len(pos), self.num_points, votes, seed)
         logits = self._forward(pos, features, draws, index)
-        # The parts to choose from are those of the metrics, see `pcattn.metrics.part_iou`.
-        parts = self.task.parts[index] if self.task.protocol == "category" else range(logits.shape[2])
-        ids = torch.tensor(sorted(parts), device=logits.device)
+        ids = torch.tensor(self.part_ids(index), device=logits.device)
         labels, probabilities = carry(pos, draws, logits[..., ids].softmax(dim=2))
         return Parts(ids.cpu()[labels].numpy(), probabilities.numpy(), self.part_names, index)
+
+    def part_ids(self, category: int) -> list[int]:
+        """The parts to choose from: those of the category, or all, as in the metrics of the training."""
+        if getattr(self.task, "protocol", None) == "category":
+            return sorted(self.task.parts[category])  # type: ignore[index]
+        return list(range(len(self.part_names)))
 
     def category_index(self, category: Any = None) -> int:
         """The index of a category given by name or index, also as a tensor; it may be left out where there is but one.
@@ -182,7 +193,7 @@ class Model:
             return 0
         if isinstance(category, str) and category in self.class_names:
             return self.class_names.index(category)
-        if not isinstance(category, str) and category is not None:
+        if category is not None and (not isinstance(category, str) or category.isdecimal()):
             index = int(category)
             if 0 <= index < len(self.class_names):
                 return index
@@ -190,12 +201,9 @@ class Model:
         raise ValueError(f"expected category to be one of {known}, or an index, but got {category!r}")
 
     def _prepare(self, points: Any) -> tuple[Tensor, Tensor | None]:
-        """A cloud as the network was trained on: (N, 3) in the unit sphere, and features (N, F)."""
-        pos, features = as_points(points, self.num_features)
-        pos = pos.double()  # coordinates may be metres from a far origin
-        pos = pos - pos.mean(dim=0)
-        pos = pos / pos.norm(dim=1).max().clamp(min=1e-12)
-        return pos.float(), None if features is None else features.float()
+        """A cloud as the network was trained on: (N, 3), normalised as a whole, and features (N, F)."""
+        pos, features = preprocess(*as_points(points, self.channel_names), **self.preprocessing)
+        return pos.float(), features
 
     @torch.no_grad()
     def _forward(self, pos: Tensor, features: Tensor | None, draws: Tensor, category: int | None) -> Tensor:
@@ -210,6 +218,12 @@ class Model:
                 categories = torch.full((len(batch),), category, device=self.device)
                 logits.append(self.task(batch, categories, of_points))
         return torch.cat(logits).float()
+
+
+def _guess(num_features: int) -> dict[str, Any]:
+    """How clouds were prepared, where a checkpoint does not tell: it is older, or comes from data of one's own."""
+    features = [f"feature_{i}" for i in range(num_features)] if num_features != 3 else ["normals"]
+    return {"features": features, "normalize": "sphere", "up_axis": "z"}
 
 
 def draw(available: int, num_points: int, votes: int, seed: int) -> Tensor:

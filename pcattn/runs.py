@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero
 
 CHECKPOINTS = "checkpoints"
-
-# Processes that Lightning starts for further devices find here the run that the first one has chosen.
-_INHERITED = "PCATTN_RUN"
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -44,6 +42,11 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
+def is_first_process() -> bool:
+    """Whether this is the one process of a training, or the first of several: the one that writes and speaks."""
+    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+
+
 def run_of_config(config: Path) -> Path | None:
     """The run whose own `config.yaml` this is; None for any other configuration."""
     return config.parent if config.name == "config.yaml" and (config.parent / CHECKPOINTS).is_dir() else None
@@ -62,20 +65,19 @@ def checkpoint_path(run: Path, name: str) -> Path:
 def reserve(run: Path) -> Path:
     """Make the folder of a new run: `run` itself, or the next free of `run.2`, `run.3`, ...
 
-    No run overwrites another, also when several start at once.
+    No run overwrites another, also when several start at once. Of the processes of one training the first makes it; the
+    others write nothing, and are told by Lightning where their checkpoints are.
     """
-    if _INHERITED in os.environ and "LOCAL_RANK" in os.environ:
-        return Path(os.environ[_INHERITED])
+    if not is_first_process():
+        return run
     candidate, number = run, 1
     while True:
         try:
             candidate.mkdir(parents=True)
-            break
+            return candidate
         except FileExistsError:
             number += 1
             candidate = run.with_name(f"{run.name}.{number}")
-    os.environ[_INHERITED] = str(candidate)
-    return candidate
 
 
 def latest(run: Path, checkpoint: str) -> Path | None:
@@ -89,6 +91,8 @@ def latest(run: Path, checkpoint: str) -> Path | None:
 def keep_metrics(run: Path) -> None:
     """Number the `metrics.csv` of an interrupted run, because the logger of the resumed one starts a new file."""
     metrics = run / "metrics.csv"
+    if not is_first_process():
+        return
     if metrics.is_file():
         number = 1 + len(list(run.glob("metrics-*.csv")))
         metrics.rename(run / f"metrics-{number}.csv")

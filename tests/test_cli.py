@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from pcattn import checkpoints
 from pcattn.cli import main
 
 from .datasets.modelnet_files import write_modelnet40
@@ -109,6 +110,79 @@ class TestFit:
         assert (tmp_path / "runs" / "tiny" / "checkpoints" / "best.ckpt").is_file()
 
 
+class TestWeights:
+    """Weights alone, as `.safetensors`: evaluated, and the start of another training."""
+
+    @pytest.fixture(scope="class")
+    def weights(self, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Of the best checkpoint, without rounding."""
+        checkpoint = checkpoints.read(checkpoints.find(run))
+        path = tmp_path_factory.mktemp("weights") / "tiny-weights.safetensors"
+        return checkpoints.save_weights(checkpoints.build(checkpoint), path, checkpoint.data, dtype="float32")
+
+    @pytest.mark.parametrize("named", ["by path", "by name"])
+    def test_evaluation(
+        self,
+        named: str,
+        run: Path,
+        weights: Path,
+        root: Path,
+        config: Path,
+        capsys: pytest.CaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The command that measures bundled weights; what belongs to them wins over the configuration, aloud."""
+        if named == "by name":
+            monkeypatch.setattr(checkpoints, "bundled", {weights.stem: weights}.copy)
+            weights = Path(weights.stem)
+        results = json.loads((run / "results.json").read_text())
+        args = ["-c", str(config), "--ckpt_path", str(weights), "--data.root", str(root)]
+        main(["test", *args, "--model.network_kwargs.dim=24"])
+        out = capsys.readouterr().out
+        assert "'dim': 16" in next(line for line in out.splitlines() if line.startswith("network_kwargs: "))
+        line = last_line(out, "test: overall accuracy").split()
+        assert (line[3], line[-1]) == (f"{results['test']['test/oa']:.4f}", f"{results['test']['test/macc']:.4f}")
+        main(["validate", *args])
+        line = last_line(capsys.readouterr().out, "val: overall accuracy")
+        assert line.split()[3] == f"{results['best']['val/oa']:.4f}"
+
+    def test_start_of_another_training(
+        self, weights: Path, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        """Other classes: the last linear map keeps its start, all else is copied; resumption does not copy again."""
+        args = ["-c", str(config), "--data.dataset=shapes", "--data.root", str(tmp_path / "shapes")]
+        args += ["--data.dataset_kwargs={num_train: 66, num_test: 22, num_points: 64}", "--final_test=false"]
+        first = ["--init_from", str(weights), "--model.lr=1e-12", "--model.min_lr=0"]
+        main(["fit", *args, *first, "--trainer.max_epochs=1", "--run=tuned"])
+        out = capsys.readouterr().out
+        left = [line for line in out.splitlines() if line.startswith("  left out: ")]
+        assert [line.split()[2] for line in left] == ["head.4.weight", "head.4.bias"]
+        start, tuned = checkpoints.read(weights), checkpoints.read(checkpoints.find("tuned"))
+        assert tuned.hyper_parameters["num_classes"] == 22
+        for name, value in start.state.items():
+            if name not in ("head.4.weight", "head.4.bias") and "running" not in name and "tracked" not in name:
+                torch.testing.assert_close(tuned.state[name], value, rtol=0, atol=1e-9)
+        saved = ["fit", "-c", "tuned/config.yaml", "--init_from=gone", "--ckpt_path=last", "--trainer.max_epochs=2"]
+        main(saved)
+        assert "left out" not in capsys.readouterr().out
+        assert checkpoints.read(Path("tuned/checkpoints/last.ckpt")).training["epochs"] == 2
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--init_from=gone"], "--init_from: expected a .ckpt or .safetensors file"),
+            (["--init_from", "WEIGHTS", "--model.variant=spct", "--model.network_kwargs.dim=20"], "none fits"),
+            (["--ckpt_path", "WEIGHTS"], "weights alone: --init_from"),
+        ],
+    )
+    def test_errors(
+        self, args: list[str], message: str, weights: Path, config: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        args = [str(weights) if arg == "WEIGHTS" else arg for arg in args]
+        assert message in error_of(["fit", "-c", str(config), *args], capsys)
+        assert not Path("runs/tiny").exists()
+
+
 class TestErrors:
     """One readable line that names what is wrong, and exit status 2."""
 
@@ -156,7 +230,7 @@ class TestErrors:
 
     def test_not_a_checkpoint(self, config: Path, capsys: pytest.CaptureFixture) -> None:
         Path("fake.ckpt").write_text("not a checkpoint")
-        assert "fake.ckpt to be a checkpoint" in error_of(
+        assert "expected fake.ckpt to hold tensors" in error_of(
             ["test", "-c", str(config), "--ckpt_path", "fake.ckpt"], capsys
         )
 

@@ -13,6 +13,8 @@ from torch_geometric.data import Data, InMemoryDataset
 import pcattn
 from pcattn.cli import main
 from pcattn.datasets import PointCloudDataModule, Shapes
+from pcattn.metrics import part_iou
+from pcattn.ops import interpolate
 from pcattn.tasks import PartSegmentation
 
 from .test_cli import error_of, last_line
@@ -105,6 +107,52 @@ def test_validate_and_test_repeat_what_fit_reported(run: Path, batch_size: int, 
     assert means(capsys.readouterr().out, "val") == [f"{float(best[f'val/{name}']):.4f}" for name in figures]
     main(["test", *args])
     assert means(capsys.readouterr().out, "test") == [f"{results[f'test/{name}']:.4f}" for name in figures]
+
+
+def test_votes_and_all_points_have_lines_of_their_own(run: Path, capsys: pytest.CaptureFixture) -> None:
+    args = ["-c", str(run / "config.yaml")]
+    main(["test", *args])
+    plain = last_line(capsys.readouterr().out, "test: ")
+    printed = {}
+    for batch_size in (1, 16):
+        further = ["--model.votes=3", "--model.all_points=true", f"--data.eval_batch_size={batch_size}"]
+        main(["test", *args, *further])
+        printed[batch_size] = capsys.readouterr().out
+        assert last_line(printed[batch_size], "test: ") == plain
+    starts = (
+        "test, mean of 3 votes, the same 48 points: instance mIoU",
+        "test, no voting, all 64 points of each shape, from 48: instance mIoU",
+        "test, mean of 3 votes, all 64 points of each shape, from 48: instance mIoU",
+    )
+    for start in starts:
+        assert last_line(printed[1], start) == last_line(printed[16], start)
+    summary = json.loads((run / "test_categories.json").read_text())
+    assert [(row["votes"], row["points_per_shape"]) for row in summary["further"]] == [
+        (3, 48),
+        (1, [64, 64]),
+        (3, [64, 64]),
+    ]
+    assert summary["votes"] == 1
+
+    # The line of all points, shape by shape.
+    task = PartSegmentation.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True).eval()
+    ious = []
+    for cloud in Shapes(str(run.parent / "shapes"), train=False, num_train=88, num_test=22, num_points=64):
+        pos, category = cloud.pos[None], cloud.category.view(1)
+        with torch.no_grad():
+            seen = task(pos[:, :48], category).softmax(dim=2)
+        everywhere = interpolate(pos, pos[:, :48], seen)
+        ious.append(float(part_iou(everywhere, cloud.y[None], category, task.parts).instance))
+    assert summary["further"][1]["instance_miou"] == pytest.approx(sum(ious) / len(ious))
+
+
+def test_validation_during_training_does_not_vote(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    args = ["fit", "-c", str(run / "config.yaml"), "--run", str(tmp_path / "voting"), "--trainer.max_epochs=1"]
+    main([*args, "--model.votes=2"])
+    with (tmp_path / "voting" / "metrics.csv").open() as file:
+        assert not [name for name in next(csv.reader(file)) if "votes" in name and name.startswith("val")]
+    results = json.loads((tmp_path / "voting" / "results.json").read_text())["test"]
+    assert set(results) == {f"test/{name}" for name in METRICS} | {f"test/votes_2/{name}" for name in METRICS[2:]}
 
 
 def test_predict(run: Path) -> None:

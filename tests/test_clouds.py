@@ -7,8 +7,10 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from pcattn.clouds import as_points, is_several
+from pcattn.datasets.files import Cloud
 
 POS = torch.arange(15, dtype=torch.float32).view(5, 3)
+NORMAL = ("nx", "ny", "nz")
 NORMALS = torch.nn.functional.normalize(torch.arange(15, 30, dtype=torch.float32).view(5, 3) - 22, dim=1)
 
 
@@ -41,6 +43,8 @@ KINDS = {
     "torch": lambda *cloud: torch.from_numpy(array(*cloud)),
     "lists": lambda *cloud: array(*cloud).tolist(),
     "pyg": lambda pos, normals=None: Data(pos=pos, x=normals),
+    "pyg with more": lambda pos, normals=None: Data(pos=pos, x=pos[:, :2], normal=normals),
+    "file": lambda pos, normals=None: Cloud(pos.numpy(), {} if normals is None else {"normals": normals.numpy()}),
     "pyg normal": lambda pos, normals=None: Data(pos=pos, normal=normals),
     "open3d legacy": legacy,
     "open3d tensor": in_tensors,
@@ -49,25 +53,35 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind(kind: str) -> None:
-    pos, features = as_points(KINDS[kind](POS))
+    pos, features = as_points(KINDS[kind](POS))[:2]
     assert torch.equal(pos.float(), POS)
     assert features is None
-    pos, features = as_points(KINDS[kind](POS, NORMALS), num_features=3)
+    pos, features = as_points(KINDS[kind](POS, NORMALS), NORMAL)[:2]
     assert torch.equal(pos.float(), POS)
     torch.testing.assert_close(features.float(), NORMALS)
     assert not is_several(KINDS[kind](POS))
     assert is_several([KINDS[kind](POS)])
 
 
+def test_channels_of_a_file() -> None:
+    """In the order in which the file has them; colours between 0 and 1; nothing that was not asked for."""
+    colors = np.array([[0, 51, 255]] * 5, dtype=np.uint8)
+    attributes = {"intensity": np.arange(5, dtype=np.uint16), "colors": colors, "label": np.zeros(5)}
+    points = as_points(Cloud(POS.numpy(), attributes), ["red", "green", "blue", "intensity"])
+    assert points.names == ["intensity", "red", "green", "blue"]
+    expected = [[i, 0.0, 0.2, 1.0] for i in range(5)]
+    torch.testing.assert_close(points.channels, torch.tensor(expected))
+
+
 def test_integers_are_exact() -> None:
-    pos, _ = as_points(np.array([[500_000_001, 2, 3]]))
+    pos = as_points(np.array([[500_000_001, 2, 3]])).pos
     assert pos.tolist() == [[500_000_001.0, 2.0, 3.0]]
 
 
 def test_read_only_arrays_are_taken() -> None:
     points = POS.numpy().copy()
     points.flags.writeable = False
-    assert torch.equal(as_points(points)[0], POS)
+    assert torch.equal(as_points(points).pos, POS)
 
 
 def test_several() -> None:
@@ -77,19 +91,24 @@ def test_several() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cloud", "num_features", "message"),
+    ("cloud", "names", "message"),
     [
-        (np.zeros((5, 6)), 0, r"expected points \(N, 3\), but got shape \(5, 6\); positions alone are points\[:, :3\]"),
-        (np.zeros((5, 2)), 0, r"but got shape \(5, 2\)$"),
-        (np.zeros((0, 3)), 0, r"at least one, but got shape \(0, 3\)"),
-        (np.zeros((5, 3)), 3, r"expected features \(5, 3\), as in training, but got none"),
-        (Data(pos=POS, x=POS[:, :2]), 3, r"but got shape \(5, 2\)"),
-        (np.array([[0, 0, 0], [0, np.nan, 0], [np.inf, 0, 0.0]]), 0, "2 of 3 points .* the first is point 1"),
-        (np.array([["a", "b", "c"]]), 0, "expected points as numbers"),
-        ("cloud.ply", 0, "but got str"),
-        (None, 0, "but got NoneType"),
+        (
+            np.zeros((5, 6)),
+            (),
+            r"expected points \(N, 3\), but got shape \(5, 6\); positions alone are points\[:, :3\]",
+        ),
+        (np.zeros((5, 2)), (), r"but got shape \(5, 2\)$"),
+        (np.zeros((0, 3)), (), r"at least one, but got shape \(0, 3\)"),
+        (np.zeros((5, 4)), NORMAL, r"expected points \(N, 6\): x, y, z, nx, ny, nz, but got shape \(5, 4\)"),
+        (Data(pos=POS, normal=POS[:2]), NORMAL, r"expected nx of 5 points, but got shape \(2,\)"),
+        (Data(pos=POS, normal=POS / 0), NORMAL, "expected finite nx, but 5 of 5 points .* the first is point 0"),
+        (np.array([[0, 0, 0], [0, np.nan, 0], [np.inf, 0, 0.0]]), (), "2 of 3 points .* the first is point 1"),
+        (np.array([["a", "b", "c"]]), (), "expected points as numbers"),
+        ("cloud.ply", (), "but got str"),
+        (None, (), "but got NoneType"),
     ],
 )
-def test_errors(cloud: object, num_features: int, message: str) -> None:
+def test_errors(cloud: object, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("the first", r"\(the first")):
-        as_points(cloud, num_features)
+        as_points(cloud, names)

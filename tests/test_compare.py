@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pcattn.cli import main
 from pcattn.compare import format_table, summarize
 
 from .datasets.modelnet_files import write_modelnet40
+from .test_cli_parts import write_config
 from .tiny import write_tiny_config
 
 
@@ -26,14 +28,14 @@ def result(accuracy: float, **more: float) -> dict:
 class TestSummary:
     def test_mean_and_standard_deviation(self) -> None:
         row = summarize("self", [result(0.8, peak_mib=600.0), result(0.9, clouds_per_second=12.0), result(0.7)])
-        assert row["mean"] == pytest.approx(0.8)
-        assert row["std"] == pytest.approx(0.1)
+        assert row["metrics"]["oa"]["mean"] == pytest.approx(0.8)
+        assert row["metrics"]["oa"]["std"] == pytest.approx(0.1)
         assert (row["split"], row["clouds_per_second"], row["peak_mib"]) == ("test", 10.0, 600.0)
 
     def test_validation_where_there_is_no_test(self) -> None:
         without = result(0.8)
         del without["test"]
-        assert summarize("self", [without])["mean"] == 0.5
+        assert summarize("self", [without])["metrics"]["oa"]["mean"] == 0.5
         assert "validation accuracy" in format_table([summarize("self", [without])])
 
     def test_table_is_ordered_by_accuracy(self) -> None:
@@ -41,6 +43,17 @@ class TestSummary:
         lines = format_table(rows).splitlines()
         assert lines[2].startswith("| offset | 91.0 ± 1.4 | 2 | 1,000 | 2 |")
         assert lines[3].startswith("| self | 80.0 ± 0.0 | 1 |")
+
+    def test_part_segmentation(self) -> None:
+        metrics = {"test/loss": 1.0, "test/class_miou": 0.5, "test/instance_miou": 0.75}
+        rows = [summarize("self", [{**result(0), "test": metrics}])]
+        assert list(rows[0]["metrics"]) == ["instance_miou", "class_miou"]
+        assert "| network | test instance mIoU, % | test class mIoU, % | runs |" in format_table(rows)
+        assert "| self | 75.0 ± 0.0 | 50.0 ± 0.0 | 1 |" in format_table(rows)
+
+    def test_nothing_to_compare_by(self) -> None:
+        with pytest.raises(ValueError, match="one of oa, macc, instance_miou, class_miou, but got loss"):
+            summarize("self", [{**result(0), "test": {"test/loss": 1.0}}])
 
 
 class TestCommand:
@@ -55,7 +68,7 @@ class TestCommand:
         assert run([*args, "self", "external"]) == 0
         assert finished.stat().st_mtime_ns == before
         rows = json.loads((out / "compare.json").read_text())
-        assert [row["attention"] for row in rows] == ["self", "external"]
+        assert [row["network"] for row in rows] == ["self", "external"]
         assert all(row["peak_mib"] > 50 and row["multiply_adds"] > 0 for row in rows)
         printed = capsys.readouterr().out
         assert (out / "compare.md").read_text().strip() in printed
@@ -63,6 +76,20 @@ class TestCommand:
         # Another budget does not mix with this one.
         assert run([*args, "self", "--model.lr=0.1"]) == 2
         assert "setting.json differs" in capsys.readouterr().err
+
+    def test_parts_and_another_network(self, tmp_path: Path) -> None:
+        """Part segmentation by the same code; the network beside the attentions is made by the options it is given."""
+        kwargs = {"num_train": 44, "num_test": 22, "num_points": 64}
+        data = {"dataset": "shapes", "root": str(tmp_path / "shapes"), "dataset_kwargs": kwargs, "num_points": 32}
+        config, out = write_config(tmp_path / "parts.yaml", **data), tmp_path / "out"
+        args = ["-c", str(config), "--seeds", "0", "--out", str(out), "--trainer.max_epochs=1", "--attentions", "self"]
+        assert run([*args, "--also", "pointnet", "--model.variant spct --model.network_kwargs.depth 0"]) == 0
+        rows = {row["network"]: row for row in json.loads((out / "compare.json").read_text())}
+        assert list(rows) == ["self", "pointnet"]
+        assert all(set(row["metrics"]) == {"instance_miou", "class_miou"} for row in rows.values())
+        settings = yaml.safe_load((out / "pointnet-seed0" / "config.yaml").read_text())["model"]["init_args"]
+        assert settings["variant"] == "spct"
+        assert settings["network_kwargs"]["depth"] == 0
 
     def test_a_failed_training_is_told(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         root = write_modelnet40(tmp_path / "data", train=(80,))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from pcattn import inference
+from pcattn.datasets.files import Cloud
 from pcattn.inference import Model, carry, draw
 from pcattn.tasks import Classification, PartSegmentation
 
@@ -19,8 +20,9 @@ PART_NAMES = ["bed/frame", "bed/mattress", "bed/pillow", "chair/leg", "chair/sea
 NUM_POINTS = 32
 
 
-def classifier(**kwargs: Any) -> Model:
-    return Model(Classification(3, network_kwargs=NETWORK, class_names=NAMES, **kwargs), {"num_points": NUM_POINTS})
+def classifier(preprocessing: dict[str, Any] | None = None, **kwargs: Any) -> Model:
+    task = Classification(3, network_kwargs=NETWORK, class_names=NAMES, **kwargs)
+    return Model(task, {"num_points": NUM_POINTS, "preprocessing": preprocessing})
 
 
 def segmenter(parts: list[list[int]] = PARTS, names: list[str] | None = NAMES, **kwargs: Any) -> Model:
@@ -56,6 +58,23 @@ class TestClassify:
             expected = model.task(in_unit_sphere(pos)[None], normals[None])[0].softmax(dim=0).max()
         for cloud in (torch.cat((pos, normals), dim=1), Data(pos=pos, x=normals)):
             assert float(model.classify(cloud).probabilities[0]) == pytest.approx(float(expected), rel=1e-5)
+
+    def test_prepared_as_in_training(self) -> None:
+        """Features in the network's order, whatever that of the cloud; height is computed."""
+        preprocessing = {"features": ["intensity", "height", "normals"], "normalize": "box", "up_axis": "y"}
+        model = classifier(preprocessing, num_features=5)
+        pos, intensity, normals = torch.rand(NUM_POINTS, 3), torch.rand(NUM_POINTS), torch.rand(NUM_POINTS, 3)
+        low, high = pos.double().amin(dim=0), pos.double().amax(dim=0)
+        scale = (high - low).max() / 2
+        height = ((pos[:, 1].double() - low[1]) / scale).float()
+        in_box = ((pos.double() - (low + high) / 2) / scale).float()
+        features = torch.cat((normals, torch.stack((intensity, height), dim=1)), dim=1)
+        with torch.no_grad():
+            expected = model.task(in_box[None], features[None])[0].softmax(dim=0).max()
+        cloud = Cloud(pos.numpy(), {"intensity": intensity.numpy(), "normals": normals.numpy()})
+        assert float(model.classify(cloud).probabilities[0]) == pytest.approx(float(expected), rel=1e-5)
+        with pytest.raises(ValueError, match="expected normals among the features of the cloud, but it has height"):
+            model.classify(pos)
 
     def test_several(self) -> None:
         model, clouds = classifier(), torch.rand(3, 40, 3)

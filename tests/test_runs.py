@@ -34,7 +34,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PCATTN_RUN", raising=False)
 
 
 def checkpoint(run: str, name: str = "last") -> dict[str, Any]:
@@ -45,8 +44,8 @@ def results(run: str) -> dict[str, Any]:
     return json.loads(Path(run, "results.json").read_text())
 
 
-def same_weights(first: str, second: str) -> bool:
-    states = [checkpoint(run)["state_dict"] for run in (first, second)]
+def same_weights(first: str, second: str, key: str = "state_dict") -> bool:
+    states = [checkpoint(run)[key] for run in (first, second)]
     return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
@@ -127,7 +126,7 @@ class TestResumption:
             assert results("whole")[name] == results("part")[name]
 
     def test_of_a_killed_run_is_bit_identical(self, config: str) -> None:
-        args = ["fit", "-c", config, "--trainer.max_epochs=6"]
+        args = ["fit", "-c", config, "--trainer.max_epochs=6", "--model.ema_decay=0.99"]
         main([*args, "--run=whole"])
         with start([*args, "--run=killed"]) as process:
             wait_for_epochs(Path("killed"), 3, process)
@@ -137,6 +136,7 @@ class TestResumption:
         main([*args, "--run=killed", "--ckpt_path=last"])
         assert checkpoint("killed")["global_step"] == 6 * BATCHES
         assert same_weights("whole", "killed")
+        assert same_weights("whole", "killed", "current_model_state")
         for name in ("best", "test"):
             assert results("whole")[name] == results("killed")[name]
         # The log of the killed part is kept beside that of the rest.

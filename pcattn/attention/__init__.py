@@ -3,5 +3,6 @@
 from pcattn.attention.build import ATTENTION, build_attention, layer_kwargs
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.layer import AttentionLayer
+from pcattn.attention.maps import AttentionMaps
 
-__all__ = ["ATTENTION", "AttentionLayer", "Geometry", "build_attention", "layer_kwargs"]
+__all__ = ["ATTENTION", "AttentionLayer", "AttentionMaps", "Geometry", "build_attention", "layer_kwargs"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import Geometry
+from pcattn.attention.maps import AttentionMaps, heads, neighbour_weights
 from pcattn.attention.neighborhood_op import neighborhood_attention
 
 #: The centre and the corners of a cube, at unit distance from it.
@@ -91,10 +92,18 @@ class ACmixAttention(nn.Module):
 
     def attention_path(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
         """Attention of every point to its neighbours: q, k, v (B, N, h, C / h) -> (B, N, C)."""
+        return neighborhood_attention(q, k, v, geometry.neighbours(self.k), self._bias(q, geometry)).flatten(2)
+
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """What a point attends to on the attention path, a map a head: the softmax over its neighbours; sums to 1."""
+        q, k = (project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q, self.k_proj))
+        return heads(neighbour_weights(q, k, geometry.neighbours(self.k), self._bias(q, geometry), point))
+
+    def _bias(self, q: Tensor, geometry: Geometry) -> Tensor:
+        """q_i . W_p (p_i - p_j) / sqrt(d_h), (B, N, k, h)."""
         # q . W_p (p_i - p_j) = (W_p^T q) . (p_i - p_j): three numbers a head in place of the width of the head.
         direction = q @ self.position.weight * q.shape[-1] ** -0.5  # (B, N, h, 3)
-        bias = -geometry.offsets(self.k).to(direction.dtype) @ direction.transpose(2, 3)  # (B, N, k, h)
-        return neighborhood_attention(q, k, v, geometry.neighbours(self.k), bias).flatten(2)
+        return -geometry.offsets(self.k).to(direction.dtype) @ direction.transpose(2, 3)
 
     def conv_path(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
         """Convolution over the neighbours: q, k, v (B, N, h, C / h) -> (B, N, C)."""

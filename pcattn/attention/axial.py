@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
+from pcattn.attention.maps import AttentionMaps, heads
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
-from pcattn.layers import BatchNorm
+from pcattn.normalization import normalize
 
 
 class AxialAttention(nn.Module):
@@ -66,6 +67,16 @@ class AxialAttention(nn.Module):
             x = pencil(x, geometry)
         return x
 
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """What a point attends to, a map a group for each axis: the softmax over its pencil; sums to 1, 0 elsewhere."""
+        maps = []
+        for pencil in self.pencils:
+            maps.append(pencil.attention_map(x, geometry, point))
+            x = pencil(x, geometry)
+        return AttentionMaps(
+            torch.cat([each.weights for each in maps], dim=1), [n for each in maps for n in each.names]
+        )
+
 
 class PencilAttention(nn.Module):
     r"""Position-sensitive attention (section 3.2, equation 4) among the points of each pencil along one axis.
@@ -119,10 +130,10 @@ class PencilAttention(nn.Module):
         width = out_dim // num_groups
         self.widths = (width // 2, width // 2, width)
         self.qkv = nn.Linear(in_dim, 2 * out_dim, bias=False)
-        self.qkv_norm = BatchNorm(2 * out_dim)
+        self.qkv_norm = nn.BatchNorm1d(2 * out_dim)
         self.relative = nn.Parameter(torch.empty(2 * width, 2 * span - 1))
         self.logit_norm = PairNorm(3, num_groups)
-        self.out_norm = BatchNorm(2 * out_dim)
+        self.out_norm = nn.BatchNorm1d(2 * out_dim)
         self.gates = nn.Parameter(torch.tensor([0.1, 0.1, 1.0, 0.1])) if gated else None
         nn.init.normal_(self.qkv.weight, std=math.sqrt(1 / in_dim))
         nn.init.normal_(self.relative, std=math.sqrt(1 / width))
@@ -130,21 +141,45 @@ class PencilAttention(nn.Module):
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to the points of its pencil."""
         pencils = geometry.pencils(self.axis, self.grid, self.cell)
-        qkv = self.qkv_norm(self.qkv(x)).unflatten(-1, (self.num_groups, -1))  # (B, N, G, 2 g)
-        q, k, v = qkv.split(self.widths, dim=-1)
-        relative_q, relative_k, relative_v = self.relative.to(qkv.dtype).split(self.widths)
-        q_table, k_table = q @ relative_q, k @ relative_k  # (B, N, G, 2 K - 1)
-        if self.gates is not None:
-            q_table, k_table = q_table * self.gates[0], k_table * self.gates[1]
-        q, k, v, q_table, k_table = (y.to(qkv.dtype) for y in (q, k, v, q_table, k_table))
+        q, k, v, q_table, k_table = self._inputs(x)
         scales = self.logit_norm(q, k, q_table, k_table, *pencils)
         values, mass = pencil_attention(q, k, v, q_table, k_table, scales, *pencils)
-        positions = mass @ relative_v.t()
+        positions = mass @ self.relative.to(v.dtype).split(self.widths)[2].t()
         if self.gates is not None:
             values, positions = values * self.gates[2], positions * self.gates[3]
         # One BN over both sums, channel c of the first at 2 c and of the second at 2 c + 1.
         both = torch.stack((values, positions.to(values.dtype)), dim=-1).flatten(2)
-        return self.out_norm(both).unflatten(-1, (-1, 2)).sum(dim=-1)
+        return normalize(self.out_norm, both).unflatten(-1, (-1, 2)).sum(dim=-1)
+
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """The weights a_ij of one point, a map a group."""
+        order, label, coordinate = geometry.pencils(self.axis, self.grid, self.cell)
+        q, k, _, q_table, k_table = self._inputs(x)
+        scales = self.logit_norm(q, k, q_table, k_table, order, label, coordinate).to(q.dtype)
+        pencil = torch.empty_like(label).scatter_(0, order, label).view(coordinate.shape)  # (B, N)
+        centre = q_table.shape[-1] // 2
+        distance = (coordinate[:, point, None] - coordinate).round().clamp(-centre, centre).long()  # (B, N)
+        entry = (centre + distance)[:, None].expand(-1, self.num_groups, -1)
+        back = (centre - distance)[..., None, None].expand(-1, -1, self.num_groups, 1)
+        maps = (
+            torch.einsum("bgd,bngd->bgn", q[:, point], k),
+            q_table[:, point].gather(2, entry),
+            k_table.gather(3, back).squeeze(3).transpose(1, 2),
+        )
+        logits = sum(scale[:, None] * each for scale, each in zip(scales, maps, strict=True))
+        logits = logits.masked_fill((pencil != pencil[:, point, None])[:, None], -torch.inf)
+        return heads(logits.softmax(dim=-1), prefix=f"{'xyz'[self.axis]}, ")
+
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys, values (B, N, G, D), and the products of queries and keys with the tables."""
+        qkv = normalize(self.qkv_norm, self.qkv(x)).unflatten(-1, (self.num_groups, -1))  # (B, N, G, 2 g)
+        q, k, v = qkv.split(self.widths, dim=-1)
+        relative_q, relative_k, _ = self.relative.to(qkv.dtype).split(self.widths)
+        q_table, k_table = q @ relative_q, k @ relative_k  # (B, N, G, 2 K - 1)
+        if self.gates is not None:
+            q_table, k_table = q_table * self.gates[0], k_table * self.gates[1]
+        q, k, v, q_table, k_table = (y.to(qkv.dtype) for y in (q, k, v, q_table, k_table))
+        return q, k, v, q_table, k_table
 
 
 class PairNorm(nn.Module):

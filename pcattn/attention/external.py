@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
+from pcattn.attention.maps import AttentionMaps
 
 
 def double_normalize(logits: Tensor) -> Tensor:
@@ -61,3 +62,8 @@ class ExternalAttention(nn.Module):
         """Attend from every point to the slots of the memory."""
         weights = double_normalize(self.query(x) @ self.memory_key.t())  # (B, N, S)
         return weights @ self.memory_value
+
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """A map a slot of the memory: which points attend to it, and how much. At a point the maps sum to 1."""
+        weights = double_normalize(self.query(x) @ self.memory_key.t()).transpose(1, 2)
+        return AttentionMaps(weights, [f"slot {slot}" for slot in range(weights.shape[1])], slots=True)

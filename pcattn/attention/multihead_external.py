@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
+from pcattn.attention.maps import AttentionMaps
 
 # The released code widens the features by this factor, and has as many times more heads and fewer slots.
 _EXPANSION = 4
@@ -63,6 +64,15 @@ class MultiheadExternalAttention(nn.Module):
         heads = self.expand(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, 4H, N, C / H)
         out = _attend(heads.contiguous(), self.memory_key, self.memory_value.weight)
         return self.proj((out + self.memory_value.bias).transpose(1, 2).flatten(2))
+
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """A map for each slot of each head: which points attend to it. At a point the maps of a head sum to 1."""
+        queries = self.expand(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, 4H, N, C / H)
+        weights, totals = _weights(queries.flatten(0, 1), self.memory_key)
+        maps = (weights / totals).transpose(1, 2).unflatten(0, (len(x), -1)).flatten(1, 2)  # (B, 4H * S, N)
+        num_slots = len(self.memory_key)
+        names = [f"head {head}, slot {slot}" for head in range(self.num_heads) for slot in range(num_slots)]
+        return AttentionMaps(maps, names, slots=True)
 
 
 @torch.library.custom_op("pcattn::multihead_external", mutates_args=())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import DILATION_MODES, Geometry
+from pcattn.attention.maps import AttentionMaps, heads, neighbour_weights
 from pcattn.attention.neighborhood_op import neighborhood_attention
 
 
@@ -79,13 +80,22 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to its neighbours."""
+        return self.proj(self.attend(*self._inputs(x, geometry)).flatten(2))
+
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """What a point attends to, a map a head: the softmax over its neighbours, which sums to 1; 0 elsewhere."""
+        q, k, _, neighbours, bias = self._inputs(x, geometry)
+        return heads(neighbour_weights(q, k, neighbours, bias, point))
+
+    def _inputs(self, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Arguments of `attend`."""
         where = (self.k, self.dilation, self.dilation_mode)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, N, H, C / H)
         bias = None
         if self.bias is not None:
             offsets = geometry.offsets(*where)
             bias = self.bias((offsets / (self.cell or _spread(offsets))).to(x.dtype))
-        return self.proj(self.attend(q, k, v, geometry.neighbours(*where), bias).flatten(2))
+        return q, k, v, geometry.neighbours(*where), bias
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None) -> Tensor:
         """Attention (B, N, H, D) of every point over its list, see `neighborhood_attention`."""

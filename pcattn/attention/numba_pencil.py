@@ -42,7 +42,7 @@ def variances_backward(
     """Gradients of `inputs`: that of the value m^r of a pair is factor[r, g] (m^r - means[r, g])."""
     q, k, q_table, k_table = map(_array, inputs)
     points, bounds, place = _layout(order, label, coordinate, q.dtype)
-    outs = [np.zeros_like(x) for x in (q, k, q_table, k_table)]
+    outs, results = _zeros(*inputs)
     mean, scale = _array(means.to(inputs[0].dtype)), _array(factor.to(inputs[0].dtype))
     run_split(
         lambda start, stop: _variances_backward(
@@ -50,7 +50,7 @@ def variances_backward(
         ),
         len(bounds) - 1,
     )
-    return [torch.from_numpy(out) for out in outs]
+    return results
 
 
 def attend(
@@ -60,14 +60,14 @@ def attend(
     q, k, q_table, k_table, values = map(_array, (*inputs, v))
     points, bounds, place = _layout(order, label, coordinate, q.dtype)
     scale = _array(scales.to(v.dtype))
-    out, mass = np.zeros_like(values), np.zeros_like(q_table)
+    (out, mass), results = _zeros(v, inputs[2])
     run_split(
         lambda start, stop: _attend(
             q, k, values, q_table, k_table, scale, points, bounds, place, out, mass, start, stop
         ),
         len(bounds) - 1,
     )
-    return torch.from_numpy(out), torch.from_numpy(mass)
+    return results[0], results[1]
 
 
 def attend_backward(
@@ -84,7 +84,7 @@ def attend_backward(
     q, k, q_table, k_table, values = map(_array, (*inputs, v))
     points, bounds, place = _layout(order, label, coordinate, q.dtype)
     scale, of_out, of_mass = map(_array, (scales.to(v.dtype), grad_out, grad_mass))
-    outs = [np.zeros_like(x) for x in (q, k, q_table, k_table, values)]
+    outs, results = _zeros(*inputs, v)
     of_scales = np.zeros((len(bounds) - 1, *scale.shape))  # of every pencil: the same sum with any number of threads
     run_split(
         lambda start, stop: _attend_backward(
@@ -92,11 +92,17 @@ def attend_backward(
         ),
         len(bounds) - 1,
     )
-    return [torch.from_numpy(out) for out in (*outs, of_scales.sum(axis=0).astype(q.dtype))]
+    return [*results, torch.from_numpy(of_scales.sum(axis=0).astype(q.dtype))]
 
 
 def _array(x: Tensor) -> Any:
     return x.detach().contiguous().numpy()
+
+
+def _zeros(*like: Tensor) -> tuple[list[Any], list[Tensor]]:
+    """Arrays to add to, and the tensors they belong to: torch's own, which its profiler counts."""
+    tensors = [torch.zeros(x.shape, dtype=x.dtype) for x in like]
+    return [tensor.numpy() for tensor in tensors], tensors
 
 
 def _layout(order: Tensor, label: Tensor, coordinate: Tensor, dtype: Any) -> tuple[Any, Any, Any]:

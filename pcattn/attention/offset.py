@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
+from pcattn.attention.maps import AttentionMaps, heads
 
 # Above this many points the N x N weights are computed block by block (and once more in the backward pass), which is
 # also faster: a block stays in the cache.
@@ -56,6 +57,12 @@ class OffsetAttention(nn.Module):
         if x.shape[1] > _MAX_WRITTEN_OUT:
             return _offset_attention(q, v)[0]
         return offset_attention(q, v)
+
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """What a point attends to: s_ij / (1e-9 + sum_j s_ij), one map; sums to 1."""
+        q = self.qk(x)
+        weights = _normalize_queries(q, q)[:, :, point]  # (B, keys)
+        return heads((weights / (1e-9 + weights.sum(dim=1, keepdim=True)))[:, None])
 
 
 def offset_attention(q: Tensor, v: Tensor) -> Tensor:

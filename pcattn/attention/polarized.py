@@ -2,9 +2,11 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
+from pcattn.attention.maps import AttentionMaps
 
 LAYOUTS = ("parallel", "sequential")
 VARIANTS = ("paper", "released")
@@ -77,9 +79,20 @@ class PolarizedAttention(nn.Module):
         x = x * self.channel_gate(x)
         return x * self.spatial_gate(x)
 
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """Two maps, the same for every point: the gate g^sp of the points, in [0, 1], and the weights, which sum to 1,
+        with which the points make up the gate of the channels."""
+        z = x if self.layout == "parallel" else x * self.channel_gate(x)
+        maps = torch.cat((self.spatial_gate(z), self._channel_query(x)), dim=2).transpose(1, 2)
+        return AttentionMaps(maps, ["point gate", "share in the channel gate"])
+
+    def _channel_query(self, x: Tensor) -> Tensor:
+        """softmax_N(W_q x), (B, N, 1)."""
+        return self.channel_q(x).softmax(dim=1).to(x.dtype)
+
     def channel_gate(self, x: Tensor) -> Tensor:
         """Gate of every channel, (B, 1, C), in [0, 1]."""
-        weights = self.channel_q(x).softmax(dim=1).to(x.dtype)  # (B, N, 1)
+        weights = self._channel_query(x)
         # The values are linear in x, so the points are summed first: one product a cloud in place of one a point.
         pooled = weights.transpose(1, 2) @ x  # (B, 1, C)
         return self.channel_up(self.channel_v(pooled)).sigmoid()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import Geometry
+from pcattn.attention.maps import AttentionMaps, heads
 
 
 class SelfAttention(nn.Module):
@@ -47,6 +48,11 @@ class SelfAttention(nn.Module):
         padding = (0, v.shape[-1] - q.shape[-1])
         out = F.scaled_dot_product_attention(F.pad(q, padding), F.pad(k, padding), v, scale=scale)
         return out.transpose(1, 2).flatten(2)
+
+    def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
+        """What a point attends to, a map a head: softmax_j(q_i . k_j / sqrt(d_a)); sums to 1."""
+        q, k = self._split_heads(self.q(x[:, point, None])), self._split_heads(self.k(x))
+        return heads((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1).squeeze(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / H)

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,7 +100,13 @@ def bench_attention(
             rows.append(row)
             log(_format_row(row))
     return {
-        "setting": {"dim": dim, "batch": batch, "device": device, "threads": torch.get_num_threads()},
+        "setting": {
+            "dim": dim,
+            "batch": batch,
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "repeats": repeats,
+        },
         "rows": rows,
         "exponents": {name: _exponents([row for row in rows if row["attention"] == name]) for name in attentions},
         "table_12": count_table_12(),
@@ -344,6 +351,47 @@ def format_summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_markdown(result: dict[str, Any]) -> str:
+    """The result as Markdown: time of a step by number of points, and exponents, costs and parameters."""
+    setting, rows = result["setting"], result["rows"]
+    sizes = sorted({row["num_points"] for row in rows})
+    by_size = {(row["attention"], row["num_points"]): row for row in rows}
+
+    def step(name: str, size: int) -> str:
+        row = by_size[name, size]
+        return "skipped" if "skipped" in row else f"{row['step_ms']:,.1f}"
+
+    lines = [
+        f"Forward and backward of one core in milliseconds, C = {setting['dim']}, {setting['batch']} cloud(s), "
+        f"{setting['device']}, {setting['threads']} thread(s), the fastest of {setting['repeats']} runs; without the "
+        "neighbour search, which layers share.",
+        "",
+        "| attention | " + " | ".join(f"N = {size:,}" for size in sizes) + " |",
+        "| --- " * (1 + len(sizes)) + "|",
+    ]
+    for name in result["exponents"]:
+        lines.append(f"| {name} | " + " | ".join(step(name, size) for size in sizes) + " |")
+    headings = ["time", "time with search", "memory"]
+    lines += [
+        "",
+        f"Exponents in N from {_FIT_FROM:,} points on (forward and backward); peak memory, multiply-adds and search at "
+        "the N in brackets, the largest that was measured.",
+        "",
+        f"| attention | {' | '.join(headings)} | parameters | peak MiB | M multiply-adds | search ms |",
+        "| --- " * (len(headings) + 5) + "|",
+    ]
+    for name, slopes in result["exponents"].items():
+        largest = [by_size[name, size] for size in sizes if "skipped" not in by_size[name, size]][-1]
+        exponents = (slopes[key] for key in ("step", "step_and_search", "memory"))
+        cells = ["-" if slope is None else f"{slope:.2f}" for slope in exponents]
+        cells += [f"{largest['parameters']:,}", f"{largest['peak_mib']:,.0f} ({largest['num_points']:,})"]
+        cells += [f"{largest['multiply_adds'] / 1e6:,.0f}", f"{largest['search_ms']:,.0f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    skipped = [row for row in rows if "skipped" in row]
+    lines += ["", *(f"- {row['attention']}, N = {row['num_points']:,}: {row['skipped']}" for row in skipped)]
+    return "\n".join(lines).strip() + "\n"
+
+
 def plot(result: dict[str, Any], path: str) -> None:
     """Time and memory of forward and backward against the number of points, as an image."""
     try:
@@ -379,6 +427,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--max-gib", type=float, help="skip what would take more memory (default: half of what is free)"
     )
     parser.add_argument("--plot", metavar="PNG", help="write a plot of time and memory")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write attention.md, attention.png and attention.json into a folder"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(argv)
 
@@ -398,6 +449,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         log,
     )
     print(json.dumps(result, indent=2) if args.json else format_summary(result))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "attention.json").write_text(json.dumps(result, indent=2) + "\n")
+        (args.out / "attention.md").write_text(format_markdown(result))
+        plot(result, str(args.out / "attention.png"))
+        log(f"written to {args.out}: attention.md, attention.png, attention.json")
     if args.plot:
         plot(result, args.plot)
         log(f"plot written to {args.plot}")

@@ -37,7 +37,7 @@ def search_peers(device: str) -> dict[str, Search]:
 def sample_peers(device: str) -> dict[str, Sample]:
     """Farthest point samplings, the textbook loop first."""
     candidates: list[tuple[str, str, Sample]] = [
-        ("textbook loop", "torch", _textbook_sample),
+        ("textbook loop", "torch", textbook_sample),
         ("torch_cluster", "torch_cluster", _torch_cluster_sample),
         ("pytorch3d", "pytorch3d", _pytorch3d_sample),
     ]
@@ -127,11 +127,11 @@ def _open3d(query: Tensor, support: Tensor, k: int) -> Tensor:
     return torch.stack(found)
 
 
-def _textbook_sample(pos: Tensor, num_samples: int) -> Tensor:
-    """The loop that most PyTorch ports of PointNet++ share, from index 0."""
+def textbook_sample(pos: Tensor, num_samples: int) -> Tensor:
+    """The loop that most PyTorch ports of PointNet++ share, from index 0: pos (B, N, 3) -> indices (B, num_samples)."""
     clouds = torch.arange(pos.shape[0], device=pos.device)
     chosen = torch.zeros(pos.shape[0], num_samples, dtype=torch.long, device=pos.device)
-    distance = torch.full(pos.shape[:2], 1e10, device=pos.device)
+    distance = torch.full(pos.shape[:2], 1e10, dtype=pos.dtype, device=pos.device)
     farthest = chosen[:, 0]
     for i in range(num_samples):
         chosen[:, i] = farthest

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pcattn.layers import LBR
 from pcattn.models.pct import PCTBackbone
+from pcattn.normalization import normalize
 from pcattn.ops import interpolate
 from pcattn.registry import construct
 
@@ -127,7 +128,7 @@ class SegmentationHead(nn.Module):
         if points is not None:
             x = interpolate(*points, x)
         x = x + F.linear(of_cloud, of_rest, first.linear.bias)[:, None]
-        x = self.dropout(first.act(first.norm(x)))
+        x = self.dropout(first.act(normalize(first.norm, x)))
         return self.last(self.second(x))
 
 

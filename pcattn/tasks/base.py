@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import move_data_to_device
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pcattn.tasks.optimization import OPTIMIZERS, build_optimizer, build_schedule
+from pcattn.tasks.optimization import OPTIMIZERS, AveragedWeights, build_optimizer, build_schedule
+from pcattn.tasks.voting import draw_votes
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -25,11 +28,13 @@ class PointCloudTask(LightningModule):
     """A network with its loss, metrics and optimiser.
 
     A task keeps its arguments, plain data all of them, as hyper-parameters: `optimizer`, `lr`, `momentum`,
-    `weight_decay`, `warmup_epochs` and `min_lr` are read from there. It has the methods that raise
+    `weight_decay`, `warmup_epochs`, `min_lr` and `ema_decay` are read from there. It has the methods that raise
     `NotImplementedError` here, and `training_step` and `predict_step` of Lightning.
 
     Args:
-        label_smoothing, optimizer, lr, min_lr: arguments of the task, to be checked.
+        label_smoothing, optimizer, lr, min_lr, ema_decay: arguments of the task, to be checked.
+        votes: likewise; more than one look at every cloud by `validate` and `test`, beside the evaluation by one.
+        all_points: likewise; carry predictions to all points of every cloud, likewise.
 
     Raises:
         ValueError: one of them is out of range.
@@ -39,7 +44,16 @@ class PointCloudTask(LightningModule):
     METRICS: ClassVar[tuple[str, ...]] = ()
     network: nn.Module
 
-    def __init__(self, label_smoothing: float, optimizer: str, lr: float, min_lr: float) -> None:
+    def __init__(
+        self,
+        label_smoothing: float,
+        optimizer: str,
+        lr: float,
+        min_lr: float,
+        ema_decay: float | None = None,
+        votes: int = 1,
+        all_points: bool = False,
+    ) -> None:
         super().__init__()
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
@@ -47,10 +61,29 @@ class PointCloudTask(LightningModule):
             raise ValueError(f"expected 0 <= label_smoothing < 1, but got {label_smoothing}")
         if not lr > 0 or not 0 <= min_lr <= lr:
             raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"expected 0 <= ema_decay < 1, but got {ema_decay}")
+        if votes < 1:
+            raise ValueError(f"expected votes >= 1, but got {votes}")
+        self.votes, self.all_points = votes, all_points
         self.eval_loss = MeanMetric()
+
+    def logits(self, batch: PointBatch) -> Tensor:
+        """What the network answers to a batch."""
+        raise NotImplementedError
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
+        raise NotImplementedError
+
+    def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
+        """Add several looks at one cloud to the metrics that are measured with them.
+
+        Args:
+            cloud: the complete cloud, a batch of one.
+            own: (N,) the points of it that were evaluated by one look.
+            looks: see `pcattn.tasks.voting.draw_votes`.
+        """
         raise NotImplementedError
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
@@ -81,20 +114,52 @@ class PointCloudTask(LightningModule):
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
-        """Add a batch to the metrics."""
+        """Add a batch to the metrics; further looks only where validation is all that is done."""
         self.evaluate(batch)
+        if self._looks_again and self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._look_again(batch, "val")
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
         self.evaluate(batch)
+        if self._looks_again:
+            self._look_again(batch, "test")
+
+    @property
+    def _looks_again(self) -> bool:
+        """Whether there is more than one look at every cloud, or it is judged at all its points."""
+        return self.votes > 1 or self.all_points
+
+    def _look_again(self, batch: PointBatch, split: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        points: Any = batch.point_indices
+        for index, own in zip(batch.indices.tolist(), points, strict=True):
+            cloud = move_data_to_device(data.complete_cloud(split, index), self.device)
+            self.evaluate_looks(cloud, own, draw_votes(cloud, own, self.votes))
+
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate the network that the checkpoint will hold: with the same running statistics.
+
+        Each process has those of its own batches, unless batch normalisation is synchronised. The mean over the
+        processes is what a single one would have seen on average.
+        """
+        if self.trainer.world_size > 1:
+            for buffer in self.network.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics over all validation samples."""
-        self.log_dict(self.compute_metrics("val"), prog_bar=True)
+        """Log the metrics over all validation samples, of all processes."""
+        self.log_dict(self.compute_metrics("val"), prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all test samples."""
-        self.log_dict(self.compute_metrics("test"), prog_bar=True)
+        self.log_dict(self.compute_metrics("test"), prog_bar=True, sync_dist=True)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The averaging of the weights, where it is asked for."""
+        decay = self.hparams.get("ema_decay")
+        return [] if decay is None else [AveragedWeights(decay)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, with a cosine schedule stepped after every batch."""
@@ -113,7 +178,8 @@ class PointCloudTask(LightningModule):
         """
         if not bool(loss.detach().isfinite()):
             raise NonFiniteError(self._save_batch(loss, batch))
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), prog_bar=True)
+        size = len(batch.pos)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=True, sync_dist=True)
 
     def _save_batch(self, loss: Tensor, batch: PointBatch) -> str:
         """Save a batch whose loss is not finite; what happened, in words."""

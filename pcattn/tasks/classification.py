@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from pcattn.models import PCTClassifier
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
+from pcattn.tasks.optimization import compile_network
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -33,6 +34,8 @@ class Classification(PointCloudTask):
         network_kwargs: further arguments of the network (`dim`, `depth`, `k`, `dropout`, ...).
         num_features: channels of a point beside its position; the command line takes it from the data.
         class_names: names of the classes; likewise.
+        votes: looks at every cloud by `validate` and `test`, see `pcattn.tasks.voting`; with more than one, what they
+            agree on is measured beside what one look finds, in a line of its own.
         label_smoothing: eps; the true class gets 1 - eps, the K - 1 others eps / (K - 1) each, as in PCT's code.
         optimizer: `"sgd"` or `"adamw"`.
         lr: learning rate after the warm-up.
@@ -40,7 +43,9 @@ class Classification(PointCloudTask):
         weight_decay: of either.
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
-        compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
+        ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
+        compile: compile the network with `torch.compile`; the same function, faster after a slow first step. Without a
+            C++ compiler on the CPU it is left out, with a warning.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "oa", "macc")
@@ -54,6 +59,7 @@ class Classification(PointCloudTask):
         network_kwargs: dict[str, Any] | None = None,
         num_features: int = 0,
         class_names: list[str] | None = None,
+        votes: int = 1,
         label_smoothing: float = 0.2,
         optimizer: str = "sgd",
         lr: float = 0.01,
@@ -61,26 +67,32 @@ class Classification(PointCloudTask):
         weight_decay: float = 5e-4,
         warmup_epochs: float = 0.0,
         min_lr: float = 1e-4,
+        ema_decay: float | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(label_smoothing, optimizer, lr, min_lr)
+        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes)
         self.save_hyperparameters()
         self.network = PCTClassifier(
             num_classes, variant, attention, attention_kwargs, num_features=num_features, **(network_kwargs or {})
         )
         if compile:
-            self.network.compile()
+            compile_network(self.network)
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.label_smoothing = torch_smoothing(label_smoothing, num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.vote_confusion = MulticlassConfusionMatrix(num_classes)
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of clouds (B, N, 3) with features (B, N, F)."""
         return self.network(pos, features)
 
+    def logits(self, batch: PointBatch) -> Tensor:
+        """Logits (B, num_classes) of a batch."""
+        return self(batch.pos, batch.channels)
+
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy of a batch, whose clouds may be mixed."""
-        logits = self(batch.pos, batch.channels)
+        logits = self.logits(batch)
         if batch.mixed_label is None or batch.mixed_weight is None:
             loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
         else:
@@ -90,27 +102,32 @@ class Classification(PointCloudTask):
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
         """Index, predicted class, and probabilities of each cloud of a batch."""
-        probabilities = self(batch.pos, batch.channels).softmax(dim=1)
+        probabilities = self.logits(batch).softmax(dim=1)
         return {"indices": batch.indices, "label": probabilities.argmax(dim=1), "probabilities": probabilities}
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
-        logits = self(batch.pos, batch.channels)
+        logits = self.logits(batch)
         self.confusion.update(logits, batch.label)
         self.eval_loss.update(F.cross_entropy(logits, batch.label, reduction="none"))
 
+    def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
+        """Add the mean of the looks' probabilities to the metrics of votes."""
+        self.vote_confusion.update(self.logits(looks).softmax(dim=1).mean(dim=0, keepdim=True), cloud.label)
+
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
-        """Loss and both accuracies over all samples since the last call."""
+        """Loss and both accuracies over all samples since the last call, and both with votes where there were any."""
         matrix = self.confusion.compute()
         self.last_confusion = matrix
-        metrics = {
-            f"{split}/loss": self.eval_loss.compute(),
-            f"{split}/oa": matrix.diagonal().sum() / matrix.sum(),
-            f"{split}/macc": class_accuracy(matrix).nanmean(),
-        }
-        self.confusion.reset()
-        self.eval_loss.reset()
-        return metrics
+        self.last_votes: Tensor | None = None
+        metrics = {"loss": self.eval_loss.compute(), **accuracies(matrix)}
+        if self.vote_confusion.update_called:
+            self.last_votes = self.vote_confusion.compute()
+            found = accuracies(self.last_votes)
+            metrics |= {f"votes_{self.votes}/{name}": value for name, value in found.items()}
+        for metric in (self.confusion, self.vote_confusion, self.eval_loss):
+            metric.reset()
+        return {f"{split}/{name}": value for name, value in metrics.items()}
 
     def report(self, split: str) -> str:
         """The last evaluation in words: both accuracies, and for each class its own and its most frequent mistake."""
@@ -132,6 +149,12 @@ class Classification(PointCloudTask):
             f"{split}: overall accuracy {right / total:.4f} ({right} of {total}), "
             f"mean class accuracy {accuracy.nanmean():.4f}"
         )
+        if self.last_votes is not None:
+            voted = accuracies(self.last_votes.cpu())
+            lines.append(
+                f"{split}, mean of {self.votes} votes: overall accuracy {voted['oa']:.4f}, "
+                f"mean class accuracy {voted['macc']:.4f}"
+            )
         return "\n".join(lines)
 
     def save_predictions(self, batches: list[dict[str, Tensor]], folder: Path) -> Path:
@@ -146,6 +169,11 @@ class Classification(PointCloudTask):
                 for index, label, probability in zip(batch["indices"], batch["label"], top, strict=True):
                     writer.writerow([int(index), int(label), self.class_names[int(label)], f"{probability:.6f}"])
         return path
+
+
+def accuracies(confusion: Tensor) -> dict[str, Tensor]:
+    """Overall accuracy and mean class accuracy of a confusion matrix (K, K) with the truth in its rows."""
+    return {"oa": confusion.diagonal().sum() / confusion.sum(), "macc": class_accuracy(confusion).nanmean()}
 
 
 def class_accuracy(confusion: Tensor) -> Tensor:

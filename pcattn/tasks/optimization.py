@@ -1,9 +1,18 @@
-"""Optimisers and learning rate schedule, chosen by plain arguments."""
+"""Optimisers, learning rate schedule, averaged weights and compilation, chosen by plain arguments."""
 
 import math
+import os
+import shlex
+import shutil
+import sys
+import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import nn
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -50,3 +59,55 @@ def warmup_cosine(warmup: int, total: int, floor: float) -> Callable[[int], floa
 def build_schedule(optimizer: Optimizer, lr: float, min_lr: float, warmup: int, total: int) -> LambdaLR:
     """`warmup_cosine` from `lr` down to `min_lr`, to be stepped after every batch."""
     return LambdaLR(optimizer, warmup_cosine(warmup, total, min_lr / lr))
+
+
+class AveragedWeights(WeightAveraging):
+    r"""Exponential moving average of the weights, with which validation, checkpoints and test work.
+
+    After step t, counted from 0, with the running statistics of batch normalisation averaged like the weights they
+    belong to, and counters copied:
+
+    .. math::
+        \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t)\, \theta_t, \qquad
+        d_t = \min\left(d, \frac{1 + t}{10 + t}\right)
+
+    d_t grows to d so that the first epochs are not held back by the weights that training began with. A checkpoint has
+    the average as its `state_dict`, and beside it what training goes on with.
+
+    Args:
+        decay: d, 0 <= d < 1. The average spans about the last 1 / (1 - d) steps.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=self._average)
+        self.decay = decay
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with both states in training; evaluation needs no more than the average, which is loaded by then."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    @torch.no_grad()
+    def _average(self, averages: list[Tensor], values: list[Tensor], step: Tensor) -> None:
+        """Update the averages, all of one dtype, in place; `step` is t."""
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, values)
+            return
+        decay = min(self.decay, (1 + int(step)) / (10 + int(step)))
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile a network in place with `torch.compile`, where this machine can.
+
+    On the CPU that needs a C++ compiler (`CXX`, else the platform's own). Where there is none the network stays as it
+    is, and a warning says so: it computes the same, more slowly.
+    """
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = (shlex.split(os.environ.get("CXX", "")) or [default])[0]
+    if torch.cuda.is_available() or shutil.which(compiler):
+        network.compile()
+    else:
+        warnings.warn(
+            f"compile: true needs a C++ compiler, but {compiler} is not found: running uncompiled", stacklevel=3
+        )

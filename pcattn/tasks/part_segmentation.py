@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from pcattn.metrics import PartIoU, predict_parts
+from pcattn.metrics.functional import PartIoUResult
 from pcattn.models import PCTSegmenter
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
+from pcattn.tasks.optimization import compile_network
+from pcattn.tasks.voting import carry
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -43,13 +46,18 @@ class PartSegmentation(PointCloudTask):
             among the parts of the shape's category.
         label_smoothing: eps; the true part gets 1 - eps, the K - 1 others eps / (K - 1) each, as in PCT's code.
         lovasz: weight of the Lovász-Softmax loss beside the cross-entropy; 0 leaves it out.
+        votes: looks at every cloud by `validate` and `test`, see `pcattn.tasks.voting`; with more than one, what they
+            agree on is measured beside what one look finds, in a line of its own.
+        all_points: also carry the predictions to all points of every cloud, and measure there, likewise.
         optimizer: `"sgd"` or `"adamw"`.
         lr: learning rate after the warm-up.
         momentum: of SGD.
         weight_decay: of either.
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
-        compile: compile the network with `torch.compile`; the same function, faster after a slow first step.
+        ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
+        compile: compile the network with `torch.compile`; the same function, faster after a slow first step. Without a
+            C++ compiler on the CPU it is left out, with a warning.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "point_accuracy", "instance_miou", "class_miou")
@@ -68,15 +76,18 @@ class PartSegmentation(PointCloudTask):
         protocol: str = "category",
         label_smoothing: float = 0.2,
         lovasz: float = 0.0,
+        votes: int = 1,
+        all_points: bool = False,
         optimizer: str = "sgd",
         lr: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         warmup_epochs: float = 0.0,
         min_lr: float = 1e-4,
+        ema_decay: float | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(label_smoothing, optimizer, lr, min_lr)
+        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, all_points)
         if not parts:
             raise ValueError(f"expected parts of each category (data with per_point: true), but got {parts}")
         if not lovasz >= 0:
@@ -90,6 +101,10 @@ class PartSegmentation(PointCloudTask):
         self.lovasz = lovasz
         self.iou = PartIoU(parts, protocol)
         self.accuracy = MeanMetric()
+        #: (votes, whether on all points) of each further line of an evaluation, and its metric
+        self.looks = [(v, everywhere) for everywhere in sorted({False, all_points}) for v in sorted({1, votes})][1:]
+        self.look_ious: Any = nn.ModuleList(PartIoU(parts, protocol) for _ in self.looks)
+        self.sizes: list[int] = []  # of the complete clouds
         num_parts = self.iou.table.num_parts
         if part_names is not None and len(part_names) != num_parts:
             raise ValueError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
@@ -105,16 +120,20 @@ class PartSegmentation(PointCloudTask):
             **(network_kwargs or {}),
         )
         if compile:
-            self.network.compile()
+            compile_network(self.network)
         self.label_smoothing = torch_smoothing(label_smoothing, num_parts)
 
     def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Logits (B, N, num_parts) of clouds (B, N, 3) of categories (B,) with features (B, N, F)."""
         return self.network(pos, category, features)
 
+    def logits(self, batch: PointBatch) -> Tensor:
+        """Logits (B, N, num_parts) of a batch."""
+        return self(batch.pos, batch.category, batch.channels)
+
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy over the points of a batch, and the Lovász term."""
-        logits = self(batch.pos, batch.category, batch.channels)
+        logits = self.logits(batch)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten(), label_smoothing=self.label_smoothing)
         if self.lovasz:
             loss = loss + self.lovasz * lovasz_softmax(logits.softmax(dim=2), batch.label)
@@ -123,7 +142,7 @@ class PartSegmentation(PointCloudTask):
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
-        logits = self(batch.pos, batch.category, batch.channels)
+        logits = self.logits(batch)
         self.num_points = logits.shape[1]
         self.iou.update(logits, batch.label, batch.category)
         predicted = predict_parts(logits, batch.category, self.parts, self.protocol)
@@ -131,6 +150,16 @@ class PartSegmentation(PointCloudTask):
         self.accuracy.update((predicted == batch.label).float().mean(dim=1), self.num_points)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten(), reduction="none")
         self.eval_loss.update(loss.view_as(predicted).mean(dim=1), self.num_points)
+
+    def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
+        """Add what votes agree on, and what is found at all points, to their metrics."""
+        one, mean = carry(cloud, looks, self.logits(looks).softmax(dim=2))
+        for (votes, everywhere), iou in zip(self.looks, self.look_ious, strict=True):
+            found, label = one if votes == 1 else mean, cloud.label
+            if not everywhere:
+                found, label = found[:, own], label[:, own]
+            iou.update(found, label, cloud.category)
+        self.sizes.append(cloud.pos.shape[1])
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
         """Loss, accuracy and both mean IoUs over all samples since the last call."""
@@ -141,22 +170,42 @@ class PartSegmentation(PointCloudTask):
             "instance_miou": result.instance,
             "class_miou": result.classes,
         }
-        self.last_summary = {
+        self.last_summary: dict[str, Any] = {
             "protocol": self.protocol,
             "points_per_shape": self.num_points,
             "votes": 1,
             "shapes": int(result.counts.sum()),
             **{name: float(value) for name, value in metrics.items()},
-            "categories": [
-                {"category": name, "miou": iou if shapes else None, "shapes": shapes}
-                for name, iou, shapes in zip(
-                    self.class_names, result.per_class.tolist(), result.counts.tolist(), strict=True
-                )
-            ],
+            "categories": self._categories(result),
+            "further": [],
         }
-        for metric in (self.iou, self.accuracy, self.eval_loss):
+        for (votes, everywhere), iou in zip(self.looks, self.look_ious, strict=True):
+            if not iou.update_called:  # validation during training looks once
+                continue
+            result = iou.compute()
+            means = {"instance_miou": result.instance, "class_miou": result.classes}
+            self.last_summary["further"].append(
+                {
+                    "votes": votes,
+                    "points_per_shape": [min(self.sizes), max(self.sizes)] if everywhere else self.num_points,
+                    **{name: float(value) for name, value in means.items()},
+                    "categories": self._categories(result),
+                }
+            )
+            kind = "_".join(["all_points"] * everywhere + [f"votes_{votes}"] * (votes > 1))
+            metrics |= {f"{kind}/{name}": value for name, value in means.items()}
+        for metric in (self.iou, self.accuracy, self.eval_loss, *self.look_ious):
             metric.reset()
+        self.sizes = []
         return {f"{split}/{name}": value for name, value in metrics.items()}
+
+    def _categories(self, result: PartIoUResult) -> list[dict[str, Any]]:
+        return [
+            {"category": name, "miou": iou if shapes else None, "shapes": shapes}
+            for name, iou, shapes in zip(
+                self.class_names, result.per_class.tolist(), result.counts.tolist(), strict=True
+            )
+        ]
 
     def report(self, split: str) -> str:
         """The last evaluation in words: mean IoU of each category and of all, and how they were measured."""
@@ -174,6 +223,18 @@ class PartSegmentation(PointCloudTask):
             f"measured on {summary['shapes']} shapes with {summary['points_per_shape']} points each, "
             f"protocol {summary['protocol']}, no voting"
         )
+        for further in summary["further"]:
+            points = further["points_per_shape"]
+            if isinstance(points, list):
+                sizes = f"{points[0]} to {points[1]}" if points[0] < points[1] else f"{points[0]}"
+                where = f"all {sizes} points of each shape, from {summary['points_per_shape']}"
+            else:
+                where = f"the same {points} points"
+            how = f"mean of {further['votes']} votes" if further["votes"] > 1 else "no voting"
+            lines.append(
+                f"{split}, {how}, {where}: instance mIoU {further['instance_miou']:.4f}, "
+                f"class mIoU {further['class_miou']:.4f}"
+            )
         return "\n".join(lines)
 
     def save_report(self, split: str, folder: Path) -> list[Path]:
@@ -190,7 +251,7 @@ class PartSegmentation(PointCloudTask):
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
         """Index and predicted parts of each cloud of a batch."""
-        logits = self(batch.pos, batch.category, batch.channels)
+        logits = self.logits(batch)
         return {
             "indices": batch.indices,
             "parts": predict_parts(logits, batch.category, self.parts, self.protocol),

@@ -7,6 +7,7 @@ from pcattn.attention import Geometry, build_attention, pencil_op
 from pcattn.attention.axial import PairNorm, PencilAttention
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
 from pcattn.bench.attention import peak_memory
+from pcattn.normalization import normalize
 
 from .attention_cases import assert_near, grid_positions, load_linear, load_norm, load_parameter
 
@@ -73,7 +74,11 @@ def test_weights_equal_fixture(load_fixture, prefix, axis):
     batch, height, width, _ = arrays["x"].shape
     x = (arrays["x"] if prefix == "h" else arrays["y_height"]).flatten(1, 2)
     geometry = Geometry(grid_positions(height, width).expand(batch, -1, -1))
-    q, k, _ = pencils.qkv_norm(pencils.qkv(x)).unflatten(-1, (pencils.num_groups, -1)).split(pencils.widths, dim=-1)
+    q, k, _ = (
+        normalize(pencils.qkv_norm, pencils.qkv(x))
+        .unflatten(-1, (pencils.num_groups, -1))
+        .split(pencils.widths, dim=-1)
+    )
     relative_q, relative_k, _ = pencils.relative.split(pencils.widths)
     identity = torch.eye(height * width, dtype=x.dtype).expand(batch, pencils.num_groups, -1, -1).transpose(1, 2)
     layout = geometry.pencils(axis, cell=1.0)
@@ -95,7 +100,11 @@ def reference(pencils, x):
     pos = torch.arange(x.shape[1])
     size = pencils.relative.shape[1]
     entry = (pos[:, None] - pos[None] + size // 2).clamp(0, size - 1)
-    q, k, v = pencils.qkv_norm(pencils.qkv(x)).unflatten(-1, (pencils.num_groups, -1)).split(pencils.widths, dim=-1)
+    q, k, v = (
+        normalize(pencils.qkv_norm, pencils.qkv(x))
+        .unflatten(-1, (pencils.num_groups, -1))
+        .split(pencils.widths, dim=-1)
+    )
     r_q, r_k, r_v = (r[:, entry] for r in pencils.relative.split(pencils.widths))  # (g, N, N)
     maps = torch.stack(
         (
@@ -108,7 +117,7 @@ def reference(pencils, x):
     scale = pencils.logit_norm.weight / (variance + pencils.logit_norm.eps).sqrt()
     weights = (maps * scale[:, None, :, None, None]).sum(dim=0).softmax(dim=-1)
     sums = torch.einsum("bgij,bjgc->bigc", weights, v), torch.einsum("bgij,cij->bigc", weights, r_v)
-    out = pencils.out_norm(torch.stack(sums, dim=-1).flatten(2)).unflatten(-1, (-1, 2)).sum(dim=-1)
+    out = normalize(pencils.out_norm, torch.stack(sums, dim=-1).flatten(2)).unflatten(-1, (-1, 2)).sum(dim=-1)
     return out, variance, maps.var(dim=(1, 3, 4))
 
 

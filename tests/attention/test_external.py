@@ -5,7 +5,7 @@ import torch
 
 from pcattn.attention import Geometry, build_attention, multihead_external
 from pcattn.attention.external import double_normalize
-from pcattn.layers import BatchNorm
+from pcattn.normalization import normalize
 
 from .attention_cases import assert_near, load_linear, load_norm, load_parameter
 
@@ -20,9 +20,9 @@ def load_external(arrays, value="Mv"):
 
 def image_layer(core_out, arrays, training):
     """What the image network does with the core: ReLU(x + BN(core W_2^T))."""
-    norm = BatchNorm(core_out.shape[-1]).double().train(training)
+    norm = torch.nn.BatchNorm1d(core_out.shape[-1]).double().train(training)
     load_norm(norm, arrays)
-    return (arrays["x"] + norm(core_out @ arrays["W2"].t())).relu()
+    return (arrays["x"] + normalize(norm, core_out @ arrays["W2"].t())).relu()
 
 
 def test_external_equals_fixture(load_fixture):

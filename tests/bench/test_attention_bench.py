@@ -118,6 +118,20 @@ def test_plot(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_one_folder_for_the_docs(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    names = ["--attention", "external", "self"]
+    assert bench.main([*names, "--sizes", "64", "128", "--dim", "16", "--repeats", "1", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "attention.json").read_text())["rows"]
+    table = (tmp_path / "attention.md").read_text()
+    assert "| attention | N = 64 | N = 128 |" in table
+    assert f"| external | {rows[0]['step_ms']:,.1f} | {rows[1]['step_ms']:,.1f} |" in table
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+    result = bench.bench_attention(["self"], (64, 10**6), dim=16, repeats=1, max_seconds=1)
+    assert "| skipped |" in bench.format_markdown(result)
+    assert "- self, N = 1,000,000: would take" in bench.format_markdown(result)
+
+
 def test_slopes():
     rows = [
         {"num_points": n, "forward_ms": n, "step_ms": n**2, "search_ms": 0, "peak_mib": 3 * n, "multiply_adds": n**1.5}

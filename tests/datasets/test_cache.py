@@ -83,6 +83,14 @@ def test_where_nothing_can_be_written(root: Path, tmp_path: Path) -> None:
         read(root, build)
 
 
+def test_a_read_only_folder_stays_as_it_is(root: Path, tmp_path: Path) -> None:
+    root.chmod(0o555)
+    with pytest.warns(UserWarning, match="cannot be written"):
+        assert read(root, Build()).folder.parent == tmp_path / "home" / "pcattn"
+    assert [path.name for path in root.iterdir()] == ["a.txt"]
+    root.chmod(0o755)
+
+
 def test_one_that_was_cut_short_is_built_again(root: Path) -> None:
     build = Build()
     path = read(root, build).folder / "pos.bin"

@@ -1,4 +1,4 @@
-"""ModelNet40's HDF5 files: what is read, and what is said of files that cannot be."""
+"""ModelNet's layouts: what is read, and what is said of files that cannot be."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch_geometric.data import InMemoryDataset
 
-from pcattn.datasets import DatasetBrokenError, DatasetNotFoundError, ModelNet40
+from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError, ModelNet10, ModelNet40
 
-from .modelnet_files import NAMES, write_modelnet40
+from .modelnet_files import NAMES, write_meshes, write_modelnet40, write_resampled
 
 
 @pytest.fixture
@@ -110,6 +110,81 @@ class TestErrors:
         (folder / "shape_names.txt").write_text("airplane\n")
         with pytest.raises(DatasetBrokenError, match="40 class names, but got 1"):
             ModelNet40(folder)
+
+
+class TestResampled:
+    def test_items(self, tmp_path: Path) -> None:
+        root = write_resampled(tmp_path / "modelnet40_normal_resampled")
+        train, test = ModelNet40(tmp_path), ModelNet40(root, train=False)
+        assert (len(train), len(test), train.num_classes) == (80, 40, 40)
+        table = np.loadtxt(root / "class_07" / "class_07_0002.txt", delimiter=",", dtype=np.float32)
+        np.testing.assert_array_equal(train[15].pos, table[:, :3])
+        np.testing.assert_array_equal(train[15].x, table[:, 3:])
+        assert train[15].y.tolist() == [7]
+        again = ModelNet40(root)
+        assert torch.equal(again._data.pos, train._data.pos)
+        assert len(list((root / "processed").iterdir())) == 2  # a cache for each split
+
+    def test_modelnet10_beside_it(self, tmp_path: Path) -> None:
+        root = write_resampled(tmp_path / "modelnet40_normal_resampled")
+        (root / "modelnet10_shape_names.txt").write_text("\n".join(f"class_{number:02d}" for number in range(4, 14)))
+        (root / "modelnet10_train.txt").write_text("class_05_0001\nclass_13_0002\n")
+        assert ModelNet10(tmp_path)._data.y.tolist() == [1, 9]
+
+    def test_errors(self, tmp_path: Path) -> None:
+        root = write_resampled(tmp_path / "x")
+        (root / "class_01" / "class_01_0001.txt").write_text("1,2,3,4,5,6\n1,2,3,4,5\n")
+        with pytest.raises(DatasetBrokenError, match=r"class_01_0001\.txt: expected 6 numbers .* got 5 on line 2"):
+            ModelNet40(root)
+        (root / "class_02" / "class_02_0001.txt").unlink()
+        with pytest.raises(DatasetNotFoundError, match=r"expected class_02/class_02_0001\.txt in"):
+            ModelNet40(root)
+        with pytest.warns(UserWarning, match="ModelNet40: 2 files left out"):
+            assert len(ModelNet40(root, on_error="skip")) == 78
+        (root / "modelnet40_train.txt").write_text("table_0001\n")
+        with pytest.raises(DatasetBrokenError, match="names such as class_00_0001, but got 'table_0001'"):
+            ModelNet40(root)
+
+
+class TestMeshes:
+    def test_points_lie_on_the_faces(self, tmp_path: Path) -> None:
+        pytest.importorskip("trimesh")
+        write_meshes(tmp_path / "ModelNet10")
+        train, test = ModelNet10(tmp_path), ModelNet10(tmp_path, train=False)
+        assert (len(train), len(test), train._data.y.tolist()) == (20, 10, [label for label in range(10) for _ in "ab"])
+        item = train[3]
+        assert item.pos.shape == (2048, 3)
+        assert (item.pos[:, 2].abs() < 1e-6).all()  # a plane, whose centroid was moved to the origin
+        assert (item.x == torch.tensor([0.0, 0, 1])).all()
+        torch.testing.assert_close(item.pos.norm(dim=1).max(), torch.tensor(1.0))
+        # Uniform by area: as many on both sides of the middle, and the square's corners at distance 1.
+        assert abs(int((item.pos[:, 0] > 0).sum()) - 1024) < 120
+        assert not torch.equal(train[2].pos, train[3].pos)
+
+    def test_are_drawn_once(self, tmp_path: Path) -> None:
+        pytest.importorskip("trimesh")
+        first = ModelNet10(write_meshes(tmp_path / "a"))._data.pos
+        assert torch.equal(first, ModelNet10(tmp_path / "a")._data.pos)
+        assert torch.equal(first, ModelNet10(write_meshes(tmp_path / "b"))._data.pos)
+
+    def test_a_broken_mesh(self, tmp_path: Path) -> None:
+        pytest.importorskip("trimesh")
+        path = write_meshes(tmp_path / "a") / "class_03" / "train" / "class_03_0001.off"
+        path.write_text("OFF\n4 2 0\n0 0 3\n")
+        with pytest.raises(DatasetBrokenError, match=r"class_03_0001\.off"):
+            ModelNet10(tmp_path / "a")
+
+
+def test_several_layouts_in_one_place(folder: Path) -> None:
+    write_resampled(folder.parent / "modelnet40_normal_resampled")
+    with pytest.raises(DatasetError, match=r"expected one ModelNet40 under .* HDF5 in .* and Text in .*: name one"):
+        ModelNet40(folder.parent)
+
+
+def test_skipping_hdf5_files(folder: Path) -> None:
+    (folder / "ply_data_train1.h5").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"1 files left out: .*ply_data_train1\.h5"):
+        assert len(ModelNet40(folder, on_error="skip")) == 80
 
 
 REAL = os.environ.get("PCATTN_MODELNET40", "data/modelnet40_ply_hdf5_2048")

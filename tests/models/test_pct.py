@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcattn.layers import LBR, BatchNorm, LocalAggregation
+from pcattn.layers import LBR, LocalAggregation
 from pcattn.models import PCTClassifier
+from pcattn.normalization import normalize
 from pcattn.ops import farthest_point_sample, gather, knn
 
 
@@ -41,7 +42,7 @@ class TestLocalAggregation:
         """Group first, then both LBRs, as the paper writes it."""
         of_centre = gather(features, centres)[:, :, None].expand(-1, -1, neighbours.shape[2], -1)
         grouped = torch.cat((gather(features, neighbours) - of_centre, of_centre), dim=3)
-        return layer.second(torch.relu(layer.norm(layer.linear(grouped)))).amax(dim=2)
+        return layer.second(torch.relu(normalize(layer.norm, layer.linear(grouped)))).amax(dim=2)
 
     @pytest.mark.parametrize("training", [True, False])
     def test_factorised_equals_textbook(self, training: bool) -> None:
@@ -62,21 +63,38 @@ class TestLocalAggregation:
     def test_grouping_is_the_released_one(self, load_fixture) -> None:
         """With identity weights the layer's input to the first norm is the grouped tensor of the released code."""
         arrays = load_fixture("fps_group")
-        layer = LocalAggregation(arrays["feat"].shape[2], arrays["grouped"].shape[3]).double()
+        layer = LocalAggregation(arrays["feat"].shape[2], arrays["grouped"].shape[3]).double().eval()
         torch.nn.init.eye_(layer.linear.weight)
         seen = {}
         layer.norm.register_forward_pre_hook(lambda module, args: seen.update(grouped=args[0]))
         centres = farthest_point_sample(arrays["xyz"], arrays["fps_idx"].shape[1], rule="pointnet2")
         layer(arrays["feat"], centres, arrays["knn_idx"])
-        torch.testing.assert_close(seen["grouped"], arrays["grouped"], atol=1e-10, rtol=0)
+        grouped = seen["grouped"].view_as(arrays["grouped"])
+        torch.testing.assert_close(grouped, arrays["grouped"], atol=1e-10, rtol=0)
 
 
 class TestBatchNorm:
     def test_equals_torch_on_channels_first(self) -> None:
-        ours, theirs = BatchNorm(5), torch.nn.BatchNorm1d(5)
+        ours, theirs = torch.nn.BatchNorm1d(5), torch.nn.BatchNorm1d(5)
         x = torch.randn(4, 7, 5)
-        torch.testing.assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))
+        torch.testing.assert_close(normalize(ours, x), theirs(x.transpose(1, 2)).transpose(1, 2))
         torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+    def test_statistics_are_exact(self) -> None:
+        """In float32, of many rows far from zero."""
+        norm, x = torch.nn.BatchNorm1d(4, momentum=1.0), 3 + torch.randn(20_000, 4)
+        normalize(norm, x)
+        torch.testing.assert_close(norm.running_mean.double(), x.double().mean(0), rtol=3e-7, atol=0)
+        torch.testing.assert_close(norm.running_var.double(), x.double().var(0), rtol=1e-6, atol=0)
+
+    def test_gradients(self) -> None:
+        norm = torch.nn.BatchNorm1d(3).double()
+        x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, *parameters: normalize(norm, x), (x, *norm.parameters()))
+
+    def test_one_row_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="more than 1 value"):
+            normalize(torch.nn.BatchNorm1d(3), torch.randn(1, 3))
 
     def test_lbr_slope(self) -> None:
         x = torch.randn(16, 3)

@@ -1,0 +1,148 @@
+"""ShapeNetPart in its three layouts, and a user's own labelled clouds in the same layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch_geometric.data import InMemoryDataset
+
+from .cache import Cached
+from .errors import DatasetError, DatasetNotFoundError
+from .shapenet_layouts import HINT, SPLITS, find_layout
+from .storage import install, report_skipped
+
+
+class ShapeNetPart(InMemoryDataset):
+    """ShapeNetPart: 16,881 shapes of 16 categories with 50 parts, or one's own labelled clouds in its layout.
+
+    The layout is recognised:
+
+    - text: `<folder>/<id>.txt` with lines `x y z nx ny nz label` or `x y z label`; labels are global;
+    - points and labels apart: `<folder>/points/<id>.pts` with lines `x y z` and `<folder>/points_label/<id>.seg`, a
+      label a line, counted from 1 within the category;
+    - HDF5: `ply_data_{train,val,test}*.h5` with `data` (n, P, 3), `label` (n, 1) and the global parts `pid` (n, P).
+
+    The first two list their categories in `synsetoffset2category.txt`, lines of a name and a folder. Categories beside
+    the official ones may be there, alone or with those; their parts are the labels that occur. The splits are those of
+    `train_test_split/shuffled_{train,val,test}_file_list.json`; without these lists a fifth of each category, chosen
+    by the hash of the file names, is the test split, and there is no validation split.
+
+    The files are read once, in parallel, and cached (`pcattn.datasets.cache`); the cache is mapped, not loaded.
+
+    Args:
+        root: the folder with these files, or the folder above it.
+        split: `"train"`, `"val"` or `"test"`.
+        categories: names of those to read; labels and class names stay those of all. None reads all.
+        on_error: `"raise"`, or `"skip"` to leave out files that cannot be used, with a warning.
+        split_seed: of the choice of the test split where there are no lists.
+        transform: see torch-geometric.
+        pre_transform: likewise.
+        pre_filter: likewise.
+
+    Each item is a `Data` with `pos` (N, 3), `y` (N,) global parts, `category` (1,) and, where the files have them,
+    normals `x` (N, 3).
+
+    Attributes:
+        class_names: of all categories.
+        parts: part ids of each category.
+        part_names: of all part ids from 0.
+        splits: those that there are.
+
+    Raises:
+        DatasetNotFoundError: no such files under `root`, or no such split.
+        DatasetBrokenError: a file is damaged or holds something else.
+
+    Source: Yi et al. 2016, A scalable active framework for region annotation in 3D shape collections.
+    """
+
+    up_axis: ClassVar[str] = "y"
+    feature_names: ClassVar[tuple[str, ...]] = ("nx", "ny", "nz")
+
+    def __init__(
+        self,
+        root: str,
+        split: str = "train",
+        categories: list[str] | None = None,
+        on_error: str = "raise",
+        split_seed: int = 0,
+        transform: Callable | None = None,
+        pre_transform: Callable | None = None,
+        pre_filter: Callable | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"expected split to be one of {', '.join(SPLITS)}, but got {split!r}")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"expected on_error to be raise or skip, but got {on_error!r}")
+        super().__init__(None, transform, pre_transform, pre_filter)
+        layout = find_layout(Path(root))
+        found = layout.read(on_error == "skip", split_seed)
+        report_skipped("ShapeNetPart", found.info["skipped"])
+        self.class_names: list[str] = found.info["class_names"]
+        self.parts: list[list[int]] = found.info["parts"]
+        self.part_names = _part_names(self.class_names, self.parts)
+        bounds: dict[str, list[int]] = found.info["splits"]
+        self.splits = tuple(name for name in SPLITS if name in bounds)
+        if split not in bounds:
+            there = ", ".join(self.splits)
+            hint = f"It has {there}. {HINT}"
+            raise DatasetNotFoundError(f"the {split} split of ShapeNetPart", layout.folder, f"{split} files", hint)
+        first, last = bounds[split]
+        _fill(self, found, first, last, _numbers(categories, self.class_names), pre_filter, pre_transform)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of categories; the base class would count the part labels `y`."""
+        return len(self.class_names)
+
+    @staticmethod
+    def read_class_names(root: str) -> list[str]:
+        """Names of the categories, in the order of their labels."""
+        return [category.name for category in find_layout(Path(root)).categories]
+
+
+def _numbers(names: Sequence[str] | None, known: list[str]) -> list[int] | None:
+    """Labels of the categories that were asked for."""
+    if names is None:
+        return None
+    if unknown := [name for name in names if name not in known]:
+        raise DatasetError(f"expected categories among {', '.join(known)}, but got {', '.join(unknown)}")
+    return [known.index(name) for name in names]
+
+
+def _fill(
+    dataset: InMemoryDataset,
+    found: Cached,
+    first: int,
+    last: int,
+    categories: list[int] | None,
+    pre_filter: Callable | None,
+    pre_transform: Callable | None,
+) -> None:
+    """Make clouds `first` to `last` of what was read the content of a data set."""
+    sizes, labels = np.array(found.arrays["sizes"]), np.array(found.arrays["category"])
+    starts = np.concatenate(([0], np.cumsum(sizes)))
+    rows: Any = slice(starts[first], starts[last])
+    chosen = np.arange(first, last)
+    if categories is not None:  # what is left of the mapped arrays is read into memory
+        chosen = chosen[np.isin(labels[first:last], categories)]
+        if not len(chosen):
+            raise DatasetError(f"expected clouds of the categories {categories} in this split, but there are none")
+        rows = np.concatenate([np.arange(starts[cloud], starts[cloud + 1]) for cloud in chosen])
+    points = {
+        name: found.arrays[key][rows]
+        for name, key in (("pos", "pos"), ("x", "normals"), ("y", "part"))
+        if key in found.arrays
+    }
+    install(dataset, sizes[chosen], points, {"category": labels[chosen]}, pre_filter, pre_transform)
+
+
+def _part_names(class_names: list[str], parts: list[list[int]]) -> list[str]:
+    """Category and number of each part id; the files do not name them."""
+    names = ["unused"] * (1 + max(map(max, parts)))
+    for name, ids in zip(class_names, parts, strict=True):
+        for number, part in enumerate(ids):
+            names[part] = f"{name}/{number + 1}"
+    return names

@@ -1,0 +1,35 @@
+"""What a point attends to, as cores tell it by `attention_map(x, geometry, point)`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class AttentionMaps(NamedTuple):
+    """Weights over the points of each cloud, one map a head, memory slot or gate."""
+
+    weights: Tensor  #: (B, M, N)
+    names: list[str]  #: of the M maps
+    slots: bool = False  #: maps are slots of a memory: the value at a point is how much the point attends to the slot
+
+
+def heads(weights: Tensor, prefix: str = "") -> AttentionMaps:
+    """Maps (B, H, N) of heads."""
+    return AttentionMaps(weights, [f"{prefix}head {head}" for head in range(weights.shape[1])])
+
+
+def spread(weights: Tensor, neighbours: Tensor, num_points: int) -> Tensor:
+    """Weights (B, H, K) of the neighbours (B, K) of a point as weights (B, H, N) of all points."""
+    out = weights.new_zeros(*weights.shape[:2], num_points)
+    return out.scatter_add_(2, neighbours[:, None].expand_as(weights), weights)
+
+
+def neighbour_weights(q: Tensor, k: Tensor, neighbours: Tensor, bias: Tensor | None, point: int) -> Tensor:
+    """The softmax of `neighborhood_attention` for one point: q, k (B, N, H, D), neighbours (B, N, K) -> (B, H, N)."""
+    own = neighbours[:, point]  # (B, K)
+    rows = torch.arange(len(k), device=k.device)[:, None]
+    logits = torch.einsum("bhd,bkhd->bhk", q[:, point] * q.shape[-1] ** -0.5, k[rows, own])
+    if bias is not None:
+        logits = logits + bias[:, point].transpose(1, 2)
+    return spread(logits.softmax(dim=-1), own, k.shape[1])

@@ -1,0 +1,261 @@
+"""`pcattn bench train`: steps of training, ours beside the textbook PCT, and what feeds them."""
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.module_tracker import ModuleTracker
+from torch_geometric.data import Data, InMemoryDataset
+
+from pcattn.bench.attention import peak_memory
+from pcattn.bench.textbook import TextbookPCT
+from pcattn.bench.timing import interleave, summary, synchronize
+from pcattn.datasets import PointCloudDataModule
+from pcattn.models import PCTClassifier
+
+#: Networks by name, as (variant, attention).
+NETWORKS = {
+    "pct": ("pct", "offset"),
+    "pct self": ("pct", "self"),
+    "pct external": ("pct", "external"),
+    "spct": ("spct", "offset"),
+    "npct": ("npct", "self"),
+}
+TEXTBOOK = "textbook pct"
+
+#: Where the time of a step goes.
+SHARES = ("sampling", "grouping", "attention", "rest")
+
+#: Clouds in the data set that data loading is measured with.
+LOADED_CLOUDS = 2048
+
+_AUGMENTATION: list[dict[str, Any]] = [{"scale": {}}, {"translate": {}}, {"dropout": {}}]
+
+
+class RandomClouds(InMemoryDataset):
+    """Points on spheres, as a data set."""
+
+    class_names = tuple(str(label) for label in range(40))
+
+    def __init__(self, root: str, train: bool, num_clouds: int, num_points: int) -> None:
+        super().__init__(None)
+        self._data = Data(pos=clouds(num_clouds, num_points).flatten(0, 1), y=torch.arange(num_clouds) % 40)
+        self.slices = {"pos": torch.arange(num_clouds + 1) * num_points, "y": torch.arange(num_clouds + 1)}
+
+
+class OperationTimer(TorchDispatchMode):
+    """Time of every operation, forward and backward, by where it belongs.
+
+    Neighbour search and farthest point sampling are known by their names, the rest by the module that calls them. On
+    the CPU it is time of the processor, which other programs on the machine do not change.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+        self.clock = time.process_time if device == "cpu" else time.perf_counter
+        self.modules = ModuleTracker()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __enter__(self) -> "OperationTimer":
+        self.modules.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.modules.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        start = self.clock()
+        result = func(*args, **(kwargs or {}))
+        synchronize(self.device)
+        self.seconds[self._where(func.name())] += self.clock() - start
+        return result
+
+    def _where(self, operation: str) -> str:
+        modules = {part for name in self.modules.parents for part in name.split(".")}
+        if "sampling" in modules or operation.startswith(("pcattn::knn", "pcattn::farthest")):
+            return "sampling"
+        if "groups" in modules:
+            return "grouping"
+        return "attention" if "layers" in modules else "rest"
+
+
+def bench_train(
+    networks: Sequence[str] = tuple(NETWORKS),
+    batch: int = 16,
+    num_points: int = 1024,
+    device: str = "cpu",
+    repeats: int = 5,
+    compiled: bool = False,
+    network_kwargs: dict[str, Any] | None = None,
+    report: Callable[[str], Any] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure training steps (forward, backward, SGD) in turns, and the loading of what they consume.
+
+    Args:
+        networks: names in `NETWORKS`. The textbook PCT is always measured with them.
+        batch: clouds a step.
+        num_points: points a cloud.
+        device: `"cpu"` or `"cuda"`.
+        repeats: timed steps of each, after two to warm up.
+        compiled: measure every network compiled as well.
+        network_kwargs: further arguments of all networks (`dim`, `k`, `depth`).
+        report: called with lines of text on the way.
+
+    Returns:
+        `rows`: a dictionary a network with `name`, `median_ms`, `spread_ms` (half the distance of the quartiles),
+        `clouds_per_second`, `speedup` (over the textbook), `peak_mib`, and `shares` of `SHARES`, measured without
+        compilation. `gradient_errors`: of the PCT and the textbook, the distance of all gradients from those in
+        float64, relative to their norm. `loading`: clouds per second of the data module, augmentation included.
+    """
+    pos, label = clouds(batch, num_points).to(device), torch.arange(batch, device=device) % 40
+    kwargs: dict[str, Any] = {"fps_rule": "pointnet2", "dropout": 0.0, **(network_kwargs or {})}
+
+    def build(name: str) -> PCTClassifier:
+        torch.manual_seed(0)
+        variant, attention = NETWORKS[name]
+        sampling = {} if variant == "pct" else {"fps_rule": "centroid"}
+        return PCTClassifier(40, variant, attention, **{**kwargs, **sampling}).to(device)
+
+    models: dict[str, nn.Module] = {TEXTBOOK: TextbookPCT(build("pct"), **(network_kwargs or {})).to(device)}
+    for name in networks:
+        models[name] = build(name)
+        if compiled:
+            models[f"{name}, compiled"] = build(name)
+            models[f"{name}, compiled"].compile()
+    errors = _gradient_errors(build("pct"), TextbookPCT(build("pct"), **(network_kwargs or {})).to(device), pos, label)
+    rows: dict[str, dict[str, Any]] = {}
+    steps: dict[str, Callable[[], None]] = {}
+    for name, model in models.items():
+        report(name)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+        steps[name] = partial(_step, model, optimizer, pos, label)
+        for _ in range(2):
+            steps[name]()
+        optimizer.zero_grad()
+        rows[name] = {"name": name, "peak_mib": peak_memory(steps[name], device) / 2**20, "shares": None}
+        if not name.endswith("compiled"):
+            with OperationTimer(device) as timer:
+                steps[name]()
+            total = sum(timer.seconds.values())
+            rows[name]["shares"] = {where: timer.seconds[where] / total for where in SHARES}
+    for name, times in interleave(steps, repeats, device, time_limit=600.0).items():
+        rows[name] |= summary(times)
+        rows[name]["clouds_per_second"] = 1e3 * batch / rows[name]["median_ms"]
+        rows[name]["speedup"] = rows[TEXTBOOK]["median_ms"] / rows[name]["median_ms"]
+    return {
+        "setting": {"batch": batch, "num_points": num_points, "device": device, "threads": torch.get_num_threads()},
+        "rows": list(rows.values()),
+        "gradient_errors": errors,
+        "loading": loading_speed(batch, num_points, device),
+    }
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, pos: Tensor, label: Tensor) -> None:
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(pos), label).backward()
+    optimizer.step()
+
+
+def _gradient_errors(network: PCTClassifier, textbook: TextbookPCT, pos: Tensor, label: Tensor) -> dict[str, float]:
+    """Relative distance of the gradients of the network and of the textbook from the network's in float64."""
+
+    def gradients(model: nn.Module, points: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(model(points), label)
+        return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(model.parameters()))]).double()
+
+    exact = gradients(copy.deepcopy(network).double(), pos.double())
+    models = {TEXTBOOK: textbook, "pct": network}
+    return {name: float((gradients(model, pos) - exact).norm() / exact.norm()) for name, model in models.items()}
+
+
+def loading_speed(batch: int, num_points: int, device: str) -> float:
+    """Clouds per second of the data module: read by index, moved, subsampled and augmented in batches."""
+    data = PointCloudDataModule(
+        "", f"{__name__}.RandomClouds", {"num_clouds": LOADED_CLOUDS, "num_points": max(2048, num_points)},
+        num_points=num_points, batch_size=batch, augmentation=_AUGMENTATION,
+    )  # fmt: skip
+    data.setup("fit")
+    data.trainer = cast("Any", SimpleNamespace(training=True, global_rank=0, world_size=1))
+    count, start = 0, 0.0
+    for number, loaded in enumerate(data.train_dataloader()):
+        moved = data.transfer_batch_to_device(loaded, torch.device(device), 0)
+        data.on_after_batch_transfer(moved, 0)
+        count += batch
+        if number == 0:
+            synchronize(device)
+            count, start = 0, time.perf_counter()
+    synchronize(device)
+    return count / (time.perf_counter() - start)
+
+
+def clouds(batch: int, num_points: int) -> Tensor:
+    """Points on spheres with a little noise, from a fixed seed, (B, N, 3)."""
+    generator = torch.Generator().manual_seed(0)
+    points = nn.functional.normalize(torch.randn(batch, num_points, 3, generator=generator), dim=-1)
+    return points * (1 + 0.02 * torch.randn(batch, num_points, 1, generator=generator))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurements as a Markdown table, and what is not in it in words."""
+    lines = [
+        f"| network | clouds/s | ms a step (median ± spread) | speedup | peak MiB | {' | '.join(SHARES)} |",
+        f"| --- {'| --- ' * (4 + len(SHARES))}|",
+    ]
+    for row in result["rows"]:
+        shares = [f"{row['shares'][where]:.0%}" if row["shares"] else "" for where in SHARES]
+        lines.append(
+            f"| {row['name']} | {row['clouds_per_second']:.1f} | {row['median_ms']:.0f} ± {row['spread_ms']:.0f} "
+            f"| {row['speedup']:.2f} | {row['peak_mib']:.0f} | {' | '.join(shares)} |"
+        )
+    fastest = max(row["clouds_per_second"] for row in result["rows"])
+    lines += [
+        "",
+        "distance of all gradients from float64, relative: "
+        + ", ".join(f"{name} {error:.1e}" for name, error in result["gradient_errors"].items()),
+        f"data loading: {result['loading']:,.0f} clouds/s, {result['loading'] / fastest:.0f} times what the fastest "
+        "of these networks consumes",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see `--help`. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="pcattn bench train", description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS), metavar="NAME",
+                        help=f"of {', '.join(NETWORKS)} (default: all)")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=16, help="clouds a step (default: %(default)s)")
+    parser.add_argument("--num-points", type=int, default=1024, help="points a cloud (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--compile", action="store_true", help="measure every network compiled as well")
+    parser.add_argument("--quick", action="store_true", help="narrow networks on few points, to see that all runs")
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a CUDA device for --device cuda, but torch sees none")
+    for name, least in (("batch", 2), ("num_points", 128), ("repeats", 1)):
+        if getattr(args, name) < least:
+            option = name.replace("_", "-")
+            parser.error(f"expected --{option} of at least {least}, but got {getattr(args, name)}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    batch, num_points, network_kwargs = args.batch, args.num_points, {}
+    if args.quick:
+        batch, num_points, network_kwargs = 4, 128, {"dim": 16, "k": 8, "depth": 1, "out_dim": 32}
+    say = partial(print, file=sys.stderr, flush=True)
+    result = bench_train(args.networks, batch, num_points, args.device, args.repeats, args.compile, network_kwargs, say)
+    print(json.dumps(result, indent=1) if args.json else table(result))
+    return 0

@@ -1,0 +1,101 @@
+"""Charts of a run: curves, bars of categories, and the confusion matrix."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcattn.visualize.colors import palette, sequential, to_hex
+
+
+def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
+    """The logged values of every metric by epoch, from `metrics.csv` and those of interrupted trainings before it.
+
+    An epoch that was begun twice counts as it was the last time.
+    """
+    numbered = sorted(run.glob("metrics-*.csv"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
+    curves: dict[str, dict[float, float]] = {}
+    for path in [*numbered, run / "metrics.csv"]:
+        if not path.is_file():
+            continue
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and row.get("epoch") and name not in ("epoch", "step"):
+                        curves.setdefault(name, {})[float(row["epoch"])] = float(value)
+    return {name: sorted(values.items()) for name, values in curves.items()}
+
+
+def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Path | None:
+    """Losses on the left, metrics of the validation on the right; None where there is nothing to draw."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    losses = {name: values for name, values in curves.items() if name in ("train/loss", "val/loss")}
+    metrics = {n: values for n, values in curves.items() if n.startswith("val/") and n != "val/loss"}
+    if not losses and not metrics:
+        return None
+    figure = Figure(figsize=(9.5, 3), layout="constrained")
+    for axes, chosen, label in zip(figure.subplots(1, 2), (losses, metrics), ("loss", "validation"), strict=True):
+        for (name, values), color in zip(sorted(chosen.items()), palette(len(chosen)), strict=True):
+            epochs, numbers = zip(*values, strict=True)
+            axes.plot([epoch + 1 for epoch in epochs], numbers, "o-", ms=3, lw=1.5, color=to_hex(color), label=name)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if chosen:
+            axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_bars(
+    names: Sequence[str], values: Sequence[float | None], counts: Sequence[int], what: str, path: Path
+) -> Path:
+    """A bar a category, the best first, with its value and the number of shapes."""
+    from matplotlib.figure import Figure
+
+    order = sorted(range(len(names)), key=lambda i: -1 if values[i] is None else values[i])  # type: ignore[arg-type,return-value]
+    figure = Figure(figsize=(7.5, 0.6 + 0.21 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(order)), [100 * (values[i] or 0.0) for i in order], color=to_hex(palette(1)[0]), height=0.72)
+    axes.set_yticks(range(len(order)), [f"{names[i]} ({counts[i]})" for i in order], fontsize=8)
+    for place, i in enumerate(order):
+        value = values[i]
+        text = "-" if value is None else f"{100 * value:.1f}"
+        axes.text(100 * (value or 0.0) + 0.8, place, text, va="center", fontsize=7.5)
+    axes.set(xlim=(0, 107), ylim=(-0.6, len(order) - 0.4), xlabel=f"{what} (number of shapes)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_confusion(matrix: NDArray, names: Sequence[str], path: Path) -> Path:
+    """Truth in the rows, each row as shares of its sum: where it went."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    sums = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, sums, out=np.full(matrix.shape, np.nan), where=sums > 0)
+    side = float(np.clip(1.6 + 0.21 * len(names), 3.5, 13))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    colors = ListedColormap(np.vstack(([[1, 1, 1]], sequential(np.linspace(0, 1, 255)) / 255)))
+    image = axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
+    size = 8 if len(names) <= 45 else 5.5
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set(xlabel="prediction", ylabel="truth")
+    if len(names) <= 30:
+        for i, j in zip(*np.nonzero(shares >= 0.005), strict=True):
+            color = "white" if shares[i, j] > 0.45 else "#222222"
+            axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=6, color=color)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the truth")
+    figure.savefig(path, dpi=110)
+    return path

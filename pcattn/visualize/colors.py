@@ -1,0 +1,105 @@
+"""Colours of labels, of errors and of quantities, which stay apart for people who see colours differently.
+
+Everything is drawn on white.
+"""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Colors = NDArray[np.uint8]
+
+#: Points whose prediction is right, and wrong: light and dark, so that hue is not needed to tell them apart.
+RIGHT, WRONG = (200, 206, 214), (208, 36, 20)
+#: Points of which nothing is known.
+UNKNOWN = (150, 156, 164)
+#: The point whose attention is shown.
+MARKED = (0, 92, 230)
+
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without the black and the yellow, which is lost on white.
+_FIRST = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (213, 94, 0), (86, 180, 233), (204, 121, 167))
+
+# From light to dark, so that it can be read without hue.
+_SEQUENCE = ((222, 225, 230), (250, 190, 90), (228, 92, 60), (150, 24, 84), (45, 8, 74))
+
+# What red-blind and green-blind eyes see of linear RGB: Machado et al. 2009, https://doi.org/10.1109/TVCG.2009.113,
+# severity 1.
+_PROTAN = ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998))
+_DEUTAN = ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881))
+
+
+def palette(n: int) -> Colors:
+    """Colours of n labels, (n, 3).
+
+    The first six are those of Okabe and Ito; each further one is, among a grid of colours neither too light nor too
+    dark, the farthest from all before it in the eyes of normal-sighted, red-blind and green-blind people alike. The
+    colour of a label does not depend on how many there are.
+
+    Raises:
+        ValueError: n is negative.
+    """
+    if n < 0:
+        raise ValueError(f"expected n >= 0, but got {n}")
+    chosen = [np.array(_FIRST, dtype=np.uint8)[:n]]
+    if n > len(_FIRST):
+        grid = _candidates()
+        seen = _seen(grid)
+        distance = np.full(len(grid), np.inf)
+        for color in _seen(chosen[0]):
+            distance = np.minimum(distance, color_distance(seen, color))
+        for _ in range(n - len(_FIRST)):
+            farthest = int(distance.argmax())
+            chosen.append(grid[farthest][None])
+            distance = np.minimum(distance, color_distance(seen, seen[farthest]))
+    return np.concatenate(chosen)
+
+
+def sequential(values: NDArray) -> Colors:
+    """Colours (..., 3) of numbers in [0, 1]: light grey, orange, red, dark violet. NaN is `UNKNOWN`."""
+    values = np.asarray(values, dtype=float)
+    anchors = np.array(_SEQUENCE, dtype=float)
+    place = np.linspace(0, 1, len(anchors))
+    known = np.nan_to_num(values).clip(0, 1)
+    colors = np.stack([np.interp(known, place, anchors[:, channel]) for channel in range(3)], axis=-1)
+    return np.where(np.isnan(values)[..., None], UNKNOWN, colors.round()).astype(np.uint8)
+
+
+def to_hex(color: NDArray | tuple[int, ...]) -> str:
+    """`#rrggbb`."""
+    return "#" + "".join(f"{int(channel):02x}" for channel in color)
+
+
+def color_distance(first: NDArray, second: NDArray) -> NDArray:
+    """How well two colours, as `_seen` sees them, are told apart by the eyes that tell them apart worst."""
+    return np.linalg.norm(first - second, axis=-1).min(axis=-1)
+
+
+@cache
+def _candidates() -> Colors:
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lightness = _oklab(_linear(grid))[:, 0]
+    return grid[(lightness > 0.3) & (lightness < 0.82)]
+
+
+def _seen(colors: Colors) -> NDArray[np.float64]:
+    """Colours (..., 3) in OKLab for three kinds of eyes, (..., 3, 3)."""
+    linear = _linear(colors)
+    eyes = [linear, *(linear @ np.array(matrix).T for matrix in (_PROTAN, _DEUTAN))]
+    return np.stack([_oklab(rgb.clip(0, 1)) for rgb in eyes], axis=-2)
+
+
+def _linear(colors: Colors) -> NDArray[np.float64]:
+    """sRGB to linear RGB in [0, 1]."""
+    rgb = np.asarray(colors, dtype=float) / 255
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def _oklab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Linear RGB to OKLab, in which distances are those that people see (https://bottosson.github.io/posts/oklab)."""
+    to_cones = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
+    to_cones.append([0.0883024619, 0.2817188376, 0.6299787005])
+    to_lab = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
+    to_lab.append([0.0259040371, 0.7827717662, -0.8086757660])
+    return np.cbrt(linear @ np.array(to_cones).T) @ np.array(to_lab).T

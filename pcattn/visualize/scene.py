@@ -1,0 +1,145 @@
+"""What pictures, pages and the window draw: clouds, and fields that colour their points."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcattn.visualize.colors import RIGHT, UNKNOWN, WRONG, Colors, palette, sequential
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value a point, and what it means: one of several named entries, or a quantity.
+
+    Args:
+        values: (N,) integers that index `entries`, or floats between `low` and `high` where there are no entries.
+        entries: name and colour of each value.
+        low, high: quantities that the lightest and the darkest colour stand for.
+    """
+
+    values: NDArray
+    entries: tuple[tuple[str, Color], ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def is_quantity(self) -> bool:
+        """Whether the values are a quantity."""
+        return not self.entries
+
+    def normalized(self) -> NDArray[np.float64]:
+        """A quantity as numbers in [0, 1]."""
+        span = self.high - self.low
+        return ((self.values - self.low) / span).clip(0, 1) if span > 0 else np.zeros(len(self.values))
+
+    def colors(self) -> Colors:
+        """Colour of every point, (N, 3)."""
+        if self.is_quantity:
+            return sequential(self.normalized())
+        return np.array([color for _, color in self.entries], dtype=np.uint8)[self.values]
+
+    def present(self) -> list[tuple[str, Color]]:
+        """The entries that occur."""
+        return [self.entries[value] for value in np.unique(self.values)] if self.entries else []
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A cloud with the fields that may colour it.
+
+    Args:
+        pos: (N, 3).
+        title: what it is.
+        fields: by name: `"truth"`, `"prediction"`, `"error"`, `"probability"`, ...
+        note: what came of it, a short line.
+        good: whether that is right; None where it cannot be said.
+        marked: the point whose attention is shown.
+    """
+
+    pos: NDArray[np.float32]
+    title: str
+    fields: dict[str, Field] = field(default_factory=dict)
+    note: str = ""
+    good: bool | None = None
+    marked: int | None = None
+
+    def thinned(self, num_points: int, seed: int = 0) -> Cloud:
+        """The cloud with at most this many points, drawn at random; the marked one stays."""
+        if len(self.pos) <= num_points:
+            return self
+        keep = np.random.default_rng(seed).choice(len(self.pos), num_points, replace=False)
+        marked = self.marked
+        if marked is not None:
+            keep[0], marked = marked, 0
+        fields = {
+            name: Field(each.values[keep], each.entries, each.low, each.high) for name, each in self.fields.items()
+        }
+        return Cloud(self.pos[keep], self.title, fields, self.note, self.good, marked)
+
+
+def labels(values: NDArray, names: Sequence[str], ids: Sequence[int] | None = None) -> Field:
+    """A field of labels (N,), coloured by their place among `ids` (default: all of `names`).
+
+    The parts of one category thus have the first colours of the palette, which differ most. A label beside `ids` is
+    shown in grey under its own name.
+    """
+    ids = list(range(len(names))) if ids is None else list(ids)
+    present, where = np.unique(values, return_inverse=True)
+    others = [int(value) for value in present if value not in set(ids)]
+    colors = [tuple(map(int, color)) for color in palette(len(ids))]
+    entries = [(names[label], color) for label, color in zip(ids, colors, strict=True)]
+    entries += [(names[label] if 0 <= label < len(names) else str(label), UNKNOWN) for label in others]
+    place = {label: index for index, label in enumerate([*ids, *others])}
+    index = np.array([place[int(value)] for value in present], dtype=np.int64)[where.reshape(-1)]
+    return Field(index, tuple(entries))  # type: ignore[arg-type]
+
+
+def errors(wrong: NDArray[np.bool_]) -> Field:
+    """Where a prediction is wrong (N,)."""
+    return Field(wrong.astype(np.int64), (("right", RIGHT), ("wrong", WRONG)))
+
+
+def quantity(values: NDArray, low: float = 0.0, high: float = 1.0) -> Field:
+    """A field of numbers (N,)."""
+    return Field(np.asarray(values, dtype=np.float64), (), low, high)
+
+
+def field_names(clouds: Sequence[Cloud]) -> list[str]:
+    """Names of the fields of all clouds, in the order in which they come up."""
+    return list(dict.fromkeys(name for cloud in clouds for name in cloud.fields))
+
+
+def save(clouds: Sequence[Cloud], path: Path) -> None:
+    """Write clouds to an `.npz` file for another process, without pickles."""
+    arrays: dict[str, Any] = {}
+    about: list[Any] = []
+    for i, cloud in enumerate(clouds):
+        arrays[f"{i}/pos"] = cloud.pos
+        fields = []
+        for j, (name, each) in enumerate(cloud.fields.items()):
+            arrays[f"{i}/{j}"] = each.values
+            fields.append([name, each.entries, each.low, each.high])
+        about.append([cloud.title, cloud.note, cloud.good, cloud.marked, fields])
+    np.savez(path, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
+
+
+def load(path: Path) -> list[Cloud]:
+    """Read what `save` wrote."""
+    with np.load(path) as arrays:
+        clouds = []
+        for i, (title, note, good, marked, about) in enumerate(json.loads(arrays["about"].tobytes())):
+            fields = {
+                name: Field(arrays[f"{i}/{j}"], tuple((entry, tuple(color)) for entry, color in entries), low, high)
+                for j, (name, entries, low, high) in enumerate(about)
+            }
+            clouds.append(Cloud(arrays[f"{i}/pos"], title, fields, note, good, marked))
+    return clouds

@@ -1,0 +1,153 @@
+"""Averaged weights, gradient clipping, precision and compilation, in training runs of a few steps."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from pcattn.datasets import PointCloudDataModule
+from pcattn.models import PCTClassifier
+from pcattn.tasks import Classification
+
+from ..datasets.modelnet_files import write_modelnet40
+
+DECAY = 0.5
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_modelnet40(tmp_path_factory.mktemp("data") / "modelnet40", train=(160,), num_points=16)
+
+
+def train(root: Path, folder: Path, *callbacks: Callback, **options) -> tuple[Trainer, Classification]:
+    """Two epochs of three steps."""
+    torch.manual_seed(0)
+    data = PointCloudDataModule(str(root), "modelnet40", num_points=16, batch_size=40)
+    network = {"dim": 8, "depth": 1, "out_dim": 16}
+    of_trainer = {name: options.pop(name) for name in ("gradient_clip_val", "precision") if name in options}
+    task = Classification(40, variant="spct", network_kwargs=network, min_lr=0.0, weight_decay=0.0, **options)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **of_trainer,
+        callbacks=[*callbacks],
+    )
+    trainer.fit(task, data)
+    return trainer, task
+
+
+def copy(task: LightningModule) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in task.state_dict().items()}
+
+
+class Record(Callback):
+    """Weights after every step, and those that validation works with."""
+
+    def __init__(self) -> None:
+        self.after_step: list[dict[str, Tensor]] = []
+        self.validated: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        self.after_step.append(copy(pl_module))
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        self.validated.append(copy(pl_module))
+
+
+class TestAveragedWeights:
+    def test_formula(self, root: Path, tmp_path: Path) -> None:
+        """Weights and running statistics are averaged, counters are not; validation and checkpoints see the average."""
+        record = Record()
+        trainer, task = train(root, tmp_path, record, ema_decay=DECAY)
+        assert len(record.after_step) == 6
+        average = record.after_step[0]
+        averages = []
+        for step, weights in enumerate(record.after_step):
+            decay = min(DECAY, (1 + step) / (10 + step)) if step else 0.0
+            average = {
+                name: decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
+                for name, value in weights.items()
+            }
+            averages.append(average)
+        assert any("running_var" in name for name in average)
+        torch.testing.assert_close(record.validated[0], averages[2])
+        torch.testing.assert_close(record.validated[-1], averages[5])
+        torch.testing.assert_close(copy(task), averages[5])  # what a training leaves behind
+        path = trainer.checkpoint_callback.best_model_path
+        checkpoint = torch.load(path, weights_only=True)
+        torch.testing.assert_close(checkpoint["state_dict"], averages[5])
+        torch.testing.assert_close(checkpoint["current_model_state"], record.after_step[5])
+        assert "ema_decay" in checkpoint["hyper_parameters"]
+        trainer.validate(task, trainer.datamodule, path, verbose=False, weights_only=True)
+        torch.testing.assert_close(copy(task), averages[5])
+        torch.testing.assert_close(copy(Classification.load_from_checkpoint(path, weights_only=True)), averages[5])
+
+    def test_training_itself_is_not_changed(self, root: Path, tmp_path: Path) -> None:
+        plain, averaged = Record(), Record()
+        train(root, tmp_path, plain)
+        train(root, tmp_path, averaged, ema_decay=DECAY)
+        torch.testing.assert_close(averaged.after_step, plain.after_step, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("decay", [1.0, -0.1])
+    def test_range(self, decay: float) -> None:
+        with pytest.raises(ValueError, match=f"0 <= ema_decay < 1, but got {decay}"):
+            Classification(4, ema_decay=decay)
+
+
+def test_gradients_are_clipped(root: Path, tmp_path: Path) -> None:
+    """A step of SGD is the learning rate times the gradient, whose norm is bounded."""
+    record = Record()
+    _, task = train(root, tmp_path, record, momentum=0.0, gradient_clip_val=1e-3)
+    for before, after in zip(record.after_step, record.after_step[1:], strict=False):
+        moved = torch.cat([(after[name] - before[name]).flatten() for name, _ in task.named_parameters()]).norm()
+        assert 0 < moved <= 0.01 * 1e-3 * 1.1
+
+
+def test_bfloat16(root: Path, tmp_path: Path) -> None:
+    """Weights stay in float32; what they become differs by the rounding."""
+    full, half = Record(), Record()
+    train(root, tmp_path, full)
+    train(root, tmp_path, half, precision="bf16-mixed")
+    for name, expected in full.after_step[0].items():
+        assert half.after_step[0][name].dtype == expected.dtype
+        torch.testing.assert_close(half.after_step[0][name], expected, rtol=0.05, atol=0.02)
+    assert not torch.equal(half.after_step[0]["network.head.4.weight"], full.after_step[0]["network.head.4.weight"])
+
+
+class TestCompilation:
+    def test_one_graph(self) -> None:
+        """Without a break, forward and backward; the same values."""
+        torch.compiler.reset()
+        network = PCTClassifier(4, dim=8, depth=1, k=4, out_dim=16, dropout=0.0).double()
+        pos = torch.randn(4, 16, 3, dtype=torch.float64)
+        gradients = []
+        for run in (network, torch.compile(network, fullgraph=True, backend="aot_eager")):
+            gradients.append(torch.autograd.grad(run(pos).square().sum(), list(network.parameters())))
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
+
+    def test_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.warns(
+            UserWarning, match=r"needs a C\+\+ compiler, but .* is not found: running uncompiled"
+        ) as told:
+            task = Classification(4, variant="spct", network_kwargs={"dim": 8, "depth": 1, "out_dim": 16}, compile=True)
+        assert len(told) == 1
+        assert task(torch.randn(2, 16, 3)).shape == (2, 4)
+
+    def test_with_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The compiler that `CXX` names, arguments and all."""
+        monkeypatch.setenv("CXX", f"{sys.executable} -some -arguments")
+        compiled: list[nn.Module] = []
+        monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+        assert Classification(4, variant="spct", compile=True).network in compiled

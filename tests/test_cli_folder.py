@@ -1,0 +1,78 @@
+"""A folder of a user's own files, from the command line alone: classes of clouds, and parts of their points."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pcattn.cli import main
+
+from .datasets.user_files import write_clouds
+from .test_cli import error_of, last_line
+
+NETWORK = {
+    "variant": "spct",
+    "network_kwargs": {"dim": 16, "depth": 1, "out_dim": 32},
+    "optimizer": "adamw",
+    "lr": 0.01,
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write_config(task: str, monitor: str) -> str:
+    settings = {
+        "model": {"class_path": task, "init_args": NETWORK},
+        "data": {"val_fraction": 0.25, "batch_size": 8},
+        "trainer": {"max_epochs": 12, "accelerator": "cpu", "enable_progress_bar": False},
+        "checkpoint": {"monitor": monitor},
+    }
+    Path("my.yaml").write_text(yaml.safe_dump(settings))
+    return "my.yaml"
+
+
+def options(**data: object) -> list[str]:
+    return [f"--data.{name}={value}" for name, value in {"dataset": "folder", "root": "my_clouds", **data}.items()]
+
+
+def test_classification(capsys: pytest.CaptureFixture) -> None:
+    """Clouds of 40 to 90 points, with their colours, 64 points at a time."""
+    write_clouds(Path("my_clouds"), {"ball": 20, "needle": 20})
+    config = write_config("Classification", "val/oa")
+    main(["fit", "-c", config, *options(num_points=64, features="[color]")])
+    out = capsys.readouterr().out
+    assert "test: overall accuracy 1.0000 (8 of 8)" in out
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("ball", "needle"))] == ["ball", "needle"]
+    main(["validate", "-c", "runs/my/config.yaml"])
+    assert "overall accuracy 1.0000 (8 of 8)" in last_line(capsys.readouterr().out, "val:")
+
+
+def test_parts(capsys: pytest.CaptureFixture) -> None:
+    write_clouds(Path("my_clouds"), {"ball": 16, "needle": 16}, labels=True)
+    config = write_config("PartSegmentation", "val/instance_miou")
+    data = options(num_points=64, per_point="true", dataset_kwargs="{label: part}")
+    main(["fit", "-c", config, *data])
+    words = last_line(capsys.readouterr().out, "test: instance mIoU").replace(",", "").split()
+    assert float(words[3]) > 0.8
+    main(["validate", "-c", "runs/my/config.yaml"])
+    assert "instance mIoU" in last_line(capsys.readouterr().out, "val:")
+
+
+def test_messages(capsys: pytest.CaptureFixture) -> None:
+    root = write_clouds(Path("my_clouds"), {"ball": 4, "needle": 4})
+    config = write_config("Classification", "val/oa")
+    fit = ["fit", "-c", config]
+    assert "expected num_points, because the clouds of folder differ in size" in error_of(
+        [*fit, *options(num_points="null")], capsys
+    )
+    assert "expected intensity among the features of folder, but it has color" in error_of(
+        [*fit, *options(num_points=32, features="[intensity]")], capsys
+    )
+    (root / "ball" / "broken.ply").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert "broken.ply: its name ends in .ply, but it holds a PNG image" in error_of(
+        [*fit, *options(num_points=32)], capsys
+    )
+    assert "<class>/*" in error_of([*fit, *options(root="nowhere", num_points=32)], capsys)
