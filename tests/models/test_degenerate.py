@@ -69,7 +69,7 @@ class TestNetworks:
 class TestAttention:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_dtypes(self, name: str, dtype: torch.dtype) -> None:
-        """Train and evaluation, a batch of one, not contiguous: finite, of the same dtype, near that in float64."""
+        """Train and evaluation, a batch of one, not contiguous: of the same dtype, near the result in float64."""
         exact = build_attention(name, 16).double()
         attention = build_attention(name, 16)
         attention.load_state_dict(exact.state_dict())
