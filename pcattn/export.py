@@ -74,6 +74,8 @@ def export(model: Model, path: str | os.PathLike[str], format: str, dtype: str =
     path = Path(path)
     if format not in FORMATS:
         raise ValueError(f"expected format to be one of {', '.join(FORMATS)}, but got {format!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"expected a file in a folder that exists, but got {path}")
     if format == "safetensors":
         checkpoints.save_weights(model.task, path, model.data, model.training, dtype)
         return f"{path}: weights in {dtype}, for pcattn.load"
