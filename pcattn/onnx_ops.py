@@ -29,13 +29,15 @@ def offset_attention(q: Any, v: Any) -> tuple[Any, Any]:
     return op.Div(out, op.Add(totals, op.Constant(value_float=1e-9))), totals
 
 
-def knn(query: Any, support: Any, k: int, *_: Any) -> tuple[Any, Any]:
+def knn(query: Any, support: Any, k: Any, *_: Any) -> tuple[Any, Any]:
     """See `pcattn.ops.knn`: Euclidean, of clouds without padding; direct differences in float64."""
     query = op.Unsqueeze(op.Cast(query, to=TensorProto.DOUBLE), _ints(2))
     support = op.Unsqueeze(op.Cast(support, to=TensorProto.DOUBLE), _ints(1))
     difference = op.Sub(query, support)
     squares = op.ReduceSum(op.Mul(difference, difference), _ints(3), keepdims=0)
-    distances, indices = op.TopK(squares, _ints(k), axis=-1, largest=0, sorted=1)
+    # k is free where it is the number of points of a small cloud.
+    count = _ints(k) if isinstance(k, int) else op.Reshape(k, _ints(1))
+    distances, indices = op.TopK(squares, count, axis=-1, largest=0, sorted=1)
     return op.Cast(distances, to=TensorProto.FLOAT), indices
 
 
