@@ -28,6 +28,7 @@ import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by 
 from pcattn import checkpoints, runs
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
+from pcattn.tasks.base import NonFiniteError
 
 #: Commands beside Lightning's, and the module whose `main(args)` runs each.
 OTHER_COMMANDS = {
@@ -38,6 +39,7 @@ OTHER_COMMANDS = {
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
     "download": "pcattn.datasets.download",
+    "export": "pcattn.export",
     "predict-files": "pcattn.predict_files",
     "report": "pcattn.visualize.report",
     "robustness": "pcattn.robustness",
@@ -333,9 +335,11 @@ class PointCloudCLI(LightningCLI):
             print(f"\ninterrupted; this goes on from the last complete epoch:\n  {command}", file=sys.stderr)
 
     def _discard_unused(self) -> None:
-        """Leave no folder behind for a training that never came to its first checkpoint."""
+        """Leave no folder behind for a training that never came to its first checkpoint, nor to anything to look at."""
         # Of several processes the first made it.
-        if runs.is_first_process() and self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
+        if self.reserved is None or not runs.is_first_process() or any(self.reserved.glob("nonfinite-*.pt")):
+            return
+        if not (self.reserved / runs.CHECKPOINTS).is_dir():
             shutil.rmtree(self.reserved, ignore_errors=True)
 
     def after_test(self) -> None:
@@ -412,5 +416,5 @@ def main(args: list[str] | None = None) -> None:
         # Of the processes of one training the first speaks; errors are everyone's.
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if runs.is_first_process() else nowhere):
             PointCloudCLI(args)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, NonFiniteError, OSError) as error:
         fail(str(error), error)

@@ -15,6 +15,7 @@ from pcattn.visualize.scene import Cloud, Field, quantity
 
 # Maps that are shown: of heads at most so many, of the slots of a memory those that the point attends to most.
 _MAX_HEADS, _MAX_SLOTS = 8, 4
+_RANKS = ("1st", "2nd", "3rd", "4th")
 
 
 def attention_layers(network: nn.Module) -> list[nn.Module]:
@@ -71,8 +72,9 @@ def show_attention(
 ) -> Cloud:
     """The cloud with a field for each map of attention of a point, named by head, slot or gate.
 
-    The darkest colour is the largest weight of the map. Of tokens fewer than points, every point has the weight of the
-    nearest one. Of the slots of a memory, those are shown that the point attends to most, with their share.
+    Colours reach from the smallest weight of the map to the largest. Of tokens fewer than points, every point has the
+    weight of the nearest one. Of the slots of a memory, those are shown that the point attends to most; the note says
+    which, and with what shares.
 
     Args:
         cloud: what is drawn; its points are those of `pos`.
@@ -94,8 +96,13 @@ def show_attention(
         chosen = list(range(min(_MAX_HEADS, len(weights))))
     nearest = knn(pos[None], tokens[None], 1).indices[0, :, 0]
     fields: dict[str, Field] = {}
-    for each in chosen:
+    for rank, each in enumerate(chosen):
         values = weights[each][nearest].double().cpu().numpy()
-        share = f" ({100 * float(weights[each, token]):.0f} %)" if maps.slots else ""
-        fields[f"layer {layer}, {maps.names[each]}{share}"] = quantity(values, 0.0, float(values.max()))
-    return replace(cloud, fields={**cloud.fields, **fields}, marked=point)
+        # Slots differ from cloud to cloud: named by rank, so that their pictures stand in one row.
+        name = f"{_RANKS[rank]} slot" if maps.slots and head is None else maps.names[each]
+        fields[f"layer {layer}, {name}"] = quantity(values, float(values.min()), float(values.max()))
+    note = cloud.note
+    if maps.slots and head is None:
+        shares = [f"{maps.names[each]} ({100 * float(weights[each, token]):.0f} %)" for each in chosen]
+        note += f"; {', '.join(shares)}"
+    return replace(cloud, fields={**cloud.fields, **fields}, marked=point, note=note)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from pcattn.visualize import evaluated
 from pcattn.visualize.montage import montage
@@ -56,7 +57,7 @@ class Pictures(Callback):
         fields = evaluated.default_fields(clouds)
         montage(clouds, path, fields, up=data.up_axis, renderer="matplotlib", heading=f"epoch {epoch + 1}")
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("validation", _read(path), epoch, dataformats="HWC")
 
 

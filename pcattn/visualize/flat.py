@@ -1,5 +1,7 @@
 """Pictures of clouds by matplotlib: discs sorted by depth. Runs everywhere."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +28,9 @@ def render(clouds: list[tuple[NDArray, NDArray]], size: int, up: str) -> list[ND
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
         axes.axis("off")
         diameter = radius(len(pos)) / limit * size * 0.72  # points of 1/72 inch at 100 dots an inch
-        axes.scatter(*view.xy[order].T, s=diameter**2, c=shade, edgecolors=shade * 0.72, linewidths=0.04 * diameter)
+        x, y = view.xy[order].T
+        edges: Any = shade * 0.72
+        axes.scatter(x, y, s=diameter**2, c=shade, edgecolors=edges, linewidths=0.04 * diameter)
         canvas.draw()
         pictures.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     return pictures

@@ -114,7 +114,15 @@ def _layout(
             middle = x + _CELL / 2
             text(middle, y + 0.05, _shorten(cloud.title), fontsize=8, fontweight="bold", ha="center", va="top")
             note_color = "#444444" if cloud.good is not False else to_hex(WRONG)
-            text(middle, y + 0.2, _shorten(cloud.note, 30), fontsize=7, color=note_color, ha="center", va="top")
+            text(
+                middle,
+                y + 0.2,
+                _shorten(cloud.note.partition(";")[0], 34),
+                fontsize=7,
+                color=note_color,
+                ha="center",
+                va="top",
+            )
             for row in range(per_cloud):
                 bottom_edge = y + _TITLE + (row + 1) * _CELL
                 axes = figure.add_axes((x / width, 1 - bottom_edge / height, _CELL / width, _CELL / height))
@@ -159,13 +167,12 @@ def _key(clouds: Sequence[Cloud], rows: list[str]) -> list[tuple[str, Field | No
         key.append(("error", None))
     for name in rows:
         fields = [cloud.fields[name] for cloud in clouds if name in cloud.fields]
-        if fields and fields[0].is_quantity:
-            same = len({(field.low, field.high) for field in fields}) == 1
-            key.append((name, fields[0] if same else Field(fields[0].values, (), math.nan, math.nan)))
-    # Maps of attention share one scale: from none to the most that the chosen point gives.
-    relative = [item for item in key if item[1] is not None and math.isnan(item[1].low)]
-    if len(relative) > 1:
-        key = [item for item in key if item not in relative] + [("attention", relative[0][1])]
+        if not fields or not fields[0].is_quantity:
+            continue
+        if len({(field.low, field.high) for field in fields}) == 1 and not name.startswith("layer"):
+            key.append((name, fields[0]))
+        elif all(label != "" for label, _ in key):  # every picture has its own scale: told once
+            key.append(("", Field(fields[0].values, (), math.nan, math.nan)))
     return key
 
 
@@ -180,15 +187,15 @@ def _draw_key(figure, key: list[tuple[str, Field | None]], x: float, y: float, w
                 text(x + 0.17, label)
                 x += 0.6
         else:
-            text(x, name)
-            x += 0.08 + 0.065 * len(name)
+            known = not math.isnan(shared.low)
+            words = f"{name}: {shared.low:.2g}" if known else "from the least of a picture"
+            text(x, words)
+            x += 0.08 + 0.062 * len(words)
             axes = figure.add_axes((x / width, 1 - (y + 0.12) / height, 1.0 / width, 0.12 / height))
             axes.imshow(sequential(np.linspace(0, 1, 128))[None], aspect="auto")
             axes.axis("off")
-            known = not math.isnan(shared.low)
-            text(x - 0.03, f"{shared.low:g}" if known else "0", ha="right")
-            text(x + 1.04, f"{shared.high:g}" if known else "most")
-            x += 1.5
+            text(x + 1.05, f"{shared.high:.2g}" if known else "to its most")
+            x += 1.9
 
 
 def _shorten(words: str, length: int = 26) -> str:

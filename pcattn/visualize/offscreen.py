@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,9 @@ def render(
     """
     with tempfile.TemporaryDirectory(prefix="pcattn-") as folder:
         task, result = Path(folder) / "task.npz", Path(folder) / "result.npz"
-        arrays = {f"{name}{i}": array for i, pair in enumerate(clouds) for name, array in zip("pc", pair, strict=True)}
+        arrays: dict[str, Any] = {
+            f"{name}{i}": array for i, pair in enumerate(clouds) for name, array in zip("pc", pair, strict=True)
+        }
         np.savez(task, size=size, up=up, number=len(clouds), **arrays)
         run([*_COMMAND, str(task), str(result)], time_limit)
         if not result.is_file():

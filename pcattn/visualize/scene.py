@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,12 +93,14 @@ def labels(values: NDArray, names: Sequence[str], ids: Sequence[int] | None = No
     shown in grey under its own name.
     """
     ids = list(range(len(names))) if ids is None else list(ids)
-    others = [int(value) for value in np.unique(values) if value not in set(ids)]
+    present, where = np.unique(values, return_inverse=True)
+    others = [int(value) for value in present if value not in set(ids)]
     colors = [tuple(map(int, color)) for color in palette(len(ids))]
     entries = [(names[label], color) for label, color in zip(ids, colors, strict=True)]
     entries += [(names[label] if 0 <= label < len(names) else str(label), UNKNOWN) for label in others]
     place = {label: index for index, label in enumerate([*ids, *others])}
-    return Field(np.array([place[int(value)] for value in values], dtype=np.int64), tuple(entries))  # type: ignore[arg-type]
+    index = np.array([place[int(value)] for value in present], dtype=np.int64)[where.reshape(-1)]
+    return Field(index, tuple(entries))  # type: ignore[arg-type]
 
 
 def errors(wrong: NDArray[np.bool_]) -> Field:
@@ -117,7 +120,8 @@ def field_names(clouds: Sequence[Cloud]) -> list[str]:
 
 def save(clouds: Sequence[Cloud], path: Path) -> None:
     """Write clouds to an `.npz` file for another process, without pickles."""
-    arrays, about = {}, []
+    arrays: dict[str, Any] = {}
+    about: list[Any] = []
     for i, cloud in enumerate(clouds):
         arrays[f"{i}/pos"] = cloud.pos
         fields = []

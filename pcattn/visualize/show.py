@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,8 @@ def attend(run: evaluated.Run, clouds: Sequence[Cloud], split: str, layer: int, 
     result = []
     for cloud in clouds:
         batch = dense[0, torch.tensor([int(cloud.title.rpartition(" ")[2])])]
-        result.append(
-            show_attention(
-                cloud, run.task.network, lambda batch=batch: run.task.logits(batch), batch.pos[0], layer, point, head
-            )
-        )
+        forward = partial(run.task.logits, batch)
+        result.append(show_attention(cloud, run.task.network, forward, batch.pos[0], layer, point, head))
     return result
 
 
@@ -116,38 +114,40 @@ class _Names:
         return 1 << 62
 
 
-def predicted(model: Any, path: Path, category: str | None, point: int | None, layer: int | None, head: int | None):
-    """A file with what a trained network (`pcattn.load`) says of it."""
+def predicted(
+    model: Any, path: Path, category: str | None, layer: int | None, point: int | None, head: int | None
+) -> Cloud:
+    """A file with what a trained network (`pcattn.load`) says of it: of as many points as the network takes."""
+    from pcattn.clouds import as_points
+    from pcattn.datasets.files import Cloud as FileCloud
     from pcattn.datasets.files import read_cloud
+    from pcattn.datasets.preprocess import preprocess
+    from pcattn.inference import draw
     from pcattn.tasks import Classification
 
-    pos, attributes = read_cloud(path)
-    # As many points as the network takes, so that what is shown is what it saw.
-    keep = np.random.default_rng(0).permutation(len(pos))[: model.num_points]
-    extra = [attributes[name][keep] for name in ("normals",) if model.num_features and name in attributes]
-    points = np.column_stack([pos[keep], *extra]) if extra else pos[keep]
-    title, fields, note = path.name, {}, ""
-    index = None
+    whole = read_cloud(path)
+    keep = draw(len(whole.pos), model.num_points, 1, 0)[0].numpy()
+    points = FileCloud(whole.pos[keep], {name: values[keep] for name, values in whole.attributes.items()})
+    shown = (points.pos - points.pos.mean(axis=0)).astype(np.float32)
+    arguments: list[torch.Tensor] = []
     if isinstance(model.task, Classification):
         best = model.classify(points)
-        everywhere = np.zeros(len(keep), dtype=np.int64)
-        fields["prediction"] = labels(everywhere + best.labels[0], model.class_names)
+        fields = {"prediction": labels(np.full(len(keep), best.labels[0]), model.class_names)}
         note = f"{best.names[0]} {100 * best.probabilities[0]:.0f} %"
     else:
         index = model.category_index(category)
         parts = model.segment(points, category)
         fields = evaluated.part_fields(model.task, index, parts.labels, parts.probabilities)
         note = model.class_names[index]
-    centred = (pos[keep] - pos[keep].mean(axis=0)).astype(np.float32)
-    cloud = Cloud(centred, title, fields, note)
+        arguments.append(torch.tensor([index]))
+    cloud = Cloud(shown, path.name, fields, note)
     if layer is None or point is None:
         return cloud
-    prepared, channels = model._prepare(points)
-    call = (prepared[None],) if index is None else (prepared[None], torch.tensor([index]))
-    more = () if channels is None else (channels[None],)
-    return show_attention(
-        cloud, model.task.network, lambda: model.task.network(*call, *more), prepared, layer, point, head
-    )
+    pos, channels = preprocess(*as_points(points, model.channel_names), **model.preprocessing)
+    pos = pos.float().to(model.device)
+    arguments += [] if channels is None else [channels[None]]
+    call = [pos[None], *(argument.to(model.device) for argument in arguments)]
+    return show_attention(cloud, model.task.network, lambda: model.task(*call), pos, layer, point, head)
 
 
 def main(args: Sequence[str]) -> int:
@@ -171,8 +171,9 @@ def main(args: Sequence[str]) -> int:
             parser.error(f"expected --fields among {', '.join(known)}, but got {', '.join(unknown)}")
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
+            done = "replaced" if out.exists() else "written"
             _write(clouds, out, fields, up, heading, given.renderer, given.columns)
-            print(f"written: {out}")
+            print(f"{done}: {out}")
         else:
             _window(clouds, fields, up, heading)
     except (OSError, ValueError, Open3DError) as error:

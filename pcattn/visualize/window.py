@@ -130,7 +130,9 @@ class _Viewer:
         pos, rgb = (np.concatenate(each) if each else np.empty((0, 3)) for each in (points, colors))
         if sizes and len(cloud.pos) <= _MAX_SPHERES:
             vertices, triangles, rgb = spheres(pos, rgb, np.concatenate(sizes))
-            result = open3d.geometry.TriangleMesh(utility.Vector3dVector(vertices), utility.Vector3iVector(triangles))
+            result: Any = open3d.geometry.TriangleMesh(
+                utility.Vector3dVector(vertices), utility.Vector3iVector(triangles)
+            )
             result.vertex_colors = utility.Vector3dVector(rgb)
         else:
             result = open3d.geometry.PointCloud(utility.Vector3dVector(pos))

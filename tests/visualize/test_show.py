@@ -80,6 +80,8 @@ class TestRun:
     def test_picture(self, class_run: Path, capsys: pytest.CaptureFixture) -> None:
         assert show(class_run, "--out", "sub/x.png", "--number", "2", "--renderer", "matplotlib") == 0
         assert "written: sub/x.png" in capsys.readouterr().out
+        assert show(class_run, "--out", "sub/x.png", "--number", "2", "--renderer", "matplotlib") == 0
+        assert "replaced: sub/x.png" in capsys.readouterr().out
         assert Path("sub/x.png").read_bytes().startswith(b"\x89PNG")
 
 
