@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention import Geometry, build_attention
-from pcattn.layers import normalize
+from pcattn.normalization import normalize
 
 from .attention_cases import assert_near, randomize
 
