@@ -8,6 +8,7 @@ INSTALLED := .venv/.installed
 
 train: $(INSTALLED)
 	$(BIN)/python train.py fit -c configs/smoke.yaml
+	$(BIN)/python train.py fit -c configs/smoke_parts.yaml
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -3,6 +3,8 @@
 from .datamodule import DATASETS, PointCloudDataModule
 from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
+from .files import Cloud, read_cloud, write_ply
+from .folder import PointCloudFolder, PyGPointClouds
 from .modelnet import ModelNet10, ModelNet40
 from .preprocess import preprocess
 from .scanobjectnn import ScanObjectNN
@@ -11,6 +13,7 @@ from .shapes import Shapes
 
 __all__ = [
     "DATASETS",
+    "Cloud",
     "DatasetBrokenError",
     "DatasetError",
     "DatasetNotFoundError",
@@ -20,9 +23,13 @@ __all__ = [
     "ModelNet40",
     "PointBatch",
     "PointCloudDataModule",
+    "PointCloudFolder",
+    "PyGPointClouds",
     "ScanObjectNN",
     "ShapeNetPart",
     "Shapes",
     "preprocess",
+    "read_cloud",
     "stratified_split",
+    "write_ply",
 ]

@@ -32,3 +32,8 @@ class DatasetBrokenError(DatasetError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"broken file {path.absolute()}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple:
+        """How it comes out of a process that reads files."""
+        return type(self), (self.path, self.reason)

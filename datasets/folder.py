@@ -294,7 +294,7 @@ def _build(
 
 def _in_processes(jobs: Sequence[tuple]) -> Iterator[dict[str, Any] | DatasetError]:
     """`_prepare` of all jobs, in order, with a progress bar."""
-    bar = partial(tqdm, total=len(jobs), desc="reading clouds", leave=False)
+    bar = partial(tqdm, total=len(jobs), desc="reading clouds", leave=False, disable=None)
     # As torch's data loaders do: forked, where a process starts in no time; elsewhere few files do not pay for others.
     if len(jobs) < 16 or not sys.platform.startswith("linux"):
         yield from bar(map(_prepare, jobs))

@@ -222,9 +222,7 @@ class TextLayout(FileLayout):
         for line in path.read_text().split():
             name = line.rpartition("_")[0]
             if name not in labels:
-                raise DatasetBrokenError(
-                    path, f"expected names such as airplane_0001 of known classes, but got {line!r}"
-                )
+                raise DatasetBrokenError(path, f"expected names such as {next(iter(labels))}_0001, but got {line!r}")
             sources.append(Source(self.folder / name / f"{line}.txt", labels[name]))
         return sources
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pcattn.normalization import is_plain_training, update_statistics
 from pcattn.ops._threads import run_split
 from pcattn.ops.reference import flat_indices
 
@@ -31,14 +32,7 @@ _GRAIN = 8
 
 def can_aggregate(points: Tensor, *norms: nn.Module) -> bool:
     """Whether `aggregate` is the way: a training step on the CPU, with batch normalisation as it comes."""
-    return (
-        points.device.type == "cpu"
-        and points.requires_grad
-        and points.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and all(type(norm) is nn.BatchNorm1d and norm.training and norm.momentum is not None for norm in norms)
-    )
+    return points.requires_grad and is_plain_training(points, *norms)
 
 
 def aggregate(
@@ -70,7 +64,7 @@ def aggregate(
         second.bias, first.eps, second.eps,
     )  # fmt: skip
     for norm, mean, variance in ((first, *statistics[:2]), (second, *statistics[2:])):
-        _update(norm, mean, variance, flat.numel())
+        update_statistics(norm, mean, variance, flat.numel())
     return out.view(*neighbours.shape[:2], -1)
 
 
@@ -198,20 +192,12 @@ def _split(
         kernel(*arguments)
 
     run_split(run, len(reads[0]), grain=_GRAIN)
-    for start in sorted(partial):
-        sums += partial[start]
+    if sums is not None:
+        for start in sorted(partial):
+            sums += partial[start]
 
 
 def _statistics(sums: NDArray[np.float64], origin: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance from sums (2, C) of differences from `origin` and of their squares."""
     mean, square = torch.from_numpy(sums) / num_rows
     return (origin + mean).to(origin.dtype), (square - mean**2).clamp_min(0).to(origin.dtype)
-
-
-@torch.no_grad()
-def _update(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, num_rows: int) -> None:
-    """Running statistics after a batch, as `nn.BatchNorm1d` has them."""
-    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (num_rows / max(1, num_rows - 1)), norm.momentum)

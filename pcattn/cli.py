@@ -23,12 +23,12 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
+from pcattn.tasks.base import NonFiniteError
 
 #: Commands beside Lightning's, and the module whose `main(args)` runs each.
 OTHER_COMMANDS = {
@@ -38,6 +38,8 @@ OTHER_COMMANDS = {
     "bundle": "pcattn.bundle",
     "compare": "pcattn.compare",
     "data": "pcattn.data_report",
+    "download": "pcattn.datasets.download",
+    "export": "pcattn.export",
     "predict-files": "pcattn.predict_files",
     "report": "pcattn.visualize.report",
     "robustness": "pcattn.robustness",
@@ -204,7 +206,7 @@ class PointCloudCLI(LightningCLI):
             config.seed_everything = checkpoint.data.get("seed", config.seed_everything)
         else:
             # Another split would call training clouds validation clouds.
-            split = {name: checkpoint.data[name] for name in ("val_fraction", "split_seed") if name in checkpoint.data}
+            split = {name: value for name, value in checkpoint.data.items() if name in ("val_fraction", "split_seed")}
             take(split, config.data, source)
 
     def before_instantiate_classes(self) -> None:
@@ -333,9 +335,11 @@ class PointCloudCLI(LightningCLI):
             print(f"\ninterrupted; this goes on from the last complete epoch:\n  {command}", file=sys.stderr)
 
     def _discard_unused(self) -> None:
-        """Leave no folder behind for a training that never came to its first checkpoint."""
+        """Leave no folder behind for a training that never came to its first checkpoint, nor to anything to look at."""
         # Of several processes the first made it.
-        if rank_zero_only.rank == 0 and self.reserved is not None and not (self.reserved / runs.CHECKPOINTS).is_dir():
+        if self.reserved is None or not runs.is_first_process() or any(self.reserved.glob("nonfinite-*.pt")):
+            return
+        if not (self.reserved / runs.CHECKPOINTS).is_dir():
             shutil.rmtree(self.reserved, ignore_errors=True)
 
     def after_test(self) -> None:
@@ -410,7 +414,7 @@ def main(args: list[str] | None = None) -> None:
         fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
     try:
         # Of the processes of one training the first speaks; errors are everyone's.
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank_zero_only.rank else sys.stdout):
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if runs.is_first_process() else nowhere):
             PointCloudCLI(args)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, NonFiniteError, OSError) as error:
         fail(str(error), error)

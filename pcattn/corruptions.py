@@ -365,7 +365,7 @@ def _visible(pos: Array, camera: Array) -> NDArray[np.bool_]:
     """
     cloud = torch.from_numpy(pos)[None]
     spacing = float(knn(cloud, cloud, 2).distances[..., 1].sqrt().mean())
-    cell = max(1.75 * spacing, 1e-3)
+    cell = max(2.5 * spacing, 1e-3)
     depth_axis = -camera / np.linalg.norm(camera)
     right = np.cross(depth_axis, (0.0, 0.0, 1.0))
     right = right / np.linalg.norm(right)

@@ -4,83 +4,99 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch_geometric.data import Data, InMemoryDataset
+from numpy.typing import NDArray
+from torch_geometric.data import InMemoryDataset
 
-MAX_ROWS = 24
-MAX_POINTS = 2000
+from pcattn.visualize.camera import fade, look, radius
+from pcattn.visualize.colors import Colors, palette, sequential
+
+#: Rows that stand above one another; further ones stand beside them.
+MAX_ROWS = 14
+
+#: Classes that are drawn.
+MAX_CLASSES = 42
+
+_MAX_POINTS = 2000
+_CELL = 1.5  # inches
+_MARGIN = 1.08  # of the picture's extent to that of the cloud
+
+
+class _Sample(NamedTuple):
+    pos: NDArray[np.float32]
+    colors: Colors
 
 
 def draw_samples(
-    splits: Mapping[str, InMemoryDataset], class_names: Sequence[str], path: Path, num_samples: int = 6
+    splits: Mapping[str, InMemoryDataset],
+    class_names: Sequence[str],
+    path: Path,
+    num_samples: int = 6,
+    up: str = "z",
 ) -> None:
-    """Draw the first clouds of every class, seen from the front, right and above, z up.
-
-    Points have the colours of their parts, else their own, else those of their height.
+    """Draw the first clouds of every class, coloured by their parts, else as they are, else by height.
 
     Args:
         splits: the data sets; clouds of the first one are drawn first.
-        class_names: rows, at most `MAX_ROWS` of them.
+        class_names: one row for each that has clouds, `MAX_CLASSES` at most.
         path: the picture, in any format that matplotlib writes.
-        num_samples: clouds a class.
+        num_samples: clouds a class; fewer where rows stand side by side.
+        up: coordinate that points up.
     """
     from matplotlib.figure import Figure  # no pyplot: no window system, and nothing global
 
-    rows = min(len(class_names), MAX_ROWS)
-    figure = Figure(figsize=(1.3 + 1.5 * num_samples, 1.5 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, num_samples, squeeze=False)
-    chosen = _choose(splits, rows, num_samples)
-    for label in range(rows):
-        for column in range(num_samples):
-            axis = axes[label, column]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            if column < len(chosen[label]):
-                _draw(axis, chosen[label][column])
-        axes[label, 0].set_ylabel(class_names[label], rotation=0, ha="right", va="center", fontsize=9)
-    if rows < len(class_names):
-        figure.suptitle(f"{rows} of {len(class_names)} classes", fontsize=10)
-    figure.savefig(path, dpi=110)
+    chosen = _choose(splits, len(class_names), num_samples, up)
+    present = [label for label, samples in enumerate(chosen) if samples]
+    shown = present[:MAX_CLASSES]
+    blocks = -(-len(shown) // MAX_ROWS)
+    rows = -(-len(shown) // blocks)
+    num_samples = min(max(num_samples // blocks, 3), max(len(chosen[label]) for label in shown))
+    figure = Figure(figsize=(blocks * (1.1 + _CELL * num_samples), _CELL * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, blocks * num_samples, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], xlim=(-_MARGIN, _MARGIN), ylim=(-_MARGIN, _MARGIN), aspect="equal")
+        axis.spines[:].set_visible(False)
+    for place, label in enumerate(shown):
+        block, row = divmod(place, rows)
+        first = block * num_samples
+        axes[row, first].set_ylabel(class_names[label], rotation=0, ha="right", va="center", fontsize=9)
+        for column, sample in enumerate(chosen[label][:num_samples]):
+            view = look(sample.pos, up)
+            order = view.depth.argsort()  # far points first
+            size = (radius(len(order)) * _CELL * 36) ** 2
+            shade = fade(sample.colors, view.depth)[order]
+            axes[row, first + column].scatter(*view.xy[order].T, s=size, c=shade, linewidths=0)
+    if len(shown) < len(present):
+        figure.suptitle(f"{len(shown)} of {len(present)} classes", fontsize=10)
+    figure.savefig(path, dpi=100)
 
 
-def _choose(splits: Mapping[str, InMemoryDataset], rows: int, num_samples: int) -> list[list[Data]]:
-    chosen: list[list[Data]] = [[] for _ in range(rows)]
+def _choose(splits: Mapping[str, InMemoryDataset], num_classes: int, num_samples: int, up: str) -> list[list[_Sample]]:
+    chosen: list[list[_Sample]] = [[] for _ in range(num_classes)]
     for dataset in splits.values():
-        classes = dataset._data.category if "category" in dataset._data else dataset._data.y
-        classes = classes.reshape(-1)
-        for label in range(rows):
-            missing = num_samples - len(chosen[label])
-            members = (classes == label).nonzero().flatten()[:missing].tolist()
-            chosen[label] += [dataset[index] for index in members]
+        data = dataset._data
+        classes = (data.category if "category" in data else data.y).reshape(-1)
+        for label in range(num_classes):
+            members = (classes == label).nonzero().flatten()[: num_samples - len(chosen[label])]
+            chosen[label] += [_sample(dataset, dataset[index], label, up) for index in members.tolist()]
     return chosen
 
 
-def _draw(axis, data: Data) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
-    pos = data.pos.numpy().astype(np.float64)
-    keep = np.linspace(0, len(pos) - 1, min(len(pos), MAX_POINTS)).astype(int)
-    pos = pos[np.isfinite(pos).all(axis=1)] if not np.isfinite(pos).all() else pos
-    keep = keep[keep < len(pos)]
-    centre = (pos.max(axis=0) + pos.min(axis=0)) / 2
-    azimuth, elevation = np.radians(-55.0), np.radians(22.0)
-    view = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
-    right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
-    up = np.cross(view, right)
-    seen = pos[keep] - centre
-    order = np.argsort(seen @ view)  # the nearest are drawn last
-    size = float(np.clip(1500 / max(len(keep), 1), 0.6, 12))
-    axis.scatter((seen @ right)[order], (seen @ up)[order], s=size, linewidths=0, **_colors(data, keep, seen, order))
-    reach = max(float(np.linalg.norm(seen, axis=1).max()), 1e-12)
-    axis.set_xlim(-reach, reach)
-    axis.set_ylim(-reach, reach)
-    axis.set_aspect("equal")
-
-
-def _colors(data: Data, keep: np.ndarray, seen: np.ndarray, order: np.ndarray) -> dict:
-    if data.y.numel() == data.pos.shape[0] > 1:
-        parts = data.y.reshape(-1).numpy()
-        local = np.unique(parts, return_inverse=True)[1][keep][order]
-        return {"c": local % 10, "cmap": "tab10", "vmin": 0, "vmax": 9}
-    return {"c": seen[order, 2], "cmap": "viridis"}
+def _sample(dataset: InMemoryDataset, item: Any, label: int, up: str) -> _Sample:
+    pos = item.pos.numpy()
+    keep = np.flatnonzero(np.isfinite(pos).all(axis=1))
+    keep = keep[np.linspace(0, len(keep) - 1, min(len(keep), _MAX_POINTS)).astype(int)] if len(keep) else keep
+    names = list(getattr(dataset, "feature_names", None) or [])
+    if item.y.numel() == len(pos) > 1:
+        parts = item.y.reshape(-1).numpy()
+        of_class = (getattr(dataset, "parts", None) or {label: np.unique(parts)})[label]
+        place = np.clip(np.searchsorted(of_class, parts[keep]), 0, len(of_class) - 1)
+        return _Sample(pos[keep], palette(len(of_class))[place])
+    if {"red", "green", "blue"} <= set(names):
+        own = item.x[:, [names.index(name) for name in ("red", "green", "blue")]].numpy()[keep]
+        return _Sample(pos[keep], (own.clip(0, 1) * 255).astype(np.uint8))
+    height = pos[keep, "xyz".index(up)]
+    span = max(float(np.ptp(height)), 1e-12) if len(height) else 1.0
+    return _Sample(pos[keep], sequential(0.25 + 0.75 * (height - height.min(initial=np.inf)) / span))

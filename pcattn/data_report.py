@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import yaml
 from torch_geometric.data import InMemoryDataset
 from tqdm import tqdm
@@ -53,15 +54,16 @@ class Report(NamedTuple):
 def recognise(root: str) -> list[str]:
     """Names of the data sets that know the files under `root`, the most particular one first.
 
-    A class tells by `recognises(root)`; one without it is asked to read the training split. `folder` comes last: any
-    folder of point files fits it.
+    A class tells by `recognises(root)`; one without it is asked to read a split. `folder` counts where
+    nothing else does: any folder of point files fits it.
     """
-    fitting = []
+    fitting: list[str] = []
     for name, dataset_class in sorted(DATASETS.items(), key=lambda item: item[0] == "folder"):
         if name == "pyg":
             continue  # needs to be told which
         known = getattr(dataset_class, "recognises", None)
-        if known(root) if known is not None else _can_be_read(dataset_class, root):
+        fits = known(root) if known is not None else _can_be_read(dataset_class, root)
+        if fits and (name != "folder" or not fitting):
             fitting.append(name)
     return fitting
 
@@ -89,19 +91,16 @@ def describe(root: str, dataset: str | None = None, options: dict[str, Any] | No
     dataset_class = resolve("dataset", name, DATASETS)
     problems: list[str] = []
     splits: dict[str, InMemoryDataset] = {}
-    takes_split = "split" in inspect.signature(dataset_class).parameters
     if "on_error" in inspect.signature(dataset_class).parameters:
         options = {"on_error": "skip", **options}
-    for split in SPLITS:
-        if not takes_split and split == "val":
-            continue
-        which: dict[str, Any] = {"split": split} if takes_split else {"train": split == "train"}
+    for split, which in _calls(dataset_class).items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                splits[split] = construct("dataset", name, dataset_class, root, **which, **options)
+                found = construct("dataset", name, dataset_class, root, **which, **options)
+                splits[split] = found if found._indices is None else found.copy()  # a selection is gathered
             except DatasetError as error:
-                if not splits and (split == "test" or not takes_split):
+                if not splits and split == "test":
                     raise
                 if split != "val":
                     problems.append(f"no {split} split: {error}")
@@ -113,18 +112,20 @@ def describe(root: str, dataset: str | None = None, options: dict[str, Any] | No
     parts: dict[str, Counter[int]] = {}
     for split, clouds_of_split in splits.items():
         labelled = _labels_points(clouds_of_split)
-        for index in tqdm(range(len(clouds_of_split)), desc=f"looking at {split}", leave=False):
-            item = clouds_of_split[index]
-            pos = item.pos.numpy()
+        data, x = clouds_of_split._data, clouds_of_split._data.get("x")
+        classes = (data.category if "category" in data else data.y).reshape(-1)
+        bounds = torch.as_tensor(clouds_of_split.slices["pos"]).tolist()
+        for index in tqdm(range(len(bounds) - 1), desc=f"looking at {split}", leave=False, disable=None):
+            points = slice(bounds[index], bounds[index + 1])
+            pos = data.pos[points].numpy()
             bad = int((~np.isfinite(pos).all(axis=1)).sum())
             title = _name(clouds_of_split, split, index)
             if bad:
                 problems.append(f"{title}: {bad} of {len(pos)} points have NaN or infinite coordinates")
-            label = item.category if item.get("category") is not None else item.y
-            clouds.append(_facts(split, title, int(label.reshape(-1)[0]), pos))
-            channels.add(pos, None if item.get("x") is None else item.x.numpy())
+            clouds.append(_facts(split, title, int(classes[index]), pos))
+            channels.add(pos, None if x is None else x[points].numpy())
             if labelled:
-                values, counts = np.unique(item.y.numpy(), return_counts=True)
+                values, counts = np.unique(data.y[points].numpy(), return_counts=True)
                 parts.setdefault(split, Counter()).update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     problems += [
         *_duplicates(clouds),
@@ -194,8 +195,9 @@ def main(args: Sequence[str] | None = None) -> int:
         if not parsed.no_picture:
             from pcattn.data_picture import draw_samples
 
+            up_axis = getattr(next(iter(report.splits.values())), "up_axis", "z")
             path = parsed.picture or _free(Path(f"{Path(parsed.root).resolve().stem}_samples.png"))
-            draw_samples(report.splits, report.class_names, path)
+            draw_samples(report.splits, report.class_names, path, up=up_axis)
             print(f"\nsamples of every class: {path}")
     except (ValueError, OSError) as error:
         print(f"pcattn: error: {error}", file=sys.stderr)
@@ -301,16 +303,23 @@ def _odd_clouds(clouds: Sequence[CloudFacts]) -> Iterator[str]:
 
 
 def _can_be_read(dataset_class: Any, root: str) -> bool:
-    which: dict[str, Any] = {"split": "train"}
-    if "split" not in inspect.signature(dataset_class).parameters:
-        which = {"train": True}
-    try:
-        dataset_class(root, **which)
-    except DatasetNotFoundError:
-        return False
-    except DatasetError:
+    """Whether one of the splits is there, whole or broken."""
+    for which in _calls(dataset_class).values():
+        try:
+            dataset_class(root, **which)
+        except DatasetNotFoundError:
+            continue
+        except DatasetError:
+            return True
         return True
-    return True
+    return False
+
+
+def _calls(dataset_class: Any) -> dict[str, dict[str, Any]]:
+    """The splits that a data set may have, and the argument that asks for each."""
+    if "split" in inspect.signature(dataset_class).parameters:
+        return {split: {"split": split} for split in SPLITS}
+    return {"train": {"train": True}, "test": {"train": False}}
 
 
 def _class_names(dataset: InMemoryDataset) -> list[str]:

@@ -4,16 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.aggregation_op import aggregate, can_aggregate
+from pcattn.normalization import normalize
 from pcattn.ops import gather
-
-
-def normalize(norm: nn.Module, x: Tensor) -> Tensor:
-    """Batch normalisation over all leading dimensions of (..., C).
-
-    `norm` is an `nn.BatchNorm1d`, or what Lightning puts in its place to normalise over several GPUs
-    (`sync_batchnorm`): both take (B, C), and would mistake the points of (B, N, C) for channels.
-    """
-    return norm(x.flatten(0, -2)).view_as(x)
 
 
 class LBR(nn.Sequential):
@@ -48,7 +40,8 @@ class LocalAggregation(nn.Module):
         y_i = \max_{j \in \mathcal{N}(i)} \mathrm{LBR}(\mathrm{LBR}([f_j - f_i,\; f_i]))
 
     The first linear map is applied to the points *before* they are gathered, which is the same function for a k-th of
-    the products: with :math:`W = [W_a, W_b]`, :math:`W [f_j - f_i, f_i] = W_a f_j + (W_b - W_a) f_i`.
+    the products: with :math:`W = [W_a, W_b]`, :math:`W [f_j - f_i, f_i] = W_a f_j + (W_b - W_a) f_i`. What follows is
+    written out, or in training on the CPU done in blocks (`pcattn.aggregation_op`): the same, in half the time.
 
     Args:
         in_dim: channels C of the input features.
@@ -85,10 +78,19 @@ def check_points(pos: Tensor, features: Tensor | None, num_features: int) -> Ten
     """The input of a network, checked: positions (B, N, 3) and features (B, N, F), concatenated to (B, N, 3 + F).
 
     Raises:
-        ValueError: a shape differs from what the network was built for.
+        ValueError: a shape differs from what the network was built for, or a value is NaN or infinite. On a GPU the
+            values stay unread, because looking at them would wait for the device: NaN gives NaN there.
     """
-    if pos.dim() != 3 or pos.shape[2] != 3:
-        raise ValueError(f"expected pos to be (B, N, 3), but got shape {tuple(pos.shape)}")
+    if pos.dim() != 3 or pos.shape[2] != 3 or pos.shape[1] == 0:
+        raise ValueError(f"expected pos to be (B, N, 3) with N >= 1, but got shape {tuple(pos.shape)}")
+    for name, values in (("pos", pos), ("features", features)):
+        if values is None:
+            continue
+        if not values.is_floating_point():
+            raise ValueError(f"expected {name} to be floating point, but got {values.dtype}")
+        if values.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(values.isfinite().all()):
+            cloud = int((~values.isfinite()).flatten(1).any(dim=1).nonzero()[0])
+            raise ValueError(f"expected {name} to be finite, but cloud {cloud} of the batch has NaN or infinity")
     if not num_features:
         if features is not None:
             raise ValueError(

@@ -53,7 +53,7 @@ class RobustnessCLI(PointCloudCLI):
                 self.datamodule.corruption = None if step is None else f"{step[0]}:{step[1]}"
                 progress.set_postfix_str(self.datamodule.corruption or "clean")
                 evaluate = self.trainer.test if self.subcommand == "test" else self.trainer.validate
-                (metrics,) = evaluate(model, verbose=False, **kwargs)
+                (metrics,) = evaluate(model, **kwargs)
                 kwargs["ckpt_path"] = kwargs["weights_only"] = None  # the weights are in place from now on
                 error = 1 - metrics[metric]
                 if step is None:
@@ -204,20 +204,21 @@ def plot(pos: Any, num_points: int, path: Path, seed: int = 0, index: int = 0, u
     import numpy as np
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 16.5), layout="constrained")
+    figure = Figure(figsize=(6.4, 15), layout="constrained")
     axes = figure.subplots(len(CORRUPTIONS), len(SEVERITIES), subplot_kw={"projection": "3d"})
     for row, name in zip(axes, CORRUPTIONS, strict=True):
         for panel, severity in zip(row, SEVERITIES, strict=True):
             cloud, _ = corrupt(pos, name, severity, num_points, seed, index, up)
             upright = np.roll(cloud, 2 - "xyz".index(up), axis=1)
-            panel.scatter(*upright.T, s=0.6, c=upright[:, 2], cmap="viridis", vmin=-0.8, vmax=0.8, linewidths=0)
             # Each at its own scale: some corruptions fit the cloud into a box, others do not.
             middle, half = (upright.max(0) + upright.min(0)) / 2, np.ptp(upright, axis=0).max() / 2
+            height = (upright[:, 2] - middle[2]) / half
+            panel.scatter(*upright.T, s=1.6, c=height, cmap="viridis", vmin=-1.1, vmax=1.3, linewidths=0)
             panel.set(**{f"{axis}lim": (m - half, m + half) for axis, m in zip("xyz", middle, strict=True)})
             panel.set_box_aspect((1, 1, 1), zoom=1.5)
             panel.set_axis_off()
             panel.set_title(f"{name} {severity}", fontsize=6, pad=0)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
 
 
 def main(args: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero
 
 CHECKPOINTS = "checkpoints"
 
@@ -42,6 +42,11 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
+def is_first_process() -> bool:
+    """Whether this is the one process of a training, or the first of several: the one that writes and speaks."""
+    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+
+
 def run_of_config(config: Path) -> Path | None:
     """The run whose own `config.yaml` this is; None for any other configuration."""
     return config.parent if config.name == "config.yaml" and (config.parent / CHECKPOINTS).is_dir() else None
@@ -63,7 +68,7 @@ def reserve(run: Path) -> Path:
     No run overwrites another, also when several start at once. Of the processes of one training the first makes it; the
     others write nothing, and are told by Lightning where their checkpoints are.
     """
-    if rank_zero_only.rank:
+    if not is_first_process():
         return run
     candidate, number = run, 1
     while True:
@@ -86,7 +91,7 @@ def latest(run: Path, checkpoint: str) -> Path | None:
 def keep_metrics(run: Path) -> None:
     """Number the `metrics.csv` of an interrupted run, because the logger of the resumed one starts a new file."""
     metrics = run / "metrics.csv"
-    if rank_zero_only.rank:
+    if not is_first_process():
         return
     if metrics.is_file():
         number = 1 + len(list(run.glob("metrics-*.csv")))

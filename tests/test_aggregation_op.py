@@ -27,8 +27,8 @@ def make(size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Loc
 def differentiate(layer: LocalAggregation, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Output, gradients and buffers after a training step."""
     out = layer(*inputs)
-    cotangent = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
-    gradients = torch.autograd.grad((out * cotangent).sum(), [inputs[0], *layer.parameters()])
+    cotangent = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((out * cotangent.to(out.dtype)).sum(), [inputs[0], *layer.parameters()])
     return [out, *gradients, *layer.buffers()]
 
 

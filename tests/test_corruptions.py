@@ -181,7 +181,7 @@ class TestDensity:
         view = normals[source].mean(0)
         view /= np.linalg.norm(view)
         facing = normals[source] @ view
-        assert np.quantile(facing, 0.01) > -0.1
+        assert (facing < -0.1).mean() < 0.02
         assert (normals @ view > 0.5).sum() * 0.8 < len(np.unique(source)) * (1 if name == "occlusion" else 3)
         height = view[2]  # z is up
         assert 0.3 < height < 0.95

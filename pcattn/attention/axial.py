@@ -1,7 +1,7 @@
 """Position-sensitive axial attention, on points: attention inside pencils along x, y and z."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps, heads
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
-from pcattn.layers import normalize
+from pcattn.normalization import normalize
 
 
 class AxialAttention(nn.Module):
@@ -70,7 +70,8 @@ class AxialAttention(nn.Module):
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """What a point attends to, a map a group for each axis: the softmax over its pencil; sums to 1, 0 elsewhere."""
         maps = []
-        for pencil in self.pencils:
+        pencils: list[Any] = list(self.pencils)
+        for pencil in pencils:
             maps.append(pencil.attention_map(x, geometry, point))
             x = pencil(x, geometry)
         return AttentionMaps(

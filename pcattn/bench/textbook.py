@@ -79,16 +79,23 @@ class TextbookPCT(nn.Module):
 
     Args:
         network: a `PCTClassifier` of the same kind (`fps_rule="pointnet2"`), whose weights it takes.
+        dim, k, depth, out_dim, num_classes, dropout: as the network has them.
 
     Shape:
         pos (B, N, 3) -> logits (B, num_classes).
     """
 
-    def __init__(self, network: PCTClassifier) -> None:
+    def __init__(
+        self,
+        network: PCTClassifier,
+        dim: int = 256,
+        k: int = 32,
+        depth: int = 4,
+        out_dim: int = 1024,
+        num_classes: int = 40,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        dim = network.backbone.layers[0].lbr.linear.out_features
-        out_dim, last = network.backbone.out_dim, network.head[-1]
-        depth = len(network.backbone.layers)
         # In the order of the network's own modules, so that its weights are ours one by one.
         self.embedding = nn.Sequential(*conv_bn(3, dim // 4), nn.ReLU(), *conv_bn(dim // 4, dim // 4), nn.ReLU())
         self.groups = nn.ModuleList([LocalOp(dim // 2, dim // 2), LocalOp(dim, dim)])
@@ -99,14 +106,14 @@ class TextbookPCT(nn.Module):
             nn.Linear(out_dim, 512, bias=False),
             nn.BatchNorm1d(512),
             nn.LeakyReLU(0.2),
-            nn.Dropout(network.head[1].p),
+            nn.Dropout(dropout),
             nn.Linear(512, 256),
             nn.BatchNorm1d(256),
             nn.LeakyReLU(0.2),
-            nn.Dropout(network.head[3].p),
-            nn.Linear(256, last.out_features),
+            nn.Dropout(dropout),
+            nn.Linear(256, num_classes),
         )
-        self.sampling = Sampling(network.backbone.embedding.k)
+        self.sampling = Sampling(k)
         with torch.no_grad():
             for ours, theirs in zip(self.parameters(), network.parameters(), strict=True):
                 ours.copy_(theirs.view_as(ours))

@@ -39,7 +39,7 @@ SHARES = ("sampling", "grouping", "attention", "rest")
 #: Clouds in the data set that data loading is measured with.
 LOADED_CLOUDS = 2048
 
-_AUGMENTATION = [{"scale": {}}, {"translate": {}}, {"dropout": {}}]
+_AUGMENTATION: list[dict[str, Any]] = [{"scale": {}}, {"translate": {}}, {"dropout": {}}]
 
 
 class RandomClouds(InMemoryDataset):
@@ -128,13 +128,13 @@ def bench_train(
         sampling = {} if variant == "pct" else {"fps_rule": "centroid"}
         return PCTClassifier(40, variant, attention, **{**kwargs, **sampling}).to(device)
 
-    models: dict[str, nn.Module] = {TEXTBOOK: TextbookPCT(build("pct")).to(device)}
+    models: dict[str, nn.Module] = {TEXTBOOK: TextbookPCT(build("pct"), **(network_kwargs or {})).to(device)}
     for name in networks:
         models[name] = build(name)
         if compiled:
             models[f"{name}, compiled"] = build(name)
             models[f"{name}, compiled"].compile()
-    errors = _gradient_errors(build("pct"), pos, label)
+    errors = _gradient_errors(build("pct"), TextbookPCT(build("pct"), **(network_kwargs or {})).to(device), pos, label)
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Callable[[], None]] = {}
     for name, model in models.items():
@@ -168,7 +168,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, pos: Tensor, label
     optimizer.step()
 
 
-def _gradient_errors(network: PCTClassifier, pos: Tensor, label: Tensor) -> dict[str, float]:
+def _gradient_errors(network: PCTClassifier, textbook: TextbookPCT, pos: Tensor, label: Tensor) -> dict[str, float]:
     """Relative distance of the gradients of the network and of the textbook from the network's in float64."""
 
     def gradients(model: nn.Module, points: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def _gradient_errors(network: PCTClassifier, pos: Tensor, label: Tensor) -> dict
         return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(model.parameters()))]).double()
 
     exact = gradients(copy.deepcopy(network).double(), pos.double())
-    models = {TEXTBOOK: TextbookPCT(network).to(pos.device), "pct": network}
+    models = {TEXTBOOK: textbook, "pct": network}
     return {name: float((gradients(model, pos) - exact).norm() / exact.norm()) for name, model in models.items()}
 
 
@@ -252,10 +252,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"expected --{option} of at least {least}, but got {getattr(args, name)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    sizes = (
-        (4, 128, {"dim": 16, "k": 8, "depth": 1, "out_dim": 32}) if args.quick else (args.batch, args.num_points, {})
-    )
+    batch, num_points, network_kwargs = args.batch, args.num_points, {}
+    if args.quick:
+        batch, num_points, network_kwargs = 4, 128, {"dim": 16, "k": 8, "depth": 1, "out_dim": 32}
     say = partial(print, file=sys.stderr, flush=True)
-    result = bench_train(args.networks, *sizes[:2], args.device, args.repeats, args.compile, sizes[2], say)
+    result = bench_train(args.networks, batch, num_points, args.device, args.repeats, args.compile, network_kwargs, say)
     print(json.dumps(result, indent=1) if args.json else table(result))
     return 0

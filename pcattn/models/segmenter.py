@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcattn.layers import LBR, normalize
+from pcattn.layers import LBR
 from pcattn.models.pct import PCTBackbone
+from pcattn.normalization import normalize
 from pcattn.ops import interpolate
 from pcattn.registry import construct
 

@@ -10,6 +10,9 @@ points, lexicographically (first coordinate, then second, ...), and only points 
 results do not depend on the order of the points, and are the same in every run.
 
 Clouds of different sizes are padded to one size; `lengths` (B,) says how many points of each are real.
+
+Real points have to be finite: NaN and infinity raise `ValueError` on the CPU. On a GPU the values stay unread, because
+looking at them would wait for the device; the result for a cloud that holds them is then arbitrary.
 """
 
 from typing import NamedTuple
@@ -33,7 +36,9 @@ class KNN(NamedTuple):
     gathering them is valid and a maximum over them is unchanged; `distances.isfinite()` is the mask of the others.
     """
 
-    distances: Tensor  #: (B, M, k), squared Euclidean (`"l2"`) or maximum (`"linf"`), float32 or float64
+    #: (B, M, k), squared Euclidean (`"l2"`) or maximum (`"linf"`), float32 or float64; a distance too large for float32
+    #: is its largest number
+    distances: Tensor
     indices: Tensor  #: (B, M, k), int64
 
 
@@ -137,6 +142,7 @@ def farthest_point_sample(
     """
     _check_points("pos", pos)
     _check_lengths("lengths", lengths, pos, 1)
+    _check_finite("pos", pos, lengths)
     _check_backend(backend)
     if not 1 <= num_samples <= pos.shape[1]:
         raise ValueError(f"expected 1 <= num_samples <= {pos.shape[1]} (the number of points), but got {num_samples}")
@@ -281,6 +287,8 @@ def _search(
         )
     _check_lengths("query_lengths", query_lengths, query, 0)
     _check_lengths("support_lengths", support_lengths, support, 0)
+    _check_finite("query", query, query_lengths)
+    _check_finite("support", support, support_lengths)
     _check_backend(backend)
     query, support = _search_dtype(query), _search_dtype(support)
     if query.dtype != support.dtype:
@@ -293,6 +301,20 @@ def _check_points(name: str, points: Tensor) -> None:
         raise ValueError(f"expected {name} to be (B, N, D) and not empty, but got shape {tuple(points.shape)}")
     if not points.is_floating_point():
         raise ValueError(f"expected {name} to be floating point, but got {points.dtype}")
+
+
+def _check_finite(name: str, points: Tensor, lengths: Tensor | None) -> None:
+    """Refuse NaN and infinity among the real points: they have no order, and any answer would be wrong silently."""
+    # On a GPU the values stay unread, see `_check_lengths`.
+    if points.device.type != "cpu" or torch.compiler.is_compiling() or bool(points.detach().isfinite().all()):
+        return
+    broken = ~points.detach().isfinite().all(dim=2)  # (B, N)
+    if lengths is not None:
+        broken &= torch.arange(points.shape[1]) < lengths[:, None]
+    if bool(broken.any()):
+        cloud, point = broken.nonzero()[0].tolist()
+        values = ", ".join(f"{value:g}" for value in points[cloud, point].tolist()[:3])
+        raise ValueError(f"expected {name} to be finite, but point {point} of cloud {cloud} is ({values})")
 
 
 def _check_lengths(name: str, lengths: Tensor | None, points: Tensor, smallest: int) -> None:
@@ -334,6 +356,9 @@ def _knn(
 ) -> tuple[Tensor, Tensor]:
     search = knn_backend(backend, query, k)
     distances, indices = search(query, support, k, metric, limit, query_lengths, support_lengths, query_indices)
+    largest = torch.finfo(query.dtype).max
+    if query.dtype != distances.dtype:  # inf is a missing neighbour, and not one that is far away
+        distances = torch.where(distances.isinf(), distances, distances.clamp(max=largest))
     return distances.to(query.dtype), indices
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
 
 
+class NonFiniteError(ValueError):
+    """A batch holds NaN or infinity, or leads to a loss that is one."""
+
+
 class PointCloudTask(LightningModule):
     """A network with its loss, metrics and optimiser.
 
@@ -102,6 +106,13 @@ class PointCloudTask(LightningModule):
         """Tie the network's own randomness to the batch, so that a resumed run repeats it."""
         torch.manual_seed(batch.seed)
 
+    def on_validation_batch_start(self, batch: PointBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Refuse clouds with NaN or infinity, which metrics would count as any class."""
+        if cause := _not_finite(batch):
+            raise NonFiniteError(f"expected finite clouds, but {cause}")
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
     def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics; further looks only where validation is all that is done."""
         self.evaluate(batch)
@@ -160,6 +171,41 @@ class PointCloudTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def log_train_loss(self, loss: Tensor, batch: PointBatch) -> None:
-        """Log `train/loss`, the mean over the epoch."""
+        """Log `train/loss`, the mean over the epoch, once it is known to be a number.
+
+        Raises:
+            NonFiniteError: it is not. The batch lies in a file in the run then, and the weights are those before it.
+        """
+        if not bool(loss.detach().isfinite()):
+            raise NonFiniteError(self._save_batch(loss, batch))
         size = len(batch.pos)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=True, sync_dist=True)
+
+    def _save_batch(self, loss: Tensor, batch: PointBatch) -> str:
+        """Save a batch whose loss is not finite; what happened, in words."""
+        folder = Path(self.trainer.default_root_dir)
+        path = folder / f"nonfinite-epoch{self.current_epoch}-step{self.global_step}.pt"
+        fields = {name: value for name, value in batch._asdict().items() if value is not None}
+        identity = {"epoch": self.current_epoch, "step": self.global_step, "loss": float(loss.detach())}
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(identity | fields, path)
+        cause = _not_finite(batch)
+        if cause is None and not all(bool(parameter.isfinite().all()) for parameter in self.parameters()):
+            cause = "the weights are not finite"
+        clouds = ", ".join(map(str, batch.indices[:8].tolist())) + (", ..." if len(batch.indices) > 8 else "")
+        return (
+            f"expected a finite loss, but got {float(loss.detach())} in epoch {self.current_epoch}, step "
+            f"{self.global_step} (batch of clouds {clouds}): "
+            f"{cause or 'clouds and weights are finite, so training diverges: try a smaller lr'}. "
+            f"The batch is saved in {path}"
+        )
+
+
+def _not_finite(batch: PointBatch) -> str | None:
+    """Which clouds of a batch hold NaN or infinity, in words; None if none does."""
+    for name in ("pos", "normals", "features"):
+        field = getattr(batch, name)
+        if field is not None and not bool((finite := field.isfinite().all(dim=2).all(dim=1)).all()):
+            clouds = ", ".join(map(str, batch.indices[~finite].tolist()[:8]))
+            return f"{name} of clouds {clouds} of the data set has NaN or infinity"
+    return None

@@ -7,7 +7,7 @@ from pcattn.attention import Geometry, build_attention, pencil_op
 from pcattn.attention.axial import PairNorm, PencilAttention
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
 from pcattn.bench.attention import peak_memory
-from pcattn.layers import normalize
+from pcattn.normalization import normalize
 
 from .attention_cases import assert_near, grid_positions, load_linear, load_norm, load_parameter
 

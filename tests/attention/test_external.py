@@ -5,7 +5,7 @@ import torch
 
 from pcattn.attention import Geometry, build_attention, multihead_external
 from pcattn.attention.external import double_normalize
-from pcattn.layers import normalize
+from pcattn.normalization import normalize
 
 from .attention_cases import assert_near, load_linear, load_norm, load_parameter
 

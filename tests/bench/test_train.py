@@ -11,8 +11,9 @@ from pcattn.models import PCTClassifier
 
 
 def test_textbook_is_the_same_function() -> None:
-    network = PCTClassifier(4, dim=16, depth=2, k=4, out_dim=16, dropout=0.0, fps_rule="pointnet2").double()
-    textbook = TextbookPCT(network).double()
+    sizes = {"num_classes": 4, "dim": 16, "depth": 2, "k": 4, "out_dim": 16, "dropout": 0.0}
+    network = PCTClassifier(**sizes, fps_rule="pointnet2").double()
+    textbook = TextbookPCT(network, **sizes).double()
     pos = train.clouds(3, 32).double()
     ours, theirs = (torch.autograd.grad(f(pos).square().sum(), list(f.parameters())) for f in (network, textbook))
     torch.testing.assert_close(textbook(pos), network(pos))

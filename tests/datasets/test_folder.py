@@ -221,6 +221,12 @@ class TestOnError:
             assert dataset.class_names == ["ball", "needle"]
             assert len(dataset) == 8
 
+    def test_an_error_in_another_process(self, tmp_path: Path) -> None:
+        root = write_clouds(tmp_path, {"ball": 20})
+        (root / "ball" / "cloud_07.ply").write_bytes(b"ply\n")
+        with pytest.raises(DatasetBrokenError, match=r"cloud_07\.ply: expected a PLY header"):
+            PointCloudFolder(root)
+
     def test_nothing_left(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "b.ply").write_text("hello")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcattn.layers import LBR, LocalAggregation, normalize
+from pcattn.layers import LBR, LocalAggregation
 from pcattn.models import PCTClassifier
+from pcattn.normalization import normalize
 from pcattn.ops import farthest_point_sample, gather, knn
 
 
@@ -78,6 +79,22 @@ class TestBatchNorm:
         x = torch.randn(4, 7, 5)
         torch.testing.assert_close(normalize(ours, x), theirs(x.transpose(1, 2)).transpose(1, 2))
         torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+    def test_statistics_are_exact(self) -> None:
+        """In float32, of many rows far from zero."""
+        norm, x = torch.nn.BatchNorm1d(4, momentum=1.0), 3 + torch.randn(20_000, 4)
+        normalize(norm, x)
+        torch.testing.assert_close(norm.running_mean.double(), x.double().mean(0), rtol=3e-7, atol=0)
+        torch.testing.assert_close(norm.running_var.double(), x.double().var(0), rtol=1e-6, atol=0)
+
+    def test_gradients(self) -> None:
+        norm = torch.nn.BatchNorm1d(3).double()
+        x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, *parameters: normalize(norm, x), (x, *norm.parameters()))
+
+    def test_one_row_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="more than 1 value"):
+            normalize(torch.nn.BatchNorm1d(3), torch.randn(1, 3))
 
     def test_lbr_slope(self) -> None:
         x = torch.randn(16, 3)

@@ -1,11 +1,17 @@
 """The classification task: loss, metrics over all samples, optimisers, randomness."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pcattn.datasets import PointBatch
 from pcattn.tasks import Classification
+from pcattn.tasks.base import NonFiniteError
 from pcattn.tasks.classification import class_accuracy
 from pcattn.tasks.optimization import build_optimizer, warmup_cosine
 
@@ -45,6 +51,75 @@ class TestLoss:
         target = (1 - ratio)[:, None] * smooth[batch.label] + ratio[:, None] * smooth[other]
         expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
         torch.testing.assert_close(task.training_step(batch, 0), expected)
+
+
+class Batches(LightningDataModule):
+    """Three batches, the second of which is spoilt."""
+
+    def __init__(self, spoil: Callable[[PointBatch], PointBatch]) -> None:
+        super().__init__()
+        clouds = [make_batch(4, seed)._replace(indices=torch.arange(4) + 10 * seed) for seed in range(3)]
+        self.batches = [clouds[0], spoil(clouds[1]), clouds[2]]
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
+
+    def test_dataloader(self) -> DataLoader:
+        return self.train_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.train_dataloader()
+
+
+class TestNotFinite:
+    def trainer(self, folder: Path) -> Trainer:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, enable_checkpointing=False, **quiet)
+
+    def test_a_loss_stops_training_before_the_weights_are_spoilt(self, tmp_path: Path) -> None:
+        def spoil(batch: PointBatch) -> PointBatch:
+            return batch._replace(pos=batch.pos * torch.tensor([1, 1, torch.inf, 1])[:, None, None])
+
+        task = make_task(optimizer="adamw")
+        task.network = Unchecked(task.network)
+        with pytest.raises(NonFiniteError, match=r"nan in epoch 0, step 1 .*pos of clouds 12 of the data set") as error:
+            self.trainer(tmp_path).fit(task, Batches(spoil))
+        assert all(parameter.isfinite().all() for parameter in task.parameters())
+        saved = torch.load(tmp_path / "nonfinite-epoch0-step1.pt", weights_only=True)
+        assert str(tmp_path / "nonfinite-epoch0-step1.pt") in str(error.value)
+        assert (saved["epoch"], saved["step"], saved["seed"]) == (0, 1, 1)
+        assert saved["indices"].tolist() == [10, 11, 12, 13]
+        assert not saved["pos"][2].isfinite().all()
+
+    def test_weights_are_named_where_they_are_the_reason(self, tmp_path: Path) -> None:
+        task = make_task()
+        with torch.no_grad():
+            next(task.network.head.parameters()).fill_(torch.nan)
+        with pytest.raises(NonFiniteError, match="the weights are not finite"):
+            self.trainer(tmp_path).fit(task, Batches(lambda batch: batch))
+
+    @pytest.mark.parametrize("stage", ["test", "predict"])
+    @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+    def test_evaluation_refuses_clouds(self, stage: str, value: float, tmp_path: Path) -> None:
+        def spoil(batch: PointBatch) -> PointBatch:
+            pos = batch.pos.clone()
+            pos[3, 5, 1] = value
+            return batch._replace(pos=pos)
+
+        with pytest.raises(NonFiniteError, match="pos of clouds 13 of the data set has NaN or infinity"):
+            getattr(self.trainer(tmp_path), stage)(make_task(), Batches(spoil))
+
+
+class Unchecked(torch.nn.Module):
+    """A network of one's own, which does not look at its input."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = network.head
+        self.linear = torch.nn.Linear(3, 16)
+
+    def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
+        return self.head(self.linear(pos).amax(dim=1))
 
 
 class TestMetrics:

@@ -87,7 +87,7 @@ class TestAveragedWeights:
         torch.testing.assert_close(checkpoint["state_dict"], averages[5])
         torch.testing.assert_close(checkpoint["current_model_state"], record.after_step[5])
         assert "ema_decay" in checkpoint["hyper_parameters"]
-        trainer.validate(task, ckpt_path=path, verbose=False, weights_only=True)
+        trainer.validate(task, trainer.datamodule, path, verbose=False, weights_only=True)
         torch.testing.assert_close(copy(task), averages[5])
         torch.testing.assert_close(copy(Classification.load_from_checkpoint(path, weights_only=True)), averages[5])
 
@@ -124,16 +124,15 @@ def test_bfloat16(root: Path, tmp_path: Path) -> None:
 
 
 class TestCompilation:
-    @pytest.mark.parametrize("variant", ["spct", "pct"])
-    def test_one_graph(self, variant: str) -> None:
+    def test_one_graph(self) -> None:
         """Without a break, forward and backward; the same values."""
         torch.compiler.reset()
-        network = PCTClassifier(4, variant, dim=8, depth=1, k=4, out_dim=16, dropout=0.0)
-        pos = torch.randn(2, 16, 3)
+        network = PCTClassifier(4, dim=8, depth=1, k=4, out_dim=16, dropout=0.0).double()
+        pos = torch.randn(4, 16, 3, dtype=torch.float64)
         gradients = []
         for run in (network, torch.compile(network, fullgraph=True, backend="aot_eager")):
             gradients.append(torch.autograd.grad(run(pos).square().sum(), list(network.parameters())))
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
 
     def test_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -150,5 +149,5 @@ class TestCompilation:
         """The compiler that `CXX` names, arguments and all."""
         monkeypatch.setenv("CXX", f"{sys.executable} -some -arguments")
         compiled: list[nn.Module] = []
-        monkeypatch.setattr(nn.Module, "compile", compiled.append)
+        monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
         assert Classification(4, variant="spct", compile=True).network in compiled
