@@ -37,8 +37,8 @@ class TestMatplotlib:
         pos = np.stack((-towards, towards, 3 * right, -3 * right))
         colors = np.array([[255, 0, 0], [0, 0, 255], [0, 0, 0], [0, 0, 0]], dtype=np.uint8)
         for order in ([0, 1, 2, 3], [3, 1, 2, 0]):
-            (picture,) = render([(pos[order], colors[order])], 50, "z")
-            assert picture[25, 25].tolist() == [0, 0, 255]
+            (picture,) = render([(pos[order], colors[order])], 400, "z")
+            assert picture[200, 200].tolist() == [0, 0, 255]
 
     def test_montage(self, tmp_path: Path) -> None:
         path = montage([ball(marked=3), ball(1)], tmp_path / "m.png", renderer="matplotlib", heading="<two>")
