@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -300,10 +303,21 @@ def _in_processes(jobs: Sequence[tuple]) -> Iterator[dict[str, Any] | DatasetErr
         yield from bar(map(_prepare, jobs))
         return
     try:
-        with ProcessPoolExecutor(cpu_count(), multiprocessing.get_context("fork")) as pool:
+        with ProcessPoolExecutor(cpu_count(), multiprocessing.get_context("fork"), _end_with, (os.getpid(),)) as pool:
             yield from bar(pool.map(_prepare, jobs, chunksize=min(8, len(jobs) // 16)))
     except BrokenProcessPool as error:
         raise DatasetError("a process that read clouds was killed, most often for lack of memory") from error
+
+
+def _end_with(parent: int) -> None:
+    """Make this process end when its parent was killed: it would wait for further work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
