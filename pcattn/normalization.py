@@ -16,7 +16,9 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     (`sync_batchnorm`): both take (B, C), and would mistake the points of (B, N, C) for channels.
     """
     rows = x.flatten(0, -2)
-    if len(rows) < 2 or not is_plain_training(rows, norm):
+    if (
+        not is_plain_training(rows, norm) or len(rows) < 2
+    ):  # in this order: len() would fix a batch that export leaves free
         return norm(rows).view_as(x)
     out, mean, variance = _Normalize.apply(rows, norm.weight, norm.bias, norm.eps)
     update_statistics(norm, mean, variance, len(rows))

@@ -14,6 +14,7 @@ from pcattn import checkpoints
 from pcattn.cli import main
 
 from .datasets.modelnet_files import write_modelnet40
+from .datasets.shapenet_files import write_text
 from .tiny import write_tiny_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -260,6 +261,8 @@ def test_configs_are_valid(path: Path, root: Path, capsys: pytest.CaptureFixture
         args += ["--data.root", str(root), "--data.num_points=64"]
         if settings["model"]["init_args"]["variant"] == "pct":
             args += ["--model.network_kwargs.k=8"]
+    elif settings["data"]["dataset"] == "shapenetpart":
+        args += ["--data.root", str(write_text(Path("shapenet"))), "--data.num_points=32"]
     else:
         args += ["--data.dataset_kwargs={num_train: 88, num_test: 22, num_points: 256}", "--data.root=shapes"]
     main(args)
