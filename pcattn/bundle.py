@@ -1,4 +1,4 @@
-"""`pcattn bundle`: the best checkpoint of a run as weights that come with the package, with how they were made."""
+"""`pcattn bundle`: a checkpoint of a run as weights that come with the package, with how they were made."""
 
 import argparse
 import json
@@ -17,8 +17,8 @@ MAX_BYTES = 6_000_000
 _FOLDER = Path(__file__).parent / "weights"
 
 
-def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER) -> Path:
-    """Write `<folder>/<name>.safetensors` in float16 from the best checkpoint of a finished run.
+def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER, which: str = "best") -> Path:
+    """Write `<folder>/<name>.safetensors` in float16 from a checkpoint of a finished run.
 
     Its metadata say how the weights were made: `training` holds the command, the seed, the epoch of the checkpoint, the
     epochs of the run, and the metrics that the run kept for it; beside it are the arguments of task and data, see
@@ -29,6 +29,8 @@ def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER) -> Path:
         name: of the weights; `modelnet40-cpu` belongs to `configs/modelnet40_cpu.yaml`.
         command: that trained them.
         folder: where to.
+        which: `"best"` by validation, or `"last"`: where the best of many epochs stands out by chance, the end of the
+            schedule is the better choice and its score the more honest one.
 
     Raises:
         ValueError: the run is not finished, the file exists, or it would be larger than `MAX_BYTES`.
@@ -41,13 +43,13 @@ def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER) -> Path:
         if not file.is_file():
             raise ValueError(f"expected the folder of a finished run, but {file} does not exist")
     settings = yaml.safe_load(config.read_text())
-    checkpoint = checkpoints.read(runs.checkpoint_path(run, "best"))
+    checkpoint = checkpoints.read(runs.checkpoint_path(run, which))
     training: dict[str, Any] = {
         "command": command,
         "seed": settings["seed_everything"],
         "epoch": checkpoint.training["epochs"],
         "epochs": settings["trainer"]["max_epochs"],
-        "metrics": json.loads(results.read_text()).get("best", {}),
+        "metrics": checkpoint.training.get("metrics") or json.loads(results.read_text()).get("best", {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save_weights(checkpoints.build(checkpoint, str(run)), path, checkpoint.data, training)
@@ -63,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("name", help="of the weights, as --ckpt_path and pcattn.load will know them")
     parser.add_argument("--command", required=True, help="that trained them, to be kept with them")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best by validation")
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="where to (default: the package's own)")
     args = parser.parse_args(argv)
     try:
-        path = bundle(args.run, args.name, args.command, args.folder)
+        path = bundle(args.run, args.name, args.command, args.folder, args.checkpoint)
     except (ValueError, OSError) as error:
         print(f"pcattn: error: {error}", file=sys.stderr)
         return 2
