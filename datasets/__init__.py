@@ -6,6 +6,7 @@ from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 from .files import Cloud, read_cloud, write_ply
 from .folder import PointCloudFolder, PyGPointClouds
 from .modelnet import ModelNet10, ModelNet40
+from .normals import estimate_normals
 from .preprocess import preprocess
 from .scanobjectnn import ScanObjectNN
 from .shapenet import ShapeNetPart
@@ -28,6 +29,7 @@ __all__ = [
     "ScanObjectNN",
     "ShapeNetPart",
     "Shapes",
+    "estimate_normals",
     "preprocess",
     "read_cloud",
     "stratified_split",

@@ -60,7 +60,7 @@ class PointCloudDataModule(LightningDataModule):
         num_points: points of a cloud given to the network: a new random choice for each training batch, always the
             same ones in evaluation (`sampling`). None takes all, where the clouds are of equal size.
         features: what to give to the network beside positions: `normals`, `color`, `height` (above the lowest point),
-            or the name of any other channel of the data set.
+            or the name of any other channel of the data set; `estimated_normals` for one that has no normals.
         normalize: `"sphere"`, `"box"` or `"none"`, see `preprocess`. None is what the data set says: clouds that come
             normalised are left as they are, all others are put into the unit sphere.
         up_axis: `"x"`, `"y"` or `"z"`, along which height is measured; None is what the data set says, else z.

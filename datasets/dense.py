@@ -13,7 +13,17 @@ from torch.utils.data import Dataset
 from torch_geometric.data import InMemoryDataset
 
 from .errors import DatasetError
-from .preprocess import FEATURES, Placement, apply_placement, find_channels, height_of, placement, select
+from .normals import estimate_normals
+from .preprocess import (
+    ESTIMATED_NORMALS,
+    FEATURES,
+    Placement,
+    apply_placement,
+    find_channels,
+    height_of,
+    placement,
+    select,
+)
 
 SAMPLINGS = ("random", "first", "fps")
 
@@ -105,6 +115,7 @@ class DenseClouds(Dataset):
             self.label = data.y.view(num_clouds) if self.category is None else self.category
             self.category = None
         self._placements: dict[int, Placement] = {}
+        self._estimated: dict[int, Tensor] = {}
         self._num_points: int | None = None
         self._sampling = "random"
         self._seed: int | None = None
@@ -121,6 +132,8 @@ class DenseClouds(Dataset):
         columns = {name: find_channels(name, names if x is not None else (), self.name) for name in features}
         self._x = x
         self._normals = columns.pop("normals", None)
+        self._estimates_normals = ESTIMATED_NORMALS in columns
+        columns.pop(ESTIMATED_NORMALS, None)
         self._features = list(columns.values())
 
     def __len__(self) -> int:
@@ -185,6 +198,11 @@ class DenseClouds(Dataset):
         rows = self.starts[indices][:, None] + chosen
         pos = self.pos.view(-1, 3)[rows]
         channels = None if self._x is None or not (self._normals or self._features) else self._x[rows]
+        normals = None if channels is None or self._normals is None else channels[..., self._normals]
+        if self._estimates_normals:
+            normals = torch.stack(
+                [self._estimate(index)[of] for index, of in zip(indices.tolist(), chosen, strict=True)]
+            )
         features = None
         if self.normalize != "none" or self._features:
             place = self._place(indices)
@@ -192,7 +210,7 @@ class DenseClouds(Dataset):
             pos = pos if self.normalize == "none" else apply_placement(pos, place)
         return PointBatch(
             pos=pos,
-            normals=None if channels is None or self._normals is None else channels[..., self._normals],
+            normals=normals,
             label=self.label.view(-1)[rows] if self.per_point else self.label[indices],
             category=None if self.category is None else self.category[indices],
             indices=indices,
@@ -205,6 +223,12 @@ class DenseClouds(Dataset):
         """The stored positions (n, 3) of a cloud."""
         start = int(self.starts[index])
         return self.pos.view(-1, 3)[start : start + int(self.sizes[index])]
+
+    def _estimate(self, index: int) -> Tensor:
+        """Normals (n, 3) of a complete cloud, estimated when first asked for."""
+        if index not in self._estimated:
+            self._estimated[index] = estimate_normals(self._points(index)[None])[0]
+        return self._estimated[index]
 
     def _place(self, indices: Tensor) -> Placement:
         """Placements of some clouds as tensors (B, ...), each computed from the complete cloud when first asked for."""

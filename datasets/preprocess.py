@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from .errors import DatasetError
+from .normals import estimate_normals
 
 NORMALIZATIONS = ("sphere", "box", "none")
 
 #: Features of several channels, by the names of these; any other feature is the channel of that name.
 FEATURES = {"normals": ("nx", "ny", "nz"), "color": ("red", "green", "blue")}
 
-#: The one feature that is computed: height above the lowest point of the cloud, along the up axis.
+#: Features that are computed: height above the lowest point of the cloud, along the up axis, and estimated normals.
 HEIGHT = "height"
+ESTIMATED_NORMALS = "estimated_normals"
+COMPUTED = {HEIGHT: (HEIGHT,), ESTIMATED_NORMALS: FEATURES["normals"]}
 
 
 class Placement(NamedTuple):
@@ -46,7 +49,9 @@ def preprocess(
         pos: (N, 3), in any unit.
         channels: (N, F), what else is known about the points; normals of unit length, colours in [0, 1].
         channel_names: F names, see `FEATURES`.
-        features: what to choose: `"normals"`, `"color"`, `"height"`, or the name of any other channel.
+        features: what to choose: `"normals"`, `"color"`, `"height"`, or the name of any other channel. In place
+            of `"normals"`, `"estimated_normals"` are computed from the positions (`estimate_normals`), whether or not
+            the cloud has some.
         normalize: `"sphere"`: centroid at the origin, the farthest point at distance 1; `"box"`: the centre of the
             bounding box at the origin, the largest coordinate 1; `"none"`: as it is.
         up_axis: `"x"`, `"y"` or `"z"`; the axis that height is measured along.
@@ -58,9 +63,13 @@ def preprocess(
         DatasetError: a feature is not among the channels.
     """
     check(features, normalize, up_axis)
-    columns = [find_channels(name, channel_names) for name in in_order(features)]
+    columns = [find_channels(name, channel_names) for name in in_order(features) if name != ESTIMATED_NORMALS]
     place = placement(pos, normalize, up_axis)
-    return apply_placement(pos, place), select(channels, columns, height_of(pos, place, up_axis))
+    chosen = select(channels, columns, height_of(pos, place, up_axis))
+    if ESTIMATED_NORMALS in features:
+        normals = estimate_normals(pos[None])[0]
+        chosen = normals if chosen is None else torch.cat((normals, chosen), dim=1)
+    return apply_placement(pos, place), chosen
 
 
 def check(features: Sequence[str], normalize: str, up_axis: str) -> None:
@@ -71,6 +80,8 @@ def check(features: Sequence[str], normalize: str, up_axis: str) -> None:
     """
     if len(set(features)) < len(features):
         raise ValueError(f"expected features without repetition, but got {list(features)}")
+    if {"normals", ESTIMATED_NORMALS} <= set(features):
+        raise ValueError(f"expected normals or {ESTIMATED_NORMALS}, but got {list(features)}")
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"expected normalize to be one of {', '.join(NORMALIZATIONS)}, but got {normalize!r}")
     if up_axis not in ("x", "y", "z"):
@@ -79,27 +90,33 @@ def check(features: Sequence[str], normalize: str, up_axis: str) -> None:
 
 def count_channels(features: Sequence[str]) -> int:
     """Channels of the chosen features together."""
-    return sum(len(FEATURES.get(name, (name,))) for name in features)
+    return len(name_channels(features))
+
+
+def name_channels(features: Sequence[str]) -> list[str]:
+    """Names of the channels of the chosen features, in the order in which a network takes them."""
+    groups = {**FEATURES, **COMPUTED}
+    return [channel for name in in_order(features) for channel in groups.get(name, (name,))]
 
 
 def in_order(features: Sequence[str]) -> list[str]:
     """The features in the order in which a network takes them: normals first."""
-    return sorted(features, key=lambda name: name != "normals")
+    return sorted(features, key=lambda name: name not in ("normals", ESTIMATED_NORMALS))
 
 
 def find_channels(feature: str, channel_names: Sequence[str], source: str = "the cloud") -> list[int] | None:
-    """The columns that a feature consists of; None for the height, which is computed.
+    """The columns that a feature consists of; None for one that is computed.
 
     Raises:
         DatasetError: it is not there; the message lists what is.
     """
-    if feature == HEIGHT:
+    if feature in COMPUTED:
         return None
     wanted = FEATURES.get(feature, (feature,))
     if not set(wanted) <= set(channel_names):
         groups = [name for name, names in FEATURES.items() if set(names) <= set(channel_names)]
         grouped = {channel for name in groups for channel in FEATURES[name]}
-        there = [*groups, *(name for name in channel_names if name not in grouped), HEIGHT]
+        there = [*groups, *(name for name in channel_names if name not in grouped), *COMPUTED]
         raise DatasetError(f"expected {feature} among the features of {source}, but it has {', '.join(there)}")
     return [list(channel_names).index(name) for name in wanted]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import pcattn
 from pcattn import checkpoints
+from pcattn.datasets.preprocess import ESTIMATED_NORMALS, name_channels
 from pcattn.inference import Model
 from pcattn.tasks import PartSegmentation
 
@@ -94,9 +95,10 @@ def describe(model: Model) -> dict[str, Any]:
     inputs = {"pos": "(B, N, 3) float32, normalised"}
     if _num_categories(model):
         inputs["category"] = "(B,) int64, index into class_names"
-    if model.channel_names or model.preprocessing["features"]:
+    features = model.preprocessing["features"]
+    if features:
         inputs["features"] = "(B, N, F) float32, in the order of preprocessing.channels"
-    heights = ["height"] if "height" in model.preprocessing["features"] else []
+    estimated = ["estimate normals: pcattn.datasets.estimate_normals"] if ESTIMATED_NORMALS in features else []
     return {
         "version": pcattn.__version__,
         "task": type(model.task).__name__,
@@ -107,9 +109,10 @@ def describe(model: Model) -> dict[str, Any]:
         "parts": getattr(model.task, "parts", None),
         "preprocessing": {
             **model.preprocessing,
-            "channels": [*model.channel_names, *heights],
+            "channels": name_channels(features),
             "num_points": model.num_points,
             "steps": [
+                *estimated,
                 _NORMALIZATIONS[model.preprocessing["normalize"]],
                 f"draw {model.num_points} points at random; repeat points where there are fewer",
             ],

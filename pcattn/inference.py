@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pcattn import checkpoints
 from pcattn.clouds import as_points, is_several
-from pcattn.datasets.preprocess import FEATURES, HEIGHT, in_order, preprocess
+from pcattn.datasets.preprocess import COMPUTED, name_channels, preprocess
 from pcattn.ops import interpolate
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.base import PointCloudTask
@@ -99,9 +99,9 @@ class Model:
         self.preprocessing: dict[str, Any] = data.get("preprocessing") or _guess(
             hyper_parameters.get("num_features", 0)
         )
-        of_cloud = [name for name in in_order(self.preprocessing["features"]) if name != HEIGHT]
+        of_cloud = [name for name in self.preprocessing["features"] if name not in COMPUTED]
         #: What a cloud has to tell of its points beside their positions: `nx`, `ny`, `nz`, `red`, ...
-        self.channel_names = [channel for name in of_cloud for channel in FEATURES.get(name, (name,))]
+        self.channel_names = name_channels(of_cloud)
         self.class_names: list[str] = list(getattr(task, "class_names", []))
         self.part_names: list[str] = list(getattr(task, "part_names", []))
 
@@ -203,7 +203,7 @@ class Model:
     def _prepare(self, points: Any) -> tuple[Tensor, Tensor | None]:
         """A cloud as the network was trained on: (N, 3), normalised as a whole, and features (N, F)."""
         pos, features = preprocess(*as_points(points, self.channel_names), **self.preprocessing)
-        return pos.float(), features
+        return pos.float(), None if features is None else features.float()
 
     @torch.no_grad()
     def _forward(self, pos: Tensor, features: Tensor | None, draws: Tensor, category: int | None) -> Tensor:

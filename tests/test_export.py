@@ -93,6 +93,12 @@ def test_description() -> None:
     prepared = about["preprocessing"]
     assert (prepared["channels"], prepared["num_points"], prepared["normalize"]) == (["nx", "ny", "nz"], 32, "box")
     assert "bounding box" in prepared["steps"][0]
+    preprocessing = {"features": ["height", "estimated_normals"], "normalize": "none", "up_axis": "z"}
+    about = export.describe(
+        Model(Classification(3, num_features=4), {"num_points": 32, "preprocessing": preprocessing})
+    )
+    assert about["preprocessing"]["channels"] == ["nx", "ny", "nz", "height"]
+    assert "estimate normals" in about["preprocessing"]["steps"][0]
 
 
 class TestCommand:

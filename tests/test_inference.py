@@ -1,5 +1,6 @@
 """A `Model` against its network: preparation, draws, and what is said of the points that were not drawn."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pcattn import inference
+import pcattn
+from pcattn import checkpoints, inference
+from pcattn.datasets import estimate_normals
 from pcattn.datasets.files import Cloud
 from pcattn.inference import Model, carry, draw
 from pcattn.tasks import Classification, PartSegmentation
@@ -75,6 +78,20 @@ class TestClassify:
         assert float(model.classify(cloud).probabilities[0]) == pytest.approx(float(expected), rel=1e-5)
         with pytest.raises(ValueError, match="expected normals among the features of the cloud, but it has height"):
             model.classify(pos)
+
+    def test_normals_are_estimated_as_in_training(self, tmp_path: Path) -> None:
+        """From positions alone, of the whole cloud, whatever their type; normals that it has are not asked for."""
+        preprocessing = {"features": ["height", "estimated_normals"], "normalize": "sphere", "up_axis": "z"}
+        model, pos = classifier(preprocessing, num_features=4), torch.randn(200, 3)
+        path = checkpoints.save_weights(model.task, tmp_path / "x.safetensors", model.data, dtype="float32")
+        model = pcattn.load(path, device="cpu")
+        drawn = draw(200, NUM_POINTS, 1, seed=0)[0]
+        height = (pos[:, 2:] - pos[:, 2].min()) / (pos - pos.mean(dim=0)).norm(dim=1).max()
+        features = torch.cat((estimate_normals(pos[None])[0], height), dim=1)
+        with torch.no_grad():
+            expected = model.task(in_unit_sphere(pos)[None, drawn], features[None, drawn])[0].softmax(dim=0).max()
+        for cloud in (pos, pos.double().numpy(), Data(pos=pos, normal=torch.rand(200, 3))):
+            assert float(model.classify(cloud).probabilities[0]) == pytest.approx(float(expected), rel=1e-4)
 
     def test_several(self) -> None:
         model, clouds = classifier(), torch.rand(3, 40, 3)

@@ -145,7 +145,7 @@ def predicted(
         return cloud
     pos, channels = preprocess(*as_points(points, model.channel_names), **model.preprocessing)
     pos = pos.float().to(model.device)
-    arguments += [] if channels is None else [channels[None]]
+    arguments += [] if channels is None else [channels[None].float()]
     call = [pos[None], *(argument.to(model.device) for argument in arguments)]
     return show_attention(cloud, model.task.network, lambda: model.task(*call), pos, layer, point, head)
 

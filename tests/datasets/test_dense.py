@@ -147,10 +147,11 @@ class TestFeatures:
         assert DenseClouds(dataset).cloud(1).channels is None
 
     @pytest.mark.parametrize("normalize", ["sphere", "box", "none"])
-    def test_what_is_read_is_what_preprocess_gives(self, normalize: str) -> None:
+    @pytest.mark.parametrize("normals", ["normals", "estimated_normals"])
+    def test_what_is_read_is_what_preprocess_gives(self, normalize: str, normals: str) -> None:
         dataset = self.make()
         dataset._data.pos.mul_(40).add_(100)
-        options = {"features": ["height", "normals", "color"], "normalize": normalize, "up_axis": "x"}
+        options = {"features": ["height", normals, "color"], "normalize": normalize, "up_axis": "x"}
         clouds = DenseClouds(dataset, **options)
         sampled = read(clouds.sampled(4), [1])
         pos, features = preprocess(dataset[1].pos, dataset[1].x, dataset.feature_names, **options)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pcattn.datasets import DatasetError, preprocess
+from pcattn.datasets import DatasetError, estimate_normals, preprocess
 
 POS = torch.tensor([[1.0, 1, 5], [3, 1, 5], [1, 1, 9], [3, 1, 9]])
 
@@ -36,6 +36,13 @@ def test_far_from_the_origin() -> None:
     torch.testing.assert_close(pos[:4], preprocess(POS)[0])
 
 
+def test_estimated_normals_come_first() -> None:
+    pos = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    _, features = preprocess(pos, torch.ones(50, 3), ["nx", "ny", "nz"], features=["height", "estimated_normals"])
+    torch.testing.assert_close(features[:, :3], estimate_normals(pos[None])[0])
+    assert torch.equal(features[:, 3:], preprocess(pos, features=["height"])[1])
+
+
 @pytest.mark.parametrize("normalize", ["sphere", "box"])
 def test_a_single_place(normalize: str) -> None:
     assert preprocess(torch.full((3, 3), 7.0), normalize=normalize)[0].tolist() == [[0, 0, 0]] * 3
@@ -45,6 +52,8 @@ def test_a_single_place(normalize: str) -> None:
     ("options", "message"),
     [
         ({"features": ["color"]}, "expected color among the features of the cloud, but it has height"),
+        ({"features": ["normals"]}, "expected normals among .* but it has height, estimated_normals"),
+        ({"features": ["normals", "estimated_normals"]}, "expected normals or estimated_normals, but got"),
         ({"features": ["height", "height"]}, "without repetition"),
         ({"normalize": "cube"}, "expected normalize to be one of sphere, box, none, but got 'cube'"),
         ({"up_axis": "w"}, "expected up_axis"),
