@@ -25,6 +25,10 @@ _INDEX = "index.json"
 _STALE = 24 * 3600  # seconds after which an unfinished cache belongs to no living process
 
 
+class CacheElsewhereWarning(UserWarning):
+    """The folder of a data set cannot be written: where its cache goes. Nothing is wrong with the data."""
+
+
 class Cached(NamedTuple):
     """What a cache holds."""
 
@@ -102,7 +106,8 @@ def cached(
         except OSError:
             continue
         if place != places[0]:
-            warnings.warn(f"{root} cannot be written: its cache goes to {place / folder_name}", stacklevel=2)
+            message = f"{root} cannot be written: its cache goes to {place / folder_name}"
+            warnings.warn(message, CacheElsewhereWarning, stacklevel=2)
         _remove_stale(place, name)
         try:
             writer = ArrayWriter(unfinished)

@@ -104,6 +104,7 @@ def describe(root: str, dataset: str | None = None, options: dict[str, Any] | No
                     raise
                 if split != "val":
                     problems.append(f"no {split} split: {error}")
+        # Those about the data are of this very category, unlike that about the place of a cache.
         problems += [str(w.message) for w in caught if w.category is UserWarning and str(w.message) not in problems]
     first = next(iter(splits.values()))
     class_names = _class_names(first)

@@ -72,6 +72,13 @@ def test_what_is_suspicious(root: Path) -> None:
     assert "and 7 more" in to_text(report, limit=2)
 
 
+def test_a_cache_elsewhere_is_no_finding(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "home"))
+    (root / "processed").write_text("in the way")  # as a read-only folder, also for the superuser
+    assert describe(str(root)).problems == []
+    assert list((root.parent / "home" / "pcattn").iterdir())
+
+
 class Odd(InMemoryDataset):
     """Clouds with NaN, and normals that are none."""
 
