@@ -21,11 +21,14 @@ VERSION = 1
 #: Names of the archives' folders, which are looked for below `root`.
 FOLDERS = ("modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled", "ModelNet40", "ModelNet10")
 
-HINT = (
-    "The archive modelnet40_ply_hdf5_2048.zip is mirrored at "
-    "https://github.com/ma-xu/pointMLP-pytorch/releases/tag/Modenet40_dataset (its first home, "
-    "shapenet.cs.stanford.edu, no longer answers): unpack it there, or name its folder as root."
-)
+#: What to do where there are none, by the number of classes.
+HINTS = {
+    40: "`pcattn download modelnet40 --root data` fetches it (root is then `data`); or unpack "
+    "modelnet40_ply_hdf5_2048.zip (mirrored at "
+    "https://github.com/ma-xu/pointMLP-pytorch/releases/tag/Modenet40_dataset), and name its folder as root.",
+    10: "Unpack ModelNet10.zip of https://modelnet.cs.princeton.edu (meshes) or modelnet40_normal_resampled.zip "
+    "(text), and name its folder as root.",
+}
 
 
 class Clouds(NamedTuple):
@@ -81,7 +84,8 @@ class Layout:
 
     def missing(self, split: str, expected: str) -> DatasetNotFoundError:
         """What to raise when files of a split are not there."""
-        return DatasetNotFoundError(f"the {split} split of ModelNet{self.num_classes}", self.folder, expected, HINT)
+        name = f"the {split} split of ModelNet{self.num_classes}"
+        return DatasetNotFoundError(name, self.folder, expected, HINTS[self.num_classes])
 
 
 class HDF5Layout(Layout):
@@ -300,7 +304,7 @@ def find_layout(root: Path, num_classes: int) -> Layout:
             return found[0]
     expected = "; or ".join(layout.expected for layout in LAYOUTS if num_classes == 40 or layout is not HDF5Layout)
     raise DatasetNotFoundError(
-        f"ModelNet{num_classes}", root, expected.replace("modelnet40_", f"modelnet{num_classes}_"), HINT
+        f"ModelNet{num_classes}", root, expected.replace("modelnet40_", f"modelnet{num_classes}_"), HINTS[num_classes]
     )
 
 

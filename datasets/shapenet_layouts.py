@@ -48,7 +48,8 @@ OFFICIAL_PARTS: dict[str, list[int]] = {
 
 _CATEGORIES = "synsetoffset2category.txt"
 HINT = (
-    "The archives are shapenetcore_partanno_segmentation_benchmark_v0_normal.zip (text with normals), "
+    "`pcattn download shapenetpart --root data` fetches it (root is then `data`). "
+    "By hand, the archives are shapenetcore_partanno_segmentation_benchmark_v0_normal.zip (text with normals), "
     "shapenetcore_partanno_segmentation_benchmark_v0.zip (.pts and .seg) and shapenet_part_seg_hdf5_data.zip "
     "(hdf5_data): unpack one, and name its folder as root. For clouds of your own see pcattn/datasets/README.md."
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pcattn.datasets import DATASETS, DatasetNotFoundError
 from pcattn.datasets.download import ARCHIVES, Archive, DownloadError, download, fetch, main, unpack
 
 
@@ -197,3 +198,11 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "is there already" in capsys.readouterr().out
     assert main(["scanobjectnn", "--root", str(tmp_path)]) == 2
     assert "who agree to the terms of use at https://" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["modelnet40", "shapenetpart", "scanobjectnn"])
+def test_data_sets_that_are_not_there_name_the_command(name: str, tmp_path: Path) -> None:
+    assert name in ARCHIVES
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DatasetNotFoundError, match=f"`pcattn download {name} --root data`"):
+            DATASETS[name](root)

@@ -75,6 +75,8 @@ class TestErrors:
     def test_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetNotFoundError, match=r"shape_names\.txt.*nowhere, which does not exist.*mirrored at"):
             ModelNet40(tmp_path / "nowhere")
+        with pytest.raises(DatasetNotFoundError, match=r"nowhere, which does not exist\. Unpack ModelNet10\.zip"):
+            ModelNet10(tmp_path / "nowhere")
 
     def test_missing_file_is_named(self, folder: Path) -> None:
         (folder / "ply_data_train1.h5").unlink()
