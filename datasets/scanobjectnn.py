@@ -11,7 +11,7 @@ from torch_geometric.data import InMemoryDataset
 
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 from .hdf5 import read_arrays
-from .storage import install
+from .storage import install, report_skipped
 
 #: What follows `training_objectdataset` and `test_objectdataset` in the name of a file.
 VARIANTS = {
@@ -46,6 +46,8 @@ class ScanObjectNN(InMemoryDataset):
         transform: see torch-geometric.
         pre_transform: likewise.
         pre_filter: likewise.
+        on_error: `"raise"`, or `"skip"` to leave out clouds with coordinates that are not finite or a label out of
+            range, with a warning. A file that cannot be read at all is an error in any case: it is the whole split.
 
     Each item is a `Data` with `pos` (P, 3), `y` (1,) and, where the files have it, `foreground` (P,), which points are
     of the object and not of the background.
@@ -86,21 +88,31 @@ class ScanObjectNN(InMemoryDataset):
         transform: Callable | None = None,
         pre_transform: Callable | None = None,
         pre_filter: Callable | None = None,
+        on_error: str = "raise",
     ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"expected on_error to be raise or skip, but got {on_error!r}")
         if variant not in VARIANTS:
             raise ValueError(f"expected variant to be one of {', '.join(VARIANTS)}, but got {variant!r}")
         super().__init__(None, transform, pre_transform, pre_filter)
         folder = fold if background else f"{fold}_nobg"
         path = _find(Path(root), folder, f"{'training' if train else 'test'}_objectdataset{VARIANTS[variant]}.h5")
-        arrays = read_arrays(path, {"data": np.float32, "label": np.int64}, {"mask": np.int64})
+        skip = on_error == "skip"
+        arrays = read_arrays(path, {"data": np.float32, "label": np.int64}, {"mask": np.int64}, finite=not skip)
         pos, label, mask = arrays["data"], arrays["label"].reshape(-1), arrays.get("mask")
         if pos.ndim != 3 or pos.shape[2] != 3 or not pos.shape[1] or len(label) != len(pos):
             reason = f"expected data (n, P, 3) and label (n,), but got {pos.shape} and {label.shape}"
             raise DatasetBrokenError(path, reason)
         if mask is not None and mask.shape != pos.shape[:2]:
             raise DatasetBrokenError(path, f"expected mask {pos.shape[:2]}, but got {mask.shape}")
+        if skip:
+            usable = np.isfinite(pos).all(axis=(1, 2)) & (label >= 0) & (label < len(self.class_names))
+            wrong = np.flatnonzero(~usable)
+            reason = "expected finite coordinates and a label in range"
+            report_skipped("ScanObjectNN", [f"{path}: {reason}, but not so cloud {cloud}" for cloud in wrong], "clouds")
+            pos, label, mask = pos[usable], label[usable], None if mask is None else mask[usable]
         if not len(label):
-            raise DatasetBrokenError(path, "expected clouds, but it has none")
+            raise DatasetBrokenError(path, f"expected clouds, but it has none{' that can be used' if skip else ''}")
         if not 0 <= label.min() <= label.max() < len(self.class_names):
             reason = f"expected labels in [0, {len(self.class_names)}), but got [{label.min()}, {label.max()}]"
             raise DatasetBrokenError(path, reason)

@@ -102,8 +102,8 @@ def install(
         dataset._data_list = None
 
 
-def report_skipped(name: str, skipped: Sequence[str]) -> None:
-    """One warning about the files that were passed over (`on_error: skip`)."""
+def report_skipped(name: str, skipped: Sequence[str], what: str = "files") -> None:
+    """One warning about the files, or what else, that were passed over (`on_error: skip`)."""
     if skipped:
         more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
-        warnings.warn(f"{name}: {len(skipped)} files left out: {'; '.join(skipped[:3])}{more}", stacklevel=2)
+        warnings.warn(f"{name}: {len(skipped)} {what} left out: {'; '.join(skipped[:3])}{more}", stacklevel=2)

@@ -77,3 +77,23 @@ def test_errors(root: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DatasetBrokenError, match="expected an HDF5 file with `data` and `label`"):
         ScanObjectNN(root, variant="objects")
+
+
+def test_clouds_that_cannot_be_used_are_left_out(root: Path) -> None:
+    path = root / "main_split" / "training_objectdataset.h5"
+    with h5py.File(path, "a") as file:
+        file["label"][3] = 15
+        file["data"][5, 2] = np.nan
+    with pytest.warns(
+        UserWarning, match=r"2 clouds left out: .*training_objectdataset\.h5: expected finite .* cloud 3;"
+    ):
+        dataset = ScanObjectNN(root, variant="objects", on_error="skip")
+    assert dataset._data.y.tolist() == [n % 15 for n in range(30) if n not in (3, 5)]
+    assert dataset._data.foreground.shape == (28 * 16,)
+    with h5py.File(path, "a") as file:
+        file["label"][:] = -1
+    message = "expected clouds, but it has none that can be used"
+    with pytest.warns(UserWarning, match="30 clouds left out"), pytest.raises(DatasetBrokenError, match=message):
+        ScanObjectNN(root, variant="objects", on_error="skip")
+    with pytest.raises(ValueError, match="expected on_error to be raise or skip, but got 'ignore'"):
+        ScanObjectNN(root, on_error="ignore")
