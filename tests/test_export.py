@@ -54,6 +54,15 @@ class TestONNX:
         assert about == export.describe(model)
         assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
+    @pytest.mark.parametrize("attention", ["self", "external"])
+    def test_attentions(self, attention: str, tmp_path: Path) -> None:
+        """`export` itself compares the results in onnxruntime."""
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        task = Classification(3, "spct", attention, network_kwargs={"dim": 16, "depth": 1, "out_dim": 32})
+        words = export.export(lively(task, {"num_points": 32}), tmp_path / "a.onnx", "onnx")
+        assert "any number of clouds of any number of points" in words
+
     def test_refused(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxscript")
         model = lively(Classification(3, "spct", "axial", network_kwargs={"dim": 16, "depth": 1}), {"num_points": 32})
@@ -121,6 +130,26 @@ class TestCommand:
         assert np.array_equal(first.probabilities, second.probabilities)
         assert self.run("--checkpoint", checkpoint, "--out", out) == 2
         assert "b.safetensors exists already: --overwrite" in capsys.readouterr().err
+
+    def test_a_failing_exporter_is_one_line(
+        self, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("step 2 of 3\nlong story") from TypeError("no such operation\nits graph")
+
+        monkeypatch.setattr(torch.export, "export", fail)
+        for name in ("a.pt2", "a.onnx"):
+            if name == "a.onnx":
+                pytest.importorskip("onnxscript")
+                pytest.importorskip("onnxruntime")
+            assert self.run("--checkpoint", checkpoint, "--out", tmp_path / name) == 2
+            error = "pcattn: error: expected a network that torch.export can hold, but it failed: no such operation\n"
+            assert capsys.readouterr().err == error
+        monkeypatch.undo()
+        monkeypatch.setattr(torch.onnx, "export", fail)
+        assert self.run("--checkpoint", checkpoint, "--out", tmp_path / "a.onnx") == 2
+        assert "expected a network that ONNX can hold, but it failed: no such" in capsys.readouterr().err
+        assert not list(tmp_path.glob("*a.*"))
 
     def test_wrong_calls(self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert self.run("--checkpoint", checkpoint, "--out", tmp_path / "a.bin") == 2
