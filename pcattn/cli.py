@@ -97,6 +97,7 @@ class PointCloudCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None) -> None:
         self.reserved: Path | None = None
+        self.checkpoint: Path | None = None  # whose weights are evaluated, or trained further
         # Weights that Lightning does not load: of a `.safetensors` file, and those that a training starts from.
         self.weights: dict[str, torch.Tensor] | None = None
         self.initial: dict[str, torch.Tensor] | None = None
@@ -191,6 +192,7 @@ class PointCloudCLI(LightningCLI):
 
     def _take_hyper_parameters(self, config: Any, resume: bool) -> None:
         source = config.ckpt_path
+        self.checkpoint = Path(source)
         checkpoint = _read_checkpoint("--ckpt_path", source)
         if Path(source).suffix == ".safetensors":
             if resume:
