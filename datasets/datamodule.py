@@ -223,7 +223,16 @@ class PointCloudDataModule(LightningDataModule):
         return self._evaluated("train")[0, self.train_indices[:2]]
 
     def complete_cloud(self, split: str, index: int) -> PointBatch:
-        """All points of a cloud of `train`, `val` or `test`, as a batch of one; see `PointBatch.indices`."""
+        """All points of a cloud of `train`, `val` or `test`, as a batch of one; see `PointBatch.indices`.
+
+        Raises:
+            DatasetError: evaluation is under a corruption, which the complete clouds know nothing of.
+        """
+        if self.corruption is not None:
+            raise DatasetError(
+                "expected no corruption with votes or all_points, which look at complete clouds, but got "
+                f"{self.corruption}"
+            )
         return self._splits[split].cloud(index)
 
     def train_dataloader(self) -> DataLoader:

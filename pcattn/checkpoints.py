@@ -154,7 +154,7 @@ def save_weights(
             if not bool(stored.isfinite().all()):
                 raise ValueError(f"expected finite weights within the range of {dtype}, but got others in {name}")
         state[name] = stored
-    name = _task_name(f"{type(task).__module__}.{type(task).__qualname__}")
+    name = task_name(f"{type(task).__module__}.{type(task).__qualname__}")
     about = {
         "version": pcattn.__version__,
         "task": name,
@@ -188,7 +188,7 @@ def _read_ckpt(path: Path) -> Checkpoint:
     hyper_parameters = stored["hyper_parameters"]
     # From Python there is no class path.
     own = "PartSegmentation" if "parts" in hyper_parameters else "Classification"
-    task = _task_name(str(hyper_parameters.get("_class_path", own)))
+    task = task_name(str(hyper_parameters.get("_class_path", own)))
     return Checkpoint(
         task,
         _hyper_parameters(task, hyper_parameters),
@@ -237,7 +237,7 @@ def _hyper_parameters(task: str, stored: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in _arguments(stored).items() if name not in foreign}
 
 
-def _task_name(class_path: str) -> str:
+def task_name(class_path: str) -> str:
     """The short name of a task of this package; the import path of any other."""
     return class_path.rpartition(".")[2] if class_path.startswith("pcattn.tasks.") else class_path
 

@@ -30,7 +30,10 @@ from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
 from pcattn.tasks.base import NonFiniteError
 
-#: Commands beside Lightning's, and the module whose `main(args)` runs each.
+#: Lightning's commands.
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+
+#: Commands beside those, and the module whose `main(args)` runs each.
 OTHER_COMMANDS = {
     "bench attention": "pcattn.bench.attention",
     "bench ops": "pcattn.bench.ops",
@@ -97,6 +100,7 @@ class PointCloudCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None) -> None:
         self.reserved: Path | None = None
+        self.checkpoint: Path | None = None  # whose weights are evaluated, or trained further
         # Weights that Lightning does not load: of a `.safetensors` file, and those that a training starts from.
         self.weights: dict[str, torch.Tensor] | None = None
         self.initial: dict[str, torch.Tensor] | None = None
@@ -191,7 +195,11 @@ class PointCloudCLI(LightningCLI):
 
     def _take_hyper_parameters(self, config: Any, resume: bool) -> None:
         source = config.ckpt_path
+        self.checkpoint = Path(source)
         checkpoint = _read_checkpoint("--ckpt_path", source)
+        task = checkpoints.task_name(config.model.class_path)
+        if "." not in task and checkpoint.task != task:  # one's own may be a task that checkpoints do not know by name
+            fail(f"expected --ckpt_path of a network for {task}, but {source} is of one for {checkpoint.task}")
         if Path(source).suffix == ".safetensors":
             if resume:
                 fail(f"expected --ckpt_path of fit to be a .ckpt, but got weights alone: --init_from {source}")
@@ -410,8 +418,8 @@ def main(args: list[str] | None = None) -> None:
         length = len(command.split())
         if words[:length] == command.split():
             raise SystemExit(importlib.import_module(module).main(words[length:]))
-    if words[:1] == ["bench"]:
-        fail(f"expected one of {', '.join(OTHER_COMMANDS)}, but got {' '.join(words)!r}")
+    if words and not words[0].startswith("-") and words[0] not in LIGHTNING_COMMANDS:
+        fail(f"expected one of {', '.join((*LIGHTNING_COMMANDS, *OTHER_COMMANDS))}, but got {' '.join(words[:2])!r}")
     try:
         # Of the processes of one training the first speaks; errors are everyone's.
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if runs.is_first_process() else nowhere):

@@ -219,11 +219,13 @@ def main(args: Sequence[str]) -> int:
         parser.error(f"expected --config to be a file, but got {known.config}")
     out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"
     try:
+        for name in known.attentions:
+            resolve("attention", name, ATTENTION)  # a wrong one is found out before the first training
         networks = {name: ["--model.attention", name] for name in known.attentions}
         networks |= {name: shlex.split(further) for name, further in known.also}
         rows = compare(known.config, networks, known.seeds, out, options)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.exit(2, f"pcattn: error: {error}\n")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130

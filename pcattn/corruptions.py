@@ -167,6 +167,8 @@ class CorruptedClouds(Dataset):
     def __init__(self, clouds: DenseClouds, corruption: str, num_points: int, seed: int, up: str) -> None:
         self.clouds, self.num_points, self.seed, self.up = clouds, num_points, seed, up
         self.name, self.severity = parse_corruption(corruption)
+        # Of the clouds, as `DenseClouds` has them.
+        self.per_point, self.label, self.category = clouds.per_point, clouds.label, clouds.category
 
     def __len__(self) -> int:
         return len(self.clouds)

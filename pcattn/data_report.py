@@ -82,9 +82,10 @@ def describe(root: str, dataset: str | None = None, options: dict[str, Any] | No
     options = options or {}
     fitting = [dataset] if dataset else recognise(root)
     if not fitting:
-        state = "holds no point clouds" if Path(root).exists() else "does not exist"
+        if not Path(root).exists():
+            raise DatasetError(f"expected a folder of point clouds or a list of them, but {root} does not exist")
         raise DatasetError(
-            f"{root} {state} that one of these data sets knows: {', '.join(DATASETS)}. "
+            f"{root} holds no point clouds that one of these data sets knows: {', '.join(DATASETS)}. "
             "Name one with --dataset to learn what it expects"
         )
     name = str(fitting[0])

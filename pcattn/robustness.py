@@ -36,7 +36,7 @@ class RobustnessCLI(PointCloudCLI):
         path = suite.out or self.run / "robustness.json"
         setting = {
             "metric": metric,
-            "checkpoint_sha256": hashlib.sha256(Path(kwargs["ckpt_path"]).read_bytes()).hexdigest(),
+            "checkpoint_sha256": hashlib.sha256(Path(str(self.checkpoint)).read_bytes()).hexdigest(),
             "dataset": self.datamodule.dataset_name,
             "num_points": self.datamodule.num_points,
             "corruption_seed": self.datamodule.corruption_seed,

@@ -240,6 +240,12 @@ class TestErrors:
         args = ["--data.dataset=shapes", "--data.root", str(tmp_path), "--ckpt_path=runs/tiny/checkpoints/best.ckpt"]
         assert "num_classes 40 as in the checkpoint" in error_of(["validate", "-c", str(config), *args], capsys)
 
+    def test_checkpoint_of_another_task(self, config: Path, run: Path, capsys: pytest.CaptureFixture) -> None:
+        args = ["--ckpt_path", str(run), "--model=PartSegmentation", "--data.per_point=true"]
+        error = error_of(["test", "-c", str(config), *args], capsys)
+        assert "of a network for PartSegmentation" in error
+        assert "of one for Classification" in error
+
 
 def test_three_ways_to_call_it_are_one() -> None:
     repository = Path(__file__).parent.parent

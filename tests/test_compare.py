@@ -95,7 +95,24 @@ class TestCommand:
         root = write_modelnet40(tmp_path / "data", train=(80,))
         config = write_tiny_config(tmp_path / "tiny.yaml", root)
         out = tmp_path / "out"
-        assert run(["-c", str(config), "--seeds", "0", "--out", str(out), "--attentions", "nonsense"]) == 1
+        assert (
+            run(
+                [
+                    "-c",
+                    str(config),
+                    "--seeds",
+                    "0",
+                    "--out",
+                    str(out),
+                    "--also",
+                    "nonsense",
+                    "--model.attention nonsense",
+                    "--attentions",
+                    "self",
+                ]
+            )
+            == 1
+        )
         assert "nonsense, seed 0 failed" in capsys.readouterr().err
         assert "expected attention to be one of" in (out / "nonsense-seed0.log").read_text()
 

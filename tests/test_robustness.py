@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import pcattn
+from pcattn.checkpoints import save_weights
 from pcattn.cli import main
+from pcattn.datasets import PointCloudDataModule
 from pcattn.robustness import summarize
+from pcattn.visualize.evaluated import batches, choose, evaluate, open_run, read_split
 
 from .datasets.modelnet_files import write_modelnet40
 from .tiny import write_tiny_config
@@ -96,6 +101,38 @@ class TestCommand:
         main(["test", "-c", str(run / "config.yaml"), "--data.corruption", "occlusion:4"])
         line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test: overall")][-1]
         assert float(line.split()[3]) == pytest.approx(1 - error, abs=1e-4)
+
+    def test_weights_alone(self, run: Path, tmp_path: Path) -> None:
+        weights = save_weights(
+            pcattn.load(run).task, tmp_path / "w.safetensors", pcattn.load(run).data, dtype="float32"
+        )
+        errors = []
+        for options in ([], ["--ckpt_path", str(weights)]):
+            out = tmp_path / f"{len(options)}.json"
+            suite = ["--out", str(out), "--corruptions", "gaussian", "--severities", "5"]
+            assert call(["-c", str(run / "config.yaml"), *suite, *options]) == 0
+            errors.append(json.loads(out.read_text())["errors"])
+        assert errors[0] == errors[1]
+
+    def test_no_votes(self, run: Path, capsys: pytest.CaptureFixture) -> None:
+        """Further looks are at clouds that are not corrupted: their figures would be taken for what they are not."""
+        options = ["--data.corruption", "gaussian:1", "--model.votes", "2"]
+        with pytest.raises(SystemExit) as stop:
+            main(["test", "-c", str(run / "config.yaml"), *options])
+        assert stop.value.code == 2
+        assert "expected no corruption with votes" in capsys.readouterr().err
+
+    def test_a_run_that_was_validated_under_a_corruption_is_shown_so(self, run: Path) -> None:
+        opened = open_run(run)
+        data = PointCloudDataModule(
+            root=opened.data.root, dataset="modelnet40", num_points=opened.data.num_points, corruption="gaussian:5"
+        )
+        (clean, indices), (corrupted, _) = read_split(opened.data, "val"), read_split(data, "val")
+        chosen = choose(corrupted, indices, 2)
+        assert torch.equal(chosen, choose(clean, indices, 2))
+        batch = next(iter(batches(corrupted, chosen)))
+        assert len(evaluate(opened.task, batch)) == 2
+        assert not torch.equal(batch.pos, clean[0, chosen].pos)
 
     @pytest.mark.parametrize(
         ("args", "message"),

@@ -133,8 +133,8 @@ class PointCloudTask(LightningModule):
     def _look_again(self, batch: PointBatch, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         points: Any = batch.point_indices
-        for index, own in zip(batch.indices.tolist(), points, strict=True):
-            cloud = move_data_to_device(data.complete_cloud(split, index), self.device)
+        for position, index in enumerate(batch.indices.tolist()):
+            cloud, own = move_data_to_device(data.complete_cloud(split, index), self.device), points[position]
             self.evaluate_looks(cloud, own, draw_votes(cloud, own, self.votes))
 
     def on_validation_epoch_start(self) -> None:

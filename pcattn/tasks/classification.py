@@ -71,6 +71,8 @@ class Classification(PointCloudTask):
         compile: bool = False,
     ) -> None:
         super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes)
+        if num_classes < 2:
+            raise ValueError(f"expected at least two classes to tell apart, but got num_classes {num_classes}")
         self.save_hyperparameters()
         self.network = PCTClassifier(
             num_classes, variant, attention, attention_kwargs, num_features=num_features, **(network_kwargs or {})

@@ -235,9 +235,11 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--worst", type=int, default=16, help="shapes to draw; default 16")
     parser.add_argument("--trust", action="store_true", help="import the code that the checkpoint names")
     given = parser.parse_args(args)
+    if given.worst < 0:
+        parser.error(f"expected --worst >= 0, but got {given.worst}")
     try:
         files = report(given.run, given.split, given.worst, given.trust)
     except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
+        parser.exit(2, f"pcattn: error: {' '.join(str(error).split())}\n")
     print("written: " + ", ".join(map(str, files)))
     return 0

@@ -177,7 +177,7 @@ def main(args: Sequence[str]) -> int:
         else:
             _window(clouds, fields, up, heading)
     except (OSError, ValueError, Open3DError) as error:
-        parser.error(" ".join(str(error).split()))
+        parser.exit(2, f"pcattn: error: {' '.join(str(error).split())}\n")
     return 0
 
 
