@@ -107,6 +107,9 @@ def spheres(pos: NDArray, colors: NDArray, size: float | NDArray) -> tuple[NDArr
     return vertices, triangles, (colors[:, None] * shade[:, None]).reshape(-1, 3)
 
 
+# Below some 256 spheres the driver of Mesa that needs no GPU hung more often than not; with more, seldom.
+_LEAST_SPHERES = 512
+
 # In the coordinates of the picture: to the right, up, towards the camera.
 _LIGHT = np.array((-0.35, 0.55, 0.76))
 
@@ -133,6 +136,10 @@ def main(task: str, result: str) -> None:
         triangles.append(corners + count)
         shades.append(shade)
         count += len(points)
+    # A software driver may hang at a small mesh: it is drawn several times in the same place.
+    times = math.ceil(_LEAST_SPHERES / sum(len(pos) for pos, _ in clouds))
+    triangles = [np.concatenate(triangles) + count * i for i in range(times)]
+    vertices, shades = vertices * times, shades * times
     mesh = open3d.geometry.TriangleMesh(
         open3d.utility.Vector3dVector(np.concatenate(vertices)),
         open3d.utility.Vector3iVector(np.concatenate(triangles)),
