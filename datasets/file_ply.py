@@ -1,5 +1,8 @@
 """PLY: ascii and binary of both byte orders, with any properties of the vertices.
 
+Read here and not by a library: plyfile is under the GPL, and trimesh stores positions in single precision and refuses
+faces with different numbers of corners.
+
 Source: Greg Turk, The PLY Polygon File Format, 1994.
 """
 
