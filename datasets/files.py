@@ -5,14 +5,14 @@ PLY, PCD, text and numpy need nothing but numpy; OFF, OBJ and STL need trimesh; 
 
 from __future__ import annotations
 
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from pcattn.atomic import replacing
 
 from . import file_arrays, file_mesh, file_pcd, file_ply
 from .errors import DatasetBrokenError, DatasetError
@@ -155,12 +155,8 @@ def write_ply(path: str | Path, cloud: Cloud, *, overwrite: bool = False) -> Non
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"expected a new file, but {path} exists already")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with replacing(path) as temporary:
         file_ply.write(temporary, cloud.pos, cloud.attributes)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_signature(path: Path) -> None:

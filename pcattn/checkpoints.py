@@ -19,6 +19,7 @@ from torch import Tensor
 
 import pcattn
 from pcattn import runs
+from pcattn.atomic import replacing
 from pcattn.attention import ATTENTION
 from pcattn.registry import construct, resolve
 
@@ -162,12 +163,8 @@ def save_weights(
         "data": {name: value for name, value in _arguments(data).items() if name != "root"},
         "training": training or {},
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         save_file(state, temporary, {"format": "pt", _KEY: json.dumps(about)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 import pcattn
 from pcattn import checkpoints
+from pcattn.atomic import replacing
 from pcattn.datasets.preprocess import ESTIMATED_NORMALS, name_channels
 from pcattn.inference import Model
 from pcattn.tasks import PartSegmentation
@@ -81,12 +81,8 @@ def export(model: Model, path: str | os.PathLike[str], format: str, dtype: str =
     if format == "safetensors":
         checkpoints.save_weights(model.task, path, model.data, model.training, dtype)
         return f"{path}: weights in {dtype}, for pcattn.load"
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.{format}")
-    try:
+    with replacing(path) as temporary:
         words = _export_onnx(model, temporary) if format == "onnx" else _export_pt2(model, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return f"{path}: {words}"
 
 

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import pcattn
+from pcattn.atomic import replacing
 from pcattn.datasets.files import SUFFIXES, Cloud, read_cloud, write_ply
 from pcattn.inference import Classes, Model, Parts
 from pcattn.tasks import PartSegmentation
@@ -259,12 +259,8 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
     """Write a text file, at once and complete."""
     if path.exists() and not overwrite:  # it came into being in the meantime
         raise FileExistsError(f"expected a new file, but {path} exists already: --overwrite replaces it")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _align(cells: Sequence[Sequence[str]]) -> str:

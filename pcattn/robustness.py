@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -13,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pcattn.atomic import replacing
 from pcattn.cli import PointCloudCLI, fail
 from pcattn.corruptions import CORRUPTIONS, SEVERITIES, corrupt, find
 
@@ -119,9 +119,8 @@ def already(report: dict[str, Any], step: tuple[str, int] | None) -> bool:
 def write(path: Path, report: dict[str, Any]) -> None:
     """Write a report, which appears at once and complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def summarize(errors: Errors, severities: Sequence[int], baseline: Errors | None = None) -> dict[str, Any]:
