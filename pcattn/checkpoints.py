@@ -96,8 +96,12 @@ def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = 
 
     tasks = {task.__name__: task for task in (Classification, PartSegmentation)}
     attention = checkpoint.hyper_parameters.get("attention")
-    for kind, name, known in (("task", checkpoint.task, tasks), ("attention", attention, ATTENTION)):
-        if name is not None and "." in name and not trust:
+    named = [("task", checkpoint.task, tasks)]
+    named += [
+        ("attention", name, ATTENTION) for name in ([attention] if isinstance(attention, str) else attention or [])
+    ]
+    for kind, name, known in named:
+        if "." in name and not trust:
             raise ValueError(
                 f"expected {kind} to be one of {', '.join(known)}, but {source} names {name!r}, which is code to be "
                 "imported and run: pass trust=True (--trust) if you trust where the file comes from"
