@@ -25,9 +25,11 @@ def load_core(arrays, table=None, **kwargs):
     return core
 
 
-@pytest.fixture(params=[1, 1 << 18], ids=["small chunks", "large chunks"], autouse=True)
-def _chunks(request, monkeypatch):
-    monkeypatch.setattr(neighborhood_op, "_CHUNK_ELEMENTS", {"cpu": request.param})
+@pytest.fixture(params=[None, 1, 1 << 18], ids=["numba", "small chunks", "large chunks"], autouse=True)
+def _backend(request, monkeypatch):
+    if request.param is not None:
+        monkeypatch.setattr(neighborhood_op, "_kernels", lambda *_: None)
+        monkeypatch.setattr(neighborhood_op, "_CHUNK_ELEMENTS", {"cpu": request.param})
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def test_operation_is_registered_soundly():
         ({"k": torch.zeros(1, 5, 2, 4, dtype=torch.float64)}, "one dtype"),
         ({"neighbours": torch.zeros(1, 4, 3, dtype=torch.long)}, "expected neighbours"),
         ({"bias": torch.zeros(1, 5, 3, 1)}, "expected bias"),
-        ({"backend": "fast"}, "backend to be one of auto, triton, reference"),
+        ({"backend": "fast"}, "backend to be one of auto, triton, numba, reference"),
         ({"backend": "triton"}, "backend='triton' can run, but got: "),
     ],
 )

@@ -275,7 +275,11 @@ class TestSegmenter:
         torch.testing.assert_close(unit(x, skipped, pos[:, :9], pos), textbook, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("build", [lambda: classifier(depths=[2, 0]), lambda: segmenter(None, depths=[0, 1])], ids=["classifier", "segmenter"])
+@pytest.mark.parametrize(
+    "build",
+    [lambda: classifier(depths=[2, 0]), lambda: segmenter(None, depths=[0, 1])],
+    ids=["classifier", "segmenter"],
+)
 def test_export_with_a_free_batch(build: Callable[[], torch.nn.Module]) -> None:
     network = build().eval()
     free = ({0: torch.export.Dim.DYNAMIC},)
