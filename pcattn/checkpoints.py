@@ -95,11 +95,9 @@ def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = 
     from pcattn.tasks import Classification, PartSegmentation
 
     tasks = {task.__name__: task for task in (Classification, PartSegmentation)}
-    attention = checkpoint.hyper_parameters.get("attention")
-    named = [("task", checkpoint.task, tasks)]
-    named += [
-        ("attention", name, ATTENTION) for name in ([attention] if isinstance(attention, str) else attention or [])
-    ]
+    attention = checkpoint.hyper_parameters.get("attention") or []
+    attentions = [attention] if isinstance(attention, str) else attention
+    named = [("task", checkpoint.task, list(tasks)), *(("attention", name, list(ATTENTION)) for name in attentions)]
     for kind, name, known in named:
         if "." in name and not trust:
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pcattn.attention import AttentionBlock, accepted, layer_kwargs
+from pcattn.attention import AttentionBlock, Geometry, accepted, layer_kwargs
 from pcattn.layers import LBR, LocalAggregation, check_points
 from pcattn.models.levels import Level, build_levels
 from pcattn.models.pct import ClassificationHead
@@ -113,7 +113,7 @@ class HierarchicalBackbone(nn.Module):
         self.layers = nn.ModuleList()
         rate, step = 0.0, drop_path / max(1, sum(depths) - 1)
         for level, given in enumerate(layer_kwargs(attention_kwargs, num_levels)):
-            dim, name, blocks = self.dims[level], names[level], nn.ModuleList()
+            dim, name, blocks = self.dims[level], names[level], _Stack()
             offered: dict[str, Any] = {"num_heads": heads[level], "k": k, "dilation_mode": dilation_mode}
             for block in range(depths[level]):
                 offered["dilation"] = dilations[level] if block % 2 else 1
@@ -129,10 +129,18 @@ class HierarchicalBackbone(nn.Module):
         for level, group, blocks in zip(levels, self.groups, self.layers, strict=True):
             x = group(torch.cat((pos.to(x.dtype), x), dim=2), level.centres, level.neighbours)
             pos = level.geometry.pos
-            for block in blocks:
-                x = block(x, level.geometry)
+            x = blocks(x, level.geometry)
             tokens.append(x)
         return levels, tokens
+
+
+class _Stack(nn.ModuleList):
+    """Attention blocks one after the other."""
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        for block in self:
+            x = block(x, geometry)
+        return x
 
 
 def _per_level(name: str, value: int | Sequence[int], num_levels: int, least: int = 1) -> list[int]:
