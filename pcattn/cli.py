@@ -210,7 +210,7 @@ class PointCloudCLI(LightningCLI):
         take(stored, config.model.init_args, source, leave)
         self.stored = {name: stored[name] for name in FROM_DATA if stored.get(name) is not None}
         if resume:
-            take(checkpoint.data, config.data, source, leave=("root", "eval_batch_size"))
+            take(checkpoint.data, config.data, source, leave=("root", "eval_batch_size", "resident"))
             config.seed_everything = checkpoint.data.get("seed", config.seed_everything)
         else:
             # Another split would call training clouds validation clouds.
