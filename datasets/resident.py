@@ -51,8 +51,8 @@ class ResidentLoader(DataLoader):
         rows = self._rows[torch.cat([indices for _, indices in batches])].to(self.device)
         sizes = [len(indices) for _, indices in batches]
         for (seed, _), chosen in zip(batches, rows.split(sizes), strict=True):
-            batch = [field.index_select(0, chosen) if isinstance(field, Tensor) else field for field in self._clouds]
-            yield PointBatch(*batch)._replace(seed=seed)
+            fields: list[Any] = [x.index_select(0, chosen) if isinstance(x, Tensor) else x for x in self._clouds]
+            yield PointBatch(*fields)._replace(seed=seed)
 
 
 def fits(dataset: DenseClouds, sampler: EpochSampler, device: torch.device) -> bool:

@@ -1,10 +1,6 @@
 """Optimisers, learning rate schedule, averaged weights and compilation, chosen by plain arguments."""
 
 import math
-import os
-import shlex
-import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +13,9 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 OPTIMIZERS = ("sgd", "adamw")
+
+#: Modes of `torch.compile` that a task's `compile` may name. `"reduce-overhead"` replays CUDA graphs.
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def build_optimizer(
@@ -97,17 +96,24 @@ class AveragedWeights(WeightAveraging):
         torch._foreach_lerp_(averages, values, 1 - decay)
 
 
-def compile_network(network: nn.Module) -> None:
-    """Compile a network in place with `torch.compile`, where this machine can.
+def compile_network(network: nn.Module, mode: bool | str = True) -> None:
+    """Compile a network in place with `torch.compile`, for a GPU.
 
-    On the CPU that needs a C++ compiler (`CXX`, else the platform's own). Where there is none the network stays as it
-    is, and a warning says so: it computes the same, more slowly.
+    On the CPU it stays as it is, and a warning says so: there it trains in compiled blocks of its own
+    (`pcattn.aggregation_op`), which a compiled network does without, and no C++ compiler is needed.
+
+    Every size of a batch has a graph of its own. In training there is one, because incomplete batches are left out.
+
+    Args:
+        network: what to compile.
+        mode: true, or a mode of `torch.compile` out of `COMPILE_MODES`.
+
+    Raises:
+        ValueError: another mode.
     """
-    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    compiler = (shlex.split(os.environ.get("CXX", "")) or [default])[0]
-    if torch.cuda.is_available() or shutil.which(compiler):
-        network.compile()
+    if mode is not True and mode not in COMPILE_MODES:
+        raise ValueError(f"expected compile to be true, false or one of {', '.join(COMPILE_MODES)}, but got {mode!r}")
+    if torch.cuda.is_available():
+        network.compile(mode="default" if mode is True else mode, dynamic=False)
     else:
-        warnings.warn(
-            f"compile: true needs a C++ compiler, but {compiler} is not found: running uncompiled", stacklevel=3
-        )
+        warnings.warn(f"compile: {str(mode).lower()} is for GPUs, and none is found: running uncompiled", stacklevel=3)
