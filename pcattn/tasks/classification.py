@@ -45,7 +45,8 @@ class Classification(PointCloudTask):
         min_lr: learning rate at the end of the cosine.
         ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
         compile: compile the network with `torch.compile`, true or a mode of it like `"reduce-overhead"` (CUDA graphs);
-            the same function, faster after a slow first step. For GPUs; left out elsewhere, with a warning.
+            the same function, faster after a slow first step. On the CPU it is left out, with a warning, without a C++
+            compiler and for networks that have local aggregation.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "oa", "macc")

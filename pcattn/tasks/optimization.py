@@ -1,6 +1,10 @@
 """Optimisers, learning rate schedule, averaged weights and compilation, chosen by plain arguments."""
 
 import math
+import os
+import shlex
+import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +15,8 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from pcattn.layers import LocalAggregation
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -97,11 +103,9 @@ class AveragedWeights(WeightAveraging):
 
 
 def compile_network(network: nn.Module, mode: bool | str = True) -> None:
-    """Compile a network in place with `torch.compile`, for a GPU.
+    """Compile a network in place with `torch.compile`, where that makes it faster on this machine.
 
-    On the CPU it stays as it is, and a warning says so: there it trains in compiled blocks of its own
-    (`pcattn.aggregation_op`), which a compiled network does without, and no C++ compiler is needed.
-
+    Where it does not, see `_why_not_compiled`, the network stays as it is and a warning says so: it computes the same.
     Every size of a batch has a graph of its own. In training there is one, because incomplete batches are left out.
 
     Args:
@@ -113,7 +117,22 @@ def compile_network(network: nn.Module, mode: bool | str = True) -> None:
     """
     if mode is not True and mode not in COMPILE_MODES:
         raise ValueError(f"expected compile to be true, false or one of {', '.join(COMPILE_MODES)}, but got {mode!r}")
-    if torch.cuda.is_available():
+    if (reason := _why_not_compiled(network)) is None:
         network.compile(mode="default" if mode is True else mode, dynamic=False)
     else:
-        warnings.warn(f"compile: {str(mode).lower()} is for GPUs, and none is found: running uncompiled", stacklevel=3)
+        warnings.warn(f"compile: {str(mode).lower()} {reason}: running uncompiled", stacklevel=3)
+
+
+def _why_not_compiled(network: nn.Module) -> str | None:
+    """What speaks against compilation, in words; None if nothing does.
+
+    On the CPU it needs a C++ compiler (`CXX`, else the platform's own), and a network with local aggregation is faster
+    with the blocks of `pcattn.aggregation_op`, which a compiled one goes without.
+    """
+    if torch.cuda.is_available():
+        return None
+    if any(isinstance(module, LocalAggregation) for module in network.modules()):
+        return "is for GPUs where a network has local aggregation, which is faster in its own blocks on the CPU"
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = (shlex.split(os.environ.get("CXX", "")) or [default])[0]
+    return None if shutil.which(compiler) else f"needs a C++ compiler, but {compiler} is not found"

@@ -1,5 +1,6 @@
 """Averaged weights, gradient clipping, precision and compilation, in training runs of a few steps."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -188,22 +189,36 @@ class TestCompilation:
             gradients.append(torch.autograd.grad(run(pos).square().sum(), list(network.parameters())))
         torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
 
-    @pytest.mark.parametrize("mode", [True, "reduce-overhead"])
-    def test_without_a_gpu(self, mode: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It runs uncompiled and says so once; no C++ compiler is asked for."""
+    def test_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.warns(UserWarning, match=f"compile: {str(mode).lower()} is for GPUs, and none is found") as told:
-            task = Classification(4, variant="spct", network_kwargs={"dim": 8, "depth": 1, "out_dim": 16}, compile=mode)
+        with pytest.warns(
+            UserWarning, match=r"needs a C\+\+ compiler, but .* is not found: running uncompiled"
+        ) as told:
+            task = Classification(4, variant="spct", network_kwargs={"dim": 8, "depth": 1, "out_dim": 16}, compile=True)
         assert len(told) == 1
-        assert task.network._compiled_call_impl is None
         assert task(torch.randn(2, 16, 3)).shape == (2, 4)
 
+    @pytest.mark.parametrize("mode", [True, "reduce-overhead"])
+    def test_local_aggregation_on_the_cpu(self, mode: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(nn.Module, "compile", lambda *args, **kwargs: pytest.fail("compiled"))
+        with pytest.warns(UserWarning, match=f"compile: {str(mode).lower()} is for GPUs where a network has") as told:
+            Classification(4, variant="pct", compile=mode)
+        assert len(told) == 1
+
     @pytest.mark.parametrize(("mode", "expected"), [(True, "default"), ("reduce-overhead", "reduce-overhead")])
-    def test_with_one(self, mode: bool | str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("variant", "gpu"), [("pct", True), ("spct", False)])
+    def test_where_it_pays(
+        self, variant: str, gpu: bool, mode: bool | str, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a GPU, and with the compiler that `CXX` names, arguments and all."""
         asked: list[dict] = []
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setenv("CXX", f"{sys.executable} -some -arguments")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         monkeypatch.setattr(nn.Module, "compile", lambda module, **options: asked.append(options))
-        PartSegmentation([[0, 1]], variant="spct", compile=mode)
+        PartSegmentation([[0, 1]], variant=variant, compile=mode)
         assert asked == [{"mode": expected, "dynamic": False}]
 
     def test_mode(self) -> None:
