@@ -18,7 +18,7 @@ from .datasets.modelnet_files import write_modelnet40
 from .datasets.shapenet_files import write_text
 
 FOLDER = Path(__file__).parents[1] / "configs"
-FOR_EVERY_ATTENTION = ("modelnet40_modern", "modelnet40_offset", "shapenetpart_pct")
+FOR_EVERY_ATTENTION = ("modelnet40_modern", "shapenetpart_pct")
 TINY = {"dim": 16, "depth": 1, "k": 4, "out_dim": 16}
 
 pytestmark = pytest.mark.filterwarnings("ignore:compile.* is for GPUs")

@@ -165,18 +165,24 @@ def test_searches_and_statistics_stay_exact_in_bfloat16(attention: str) -> None:
 class TestCompilation:
     @pytest.mark.parametrize("attention", ATTENTION)
     def test_one_graph(self, attention: str) -> None:
-        """Without a break, in training and in evaluation, where the batch is of another size."""
+        """Without a break, whatever the attention."""
         torch.compiler.reset()
-        network = PCTClassifier(4, attention=attention, dim=16, depth=1, k=4, out_dim=16)
+        network = PCTClassifier(4, "spct", attention, dim=16, depth=1, out_dim=16)
+        compiled = torch.compile(network, fullgraph=True, backend="eager", dynamic=False)
+        assert compiled(torch.randn(4, 32, 3)).requires_grad
+
+    def test_one_graph_of_pct(self) -> None:
+        """Local aggregation included; in evaluation, where the last batch is smaller, as well."""
+        torch.compiler.reset()
+        network = PCTClassifier(4, dim=16, depth=1, k=4, out_dim=16)
         compiled = torch.compile(network, fullgraph=True, backend="eager", dynamic=False)
         compiled(torch.randn(4, 64, 3)).sum().backward()
         with torch.no_grad():
             assert torch.equal(compiled.eval()(pos := torch.randn(3, 64, 3)), network.eval()(pos))
 
-    @pytest.mark.parametrize("variant", PCTSegmenter.VARIANTS)
-    def test_one_graph_of_a_segmenter(self, variant: str) -> None:
+    def test_one_graph_of_a_segmenter(self) -> None:
         torch.compiler.reset()
-        network = PCTSegmenter(5, 2, variant, dim=16, depth=1, out_dim=16, **({} if variant == "spct" else {"k": 4}))
+        network = PCTSegmenter(5, 2, "pct_sampled", dim=16, depth=1, out_dim=16, k=4)
         compiled = torch.compile(network, fullgraph=True, backend="eager", dynamic=False)
         compiled(torch.randn(2, 64, 3), torch.tensor([0, 1])).sum().backward()
 
