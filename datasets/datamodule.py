@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import InMemoryDataset
@@ -20,6 +21,7 @@ from .errors import DatasetError
 from .folder import PointCloudFolder, PyGPointClouds
 from .modelnet import ModelNet10, ModelNet40
 from .preprocess import check, count_channels
+from .resident import MEMORY_SHARE, ResidentLoader, fits
 from .scanobjectnn import ScanObjectNN
 from .shapenet import ShapeNetPart
 from .shapes import Shapes
@@ -75,6 +77,10 @@ class PointCloudDataModule(LightningDataModule):
         corruption: `name:severity`, one of those of `pcattn.corruptions` for the clouds of evaluation, like
             `gaussian:3`; training clouds stay clean.
         corruption_seed: seed of its randomness; apart from `seed`, so that all networks meet the same clouds.
+        resident: keep the clouds on the device that trains, and select batches there (`ResidentLoader`). The same
+            batches, sooner. `"auto"` does so on a CUDA device where they take at most a quarter of its free memory.
+            Left out, aloud, where points are drawn on the host: in training on clouds that differ in size, and in
+            evaluation under a corruption.
     """
 
     def __init__(
@@ -96,8 +102,11 @@ class PointCloudDataModule(LightningDataModule):
         seed: int = 0,
         corruption: str | None = None,
         corruption_seed: int = 0,
+        resident: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
+        if resident not in (True, False, "auto"):
+            raise ValueError(f"expected resident to be true, false or auto, but got {resident!r}")
         if corruption is not None:
             parse_corruption(corruption)
         if not 0 < val_fraction < 1:
@@ -142,6 +151,7 @@ class PointCloudDataModule(LightningDataModule):
         self.seed = seed
         self.corruption = corruption
         self.corruption_seed = corruption_seed
+        self.resident = resident
         self._splits: dict[str, DenseClouds] = {}
 
     @property
@@ -327,10 +337,27 @@ class PointCloudDataModule(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.batch_size if shuffle else self.eval_batch_size
         sampler = EpochSampler(indices, batch_size, self.seed, shuffle, rank, world_size)
-        clouds: Dataset = self._splits[split]
+        clouds: DenseClouds | CorruptedClouds = self._splits[split]
         if not shuffle:
             clouds = self._evaluated(split) if self.corruption is None else self._corrupted(split)
         elif self.num_points and not self._splits[split].equal:  # those of equal size are subsampled on the device
             clouds = self._splits[split].sampled(self.num_points)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if self.resident is True or (self.resident and device.type == "cuda"):
+            reason = self._why_not_resident(clouds, sampler, device)
+            if reason is None:
+                return ResidentLoader(cast("DenseClouds", clouds), sampler, device)
+            say = rank_zero_warn if self.resident is True else rank_zero_info
+            say(f"{split} clouds are read on the host for every batch: {reason}")
         # batch_size None: the sampler yields whole batches. Indexing memory needs no worker processes.
         return DataLoader(clouds, sampler=sampler, batch_size=None)
+
+    def _why_not_resident(self, clouds: Dataset, sampler: EpochSampler, device: torch.device) -> str | None:
+        """Why clouds cannot lie on a device, or with `"auto"` should not, in words; None if they can."""
+        if not isinstance(clouds, DenseClouds):
+            return "they come corrupted"
+        if clouds.draws_anew:
+            return "they differ in size, and points are drawn for each batch"
+        if self.resident == "auto" and not fits(clouds, sampler, device):
+            return f"they take more than {MEMORY_SHARE:.0%} of the free memory of {device}"
+        return None

@@ -139,6 +139,11 @@ class DenseClouds(Dataset):
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @property
+    def draws_anew(self) -> bool:
+        """Whether the points of a cloud depend on the seed of the batch that it is read with."""
+        return self._num_points is not None and self._seed is None
+
     def __getitem__(self, key: tuple[int, Tensor]) -> PointBatch:
         """The batch of a `(seed, indices)` pair, as `EpochSampler` yields them."""
         seed, indices = key

@@ -91,7 +91,7 @@ class _Aggregate(torch.autograd.Function):
         inverse1 = (var1 + eps1).rsqrt()
         scale1 = weight1 * inverse1
         shift1 = bias1 - mean1 * scale1
-        sign = torch.where(weight2 < 0, -1.0, 1.0).to(linear.dtype)
+        sign = _sign(weight2)
         signed = linear * sign[:, None]
 
         sums = np.zeros((2, out_dim))
@@ -128,13 +128,8 @@ class _Aggregate(torch.autograd.Function):
         (num_groups, k, dim), out_dim = grouped.shape, len(signed)
         num_rows = num_groups * k
 
-        # Of BN_2 and the maximum: a constant, a multiple of W h, and the gradient itself where the maximum is.
-        grad = grad * (out > 0)
-        grad_bias2 = grad.sum(dim=0)
-        grad_weight2 = (grad * (best - mean2)).sum(dim=0) * inverse2
-        factor2 = -scale2 * inverse2 * grad_weight2 / num_rows
-        constant2 = -scale2 * grad_bias2 / num_rows - factor2 * mean2
-        chosen = scale2 * grad
+        grad_weight2, grad_bias2, *terms = _before_maximum(grad * (out > 0), best, mean2, inverse2, scale2, num_rows)
+        constant2, factor2, chosen = terms
 
         errors = torch.empty_like(grouped)  # gradient of the output of BN_1
         grad_linear, sums = torch.zeros_like(signed), np.zeros((2, dim))
@@ -165,6 +160,81 @@ class _Aggregate(torch.autograd.Function):
         )  # fmt: skip
 
 
+def pool(x: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d) -> Tensor:
+    """Maximum over the points of BN(linear(x)), in training: every channel is normalised after its maximum is taken.
+
+    Updates the running statistics.
+
+    Args:
+        x: (B, N, C).
+        linear: with or without bias.
+        norm: BN.
+
+    Shape:
+        (B, D), D = `linear.out_features`.
+    """
+    sign = _sign(norm.weight)
+    mapped = nn.functional.linear(x, linear.weight * sign[:, None], None if linear.bias is None else linear.bias * sign)
+    out, mean, variance = _Pool.apply(mapped, norm.weight * sign, norm.bias, norm.eps)
+    update_statistics(norm, mean * sign, variance, x.shape[0] * x.shape[1])
+    return out
+
+
+class _Pool(torch.autograd.Function):
+    """Maximum over N of BN(mapped) (B, N, D), where no weight is negative; returns the statistics as well."""
+
+    @staticmethod
+    def forward(ctx: Any, mapped: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        from pcattn import numba_aggregation as kernels
+
+        batch, num_points, dim = mapped.shape
+        best = mapped.new_empty(batch, dim)
+        where = torch.empty(batch, dim, dtype=torch.int32)
+        origin, sums = mapped[0, 0].clone(), np.zeros((2, dim))
+        _split(kernels.reduce, (mapped,), (origin,), (best, where), sums, grain=1)
+        mean, variance = _statistics(sums, origin, batch * num_points)
+        inverse = (variance + eps).rsqrt()
+        scale = weight * inverse
+        ctx.save_for_backward(mapped, best, where, mean, inverse, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return torch.addcmul(bias - mean * scale, best, scale), mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        from pcattn import numba_aggregation as kernels
+
+        mapped, best, where, mean, inverse, scale = ctx.saved_tensors
+        num_rows = mapped.shape[0] * mapped.shape[1]
+        grad_weight, grad_bias, *terms = _before_maximum(grad, best, mean, inverse, scale, num_rows)
+        constant, factor, chosen = terms
+        errors = torch.empty_like(mapped)
+        _split(kernels.differentiate, (mapped, where, chosen), (constant, factor), (errors,), grain=1)
+        return errors, grad_weight, grad_bias, None
+
+
+def _sign(weight: Tensor) -> Tensor:
+    """-1 where a channel's normalisation turns the order of its values around, else 1."""
+    return torch.where(weight.detach() < 0, -1.0, 1.0).to(weight.dtype)
+
+
+def _before_maximum(
+    grad: Tensor, best: Tensor, mean: Tensor, inverse: Tensor, scale: Tensor, num_rows: int
+) -> tuple[Tensor, ...]:
+    """Backward of a batch normalisation of `num_rows` rows v whose maxima `best` (G, D) alone are used.
+
+    The gradient of a row is a constant, a multiple of v, and `chosen` where the maximum is.
+
+    Returns:
+        Gradients (D,) of weight and bias; constant (D,), factor (D,), chosen (G, D).
+    """
+    grad_bias = grad.sum(dim=0)
+    grad_weight = (grad * (best - mean)).sum(dim=0) * inverse
+    factor = -scale * inverse * grad_weight / num_rows
+    constant = -scale * grad_bias / num_rows - factor * mean
+    return grad_weight, grad_bias, constant, factor, scale * grad
+
+
 def _blocks(grouped: Tensor, mapped: Tensor) -> tuple[list[slice], Tensor, Tensor]:
     """Slices of groups, and room for one of each of them (g, k, C) and (g, k, D)."""
     num_groups = len(grouped)
@@ -180,6 +250,7 @@ def _split(
     shared: tuple[Tensor, ...],
     out: tuple[Tensor, ...],
     sums: NDArray[np.float64] | None = None,
+    grain: int = _GRAIN,
 ) -> None:
     """Call a kernel on parts of the groups, one a thread, and add up what the parts sum up, in their order."""
     reads, common, writes = ([tensor.detach().numpy() for tensor in tensors] for tensors in (of_groups, shared, out))
@@ -191,7 +262,7 @@ def _split(
             arguments.append(partial.setdefault(start, np.zeros_like(sums)))
         kernel(*arguments)
 
-    run_split(run, len(reads[0]), grain=_GRAIN)
+    run_split(run, len(reads[0]), grain)
     if sums is not None:
         for start in sorted(partial):
             sums += partial[start]

@@ -210,7 +210,7 @@ class PointCloudCLI(LightningCLI):
         take(stored, config.model.init_args, source, leave)
         self.stored = {name: stored[name] for name in FROM_DATA if stored.get(name) is not None}
         if resume:
-            take(checkpoint.data, config.data, source, leave=("root", "eval_batch_size"))
+            take(checkpoint.data, config.data, source, leave=("root", "eval_batch_size", "resident"))
             config.seed_everything = checkpoint.data.get("seed", config.seed_everything)
         else:
             # Another split would call training clouds validation clouds.
@@ -272,7 +272,8 @@ class PointCloudCLI(LightningCLI):
             fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {self.best.monitor}")
         try:
             self.datamodule.setup("fit")
-            with torch.no_grad():
+            # Uncompiled: a batch of this size does not come again.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 self.model.eval().evaluate(self.datamodule.example())
         except ValueError as error:
             fail(str(error), error)
@@ -289,6 +290,8 @@ class PointCloudCLI(LightningCLI):
         seconds = self.timer.time_elapsed("train") - self.timer.time_elapsed("validate")
         clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
         results: dict[str, Any] = {"clouds_per_second": clouds * self.trainer.world_size / seconds}
+        if self.trainer.strategy.root_device.type == "cuda":
+            results["peak_mib"] = torch.cuda.max_memory_allocated(self.trainer.strategy.root_device) / 2**20
         tables: list[Path] = []
         evaluate = "validate"
         if not self.best.best_model_path:

@@ -94,10 +94,13 @@ def _train(config: str, seed: int, run: Path, options: Sequence[str]) -> bool:
 
 
 def _read(run: Path) -> dict[str, Any]:
-    """Results and costs of a finished training. The peak is unknown (NaN) where this was interrupted just then."""
+    """Results and costs of a finished training. The peak is unknown (NaN) where this was interrupted just then.
+
+    After a training on a GPU the results hold the peak of its memory, which takes the place of that of the process.
+    """
     costs = run / "costs.json"
     peak = json.loads(costs.read_text()) if costs.exists() else {"peak_mib": math.nan}
-    return json.loads((run / "results.json").read_text()) | peak | _count(runs.checkpoint_path(run, "best"))
+    return peak | json.loads((run / "results.json").read_text()) | _count(runs.checkpoint_path(run, "best"))
 
 
 def _count(checkpoint: Path) -> dict[str, int]:
@@ -154,7 +157,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, the best first."""
     names = list(rows[0]["metrics"])
     headings = [f"{rows[0]['split']} {METRICS[name]}, %" for name in names]
-    headings += ["runs", "parameters", "M multiply-adds a cloud", "clouds/s in training", "peak MiB of the process"]
+    headings += ["runs", "parameters", "M multiply-adds a cloud", "clouds/s in training", "peak MiB"]
     lines = [f"| network | {' | '.join(headings)} |", "| --- " * (1 + len(headings)) + "|"]
     for row in sorted(rows, key=lambda row: -_first(row)[1]["mean"]):
         values = [

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pcattn.aggregation_op import aggregate, can_aggregate
+from pcattn.aggregation_op import aggregate, can_aggregate, pool
 from pcattn.normalization import normalize
 from pcattn.ops import gather
 
@@ -31,6 +31,15 @@ class LBR(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map every point."""
         return self.act(normalize(self.norm, self.linear(x)))
+
+    def max(self, x: Tensor) -> Tensor:
+        """Maximum over the points of what every point is mapped to: (B, N, in_dim) -> (B, out_dim).
+
+        Normalisation and activation are monotone in every channel: in training on the CPU the maximum is taken first.
+        """
+        if can_aggregate(x, self.norm) and x.shape[0] * x.shape[1] > 1:
+            return self.act(pool(x, self.linear, self.norm))
+        return self(x).max(dim=1).values
 
 
 class LocalAggregation(nn.Module):

@@ -1,6 +1,6 @@
 """Compiled passes over a block of groups, for `pcattn.aggregation_op`: channels innermost, every value touched once.
 
-Rows are added up group by group in the precision of the data, groups in float64. For statistics they are differences
+At most `_ROWS` rows are added up in the precision of the data, all else in float64. For statistics they are differences
 from a row of the block, so that a mean far from zero costs no digits.
 """
 
@@ -12,6 +12,8 @@ from pcattn.ops._threads import jit
 Array = NDArray[np.floating]
 Indices = NDArray[np.int64]
 Sums = NDArray[np.float64]
+
+_ROWS = 64
 
 
 def _gather(centres: Array, neighbours: Indices, points: Array, origin: Array, grouped: Array, sums: Sums) -> None:
@@ -60,6 +62,9 @@ def _reduce(mapped: Array, origin: Array, best: Array, where: NDArray[np.int32],
                 partial[1, c] += difference * difference
                 where[i, c] = place if value > best[i, c] else where[i, c]
                 best[i, c] = value if value > best[i, c] else best[i, c]
+            if j % _ROWS == _ROWS - 1:
+                sums += partial
+                partial[:] = 0
         sums += partial
 
 

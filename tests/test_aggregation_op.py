@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pcattn import aggregation_op, layers
-from pcattn.layers import LocalAggregation
+from pcattn.layers import LBR, LocalAggregation
 
 SIZES = [(2, 20, 9, 5, 6, 8), (1, 7, 1, 3, 3, 5), (3, 40, 16, 8, 16, 12)]  # B, N, M, k, C, D
 
@@ -53,6 +53,39 @@ def test_equals_written_out(size: tuple[int, ...], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(layers, "can_aggregate", lambda *args: False)
     for got, expected in zip(ours, differentiate(layer, inputs), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("size", [(4, 30, 6, 8), (2, 1, 3, 5), (3, 200, 5, 4)])  # B, N, C, D
+@pytest.mark.parametrize("options", [{"negative_slope": 0.2}, {"bias": True}])
+def test_maximum_first(size: tuple[int, ...], options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`LBR.max`, with copies of points: values, gradients and buffers of the maximum taken last."""
+    batch, num_points, dim, out_dim = size
+    layer = LBR(dim, out_dim, **options).double()
+    torch.nn.init.uniform_(layer.norm.weight, -1, 1.5)
+    torch.nn.init.uniform_(layer.norm.bias, -0.5, 0.5)
+    x = torch.randn(batch, num_points, dim, dtype=torch.float64)
+    x = x[:, torch.randint(num_points, (num_points,))].requires_grad_()
+    cotangent, results = torch.randn(batch, out_dim, dtype=torch.float64), []
+    for can_pool in (True, False):
+        if not can_pool:
+            monkeypatch.setattr(layers, "can_aggregate", lambda *args: False)
+        run = copy.deepcopy(layer)
+        out = run.max(x)
+        gradients = torch.autograd.grad((out * cotangent).sum(), [x, *run.parameters()])
+        results.append([out, *(gradients if num_points > 1 else gradients[1:]), *run.buffers()])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_maximum_first_far_from_zero() -> None:
+    """Variances in float32 over many points."""
+    layer = LBR(4, 8)
+    x = (torch.randn(2, 5000, 4) + 1000).requires_grad_()
+    layer.max(x)
+    exact = copy.deepcopy(layer.linear).double()(x.double()).flatten(0, 1)
+    torch.testing.assert_close(layer.norm.running_var, (0.9 + 0.1 * exact.var(dim=0)).float(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(layer.norm.running_mean, (0.1 * exact.mean(dim=0)).float(), rtol=1e-6, atol=0)
 
 
 def test_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,11 @@ class PCTBackbone(nn.Module):
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens and where they are."""
+        pos, outputs = self.outputs(pos, features)
+        return pos, self.fuse(outputs)
+
+    def outputs(self, pos: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Positions of the tokens (B, T, 3), and the outputs of all layers side by side, before they are fused."""
         pos, x = self.embedding(pos, check_points(pos, features, self.num_features))
         geometry = Geometry(pos)
         position = self.position(pos) if self.position is not None else None
@@ -151,7 +156,7 @@ class PCTBackbone(nn.Module):
         for layer in self.layers:
             x = layer(x if position is None else x + position, geometry)
             outputs.append(x)
-        return pos, self.fuse(torch.cat(outputs, dim=2))
+        return pos, torch.cat(outputs, dim=2)
 
 
 class PCTClassifier(nn.Module):
@@ -192,8 +197,8 @@ class PCTClassifier(nn.Module):
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits of each cloud."""
-        _, tokens = self.backbone(pos, features)
-        return self.head(tokens.max(dim=1).values)
+        _, outputs = self.backbone.outputs(pos, features)
+        return self.head(self.backbone.fuse.max(outputs))
 
 
 class ClassificationHead(nn.Sequential):

@@ -1,7 +1,9 @@
 """Threads for the compiled CPU kernels, which release the interpreter's lock."""
 
+import functools
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -29,16 +31,25 @@ def run_split(kernel: Callable[[int, int], Any], total: int, grain: int = 1) -> 
 
     No part is smaller than `grain`, the least work that is worth a thread.
 
-    Threads live for one call: numba's own pools abort the process when it forks (a DataLoader does) or when two
-    threads of the user search at once.
+    The threads are Python's: numba's own pools abort the process when it forks (a DataLoader does) or when two threads
+    of the user search at once. Kernels call no others, so that none waits for a thread.
     """
     parts = min(torch.get_num_threads(), total // grain)
     if parts <= 1:
         kernel(0, total)
         return
     bounds = [total * part // parts for part in range(parts + 1)]
-    with ThreadPoolExecutor(parts - 1) as pool:
-        futures = [pool.submit(kernel, bounds[part], bounds[part + 1]) for part in range(1, parts)]
+    pool = _pool(os.getpid())
+    futures = [pool.submit(kernel, bounds[part], bounds[part + 1]) for part in range(1, parts)]
+    try:
         kernel(bounds[0], bounds[1])
-        for future in futures:
-            future.result()
+    finally:
+        wait(futures)
+    for future in futures:
+        future.result()
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of a process, started as they are needed. They do not outlive a fork, hence one for each process."""
+    return ThreadPoolExecutor(os.cpu_count(), f"pcattn-{process}")

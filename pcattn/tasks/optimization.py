@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from pcattn.layers import LocalAggregation
+
 OPTIMIZERS = ("sgd", "adamw")
+
+#: Modes of `torch.compile` that a task's `compile` may name. `"reduce-overhead"` replays CUDA graphs.
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def build_optimizer(
@@ -97,17 +102,37 @@ class AveragedWeights(WeightAveraging):
         torch._foreach_lerp_(averages, values, 1 - decay)
 
 
-def compile_network(network: nn.Module) -> None:
-    """Compile a network in place with `torch.compile`, where this machine can.
+def compile_network(network: nn.Module, mode: bool | str = True) -> None:
+    """Compile a network in place with `torch.compile`, where that makes it faster on this machine.
 
-    On the CPU that needs a C++ compiler (`CXX`, else the platform's own). Where there is none the network stays as it
-    is, and a warning says so: it computes the same, more slowly.
+    Where it does not, see `_why_not_compiled`, the network stays as it is and a warning says so: it computes the same.
+    Every size of a batch has a graph of its own. In training there is one, because incomplete batches are left out.
+
+    Args:
+        network: what to compile.
+        mode: true, or a mode of `torch.compile` out of `COMPILE_MODES`.
+
+    Raises:
+        ValueError: another mode.
     """
+    if mode is not True and mode not in COMPILE_MODES:
+        raise ValueError(f"expected compile to be true, false or one of {', '.join(COMPILE_MODES)}, but got {mode!r}")
+    if (reason := _why_not_compiled(network)) is None:
+        network.compile(mode="default" if mode is True else mode, dynamic=False)
+    else:
+        warnings.warn(f"compile: {str(mode).lower()} {reason}: running uncompiled", stacklevel=3)
+
+
+def _why_not_compiled(network: nn.Module) -> str | None:
+    """What speaks against compilation, in words; None if nothing does.
+
+    On the CPU it needs a C++ compiler (`CXX`, else the platform's own), and a network with local aggregation is faster
+    with the blocks of `pcattn.aggregation_op`, which a compiled one goes without.
+    """
+    if torch.cuda.is_available():
+        return None
+    if any(isinstance(module, LocalAggregation) for module in network.modules()):
+        return "is for GPUs where a network has local aggregation, which is faster in its own blocks on the CPU"
     default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     compiler = (shlex.split(os.environ.get("CXX", "")) or [default])[0]
-    if torch.cuda.is_available() or shutil.which(compiler):
-        network.compile()
-    else:
-        warnings.warn(
-            f"compile: true needs a C++ compiler, but {compiler} is not found: running uncompiled", stacklevel=3
-        )
+    return None if shutil.which(compiler) else f"needs a C++ compiler, but {compiler} is not found"

@@ -57,8 +57,9 @@ class PartSegmentation(PointCloudTask):
         warmup_epochs: epochs of linear warm-up.
         min_lr: learning rate at the end of the cosine.
         ema_decay: of `AveragedWeights`, with which validation, checkpoints and test then work; None is off.
-        compile: compile the network with `torch.compile`; the same function, faster after a slow first step. Without a
-            C++ compiler on the CPU it is left out, with a warning.
+        compile: compile the network with `torch.compile`, true or a mode of it like `"reduce-overhead"` (CUDA graphs);
+            the same function, faster after a slow first step. On the CPU it is left out, with a warning, without a C++
+            compiler and for networks that have local aggregation.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "point_accuracy", "instance_miou", "class_miou")
@@ -86,7 +87,7 @@ class PartSegmentation(PointCloudTask):
         warmup_epochs: float = 0.0,
         min_lr: float = 1e-4,
         ema_decay: float | None = None,
-        compile: bool = False,
+        compile: bool | str = False,
     ) -> None:
         super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, all_points)
         if not parts:
@@ -121,7 +122,7 @@ class PartSegmentation(PointCloudTask):
             **(network_kwargs or {}),
         )
         if compile:
-            compile_network(self.network)
+            compile_network(self.network, compile)
         self.label_smoothing = torch_smoothing(label_smoothing, num_parts)
 
     def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:

@@ -38,6 +38,7 @@ def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert rows["npct"]["shares"]["sampling"] == rows["npct"]["shares"]["grouping"] == 0
     assert all(0 < error < 1e-2 for error in result["gradient_errors"].values())
     assert result["loading"] > 0
+    assert result["resident_loading"] > 0
     assert train.table(result).count("\n") >= len(rows) + 3
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pcattn.attention import ATTENTION
 from pcattn.datasets import PointCloudDataModule
-from pcattn.models import PCTClassifier
-from pcattn.tasks import Classification
+from pcattn.models import PCTClassifier, PCTSegmenter
+from pcattn.tasks import Classification, PartSegmentation
 
 from ..datasets.modelnet_files import write_modelnet40
 
@@ -123,9 +125,68 @@ def test_bfloat16(root: Path, tmp_path: Path) -> None:
     assert not torch.equal(half.after_step[0]["network.head.4.weight"], full.after_step[0]["network.head.4.weight"])
 
 
+class Searches(TorchDispatchMode):
+    """Keeps the types of the positions that neighbour search and sampling are given, and what they find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+        self.found: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.name().startswith(("pcattn::knn", "pcattn::farthest")):
+            self.dtypes |= {x.dtype for x in args if isinstance(x, Tensor) and x.is_floating_point()}
+            self.found += [x for x in (result if isinstance(result, tuple) else (result,)) if x.dtype == torch.int64]
+        return result
+
+
+@pytest.mark.parametrize("attention", ["offset", "acmix", "neighborhood"])
+def test_searches_and_statistics_stay_exact_in_bfloat16(attention: str) -> None:
+    """A step under autocast finds the same neighbours; batch statistics are kept in float32."""
+    pos = 0.01 * torch.randn(4, 64, 3) + torch.tensor([1.0, 2.0, 3.0])  # bfloat16 would see a few places
+    found, statistics = [], []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        network = PCTClassifier(4, attention=attention, dim=16, depth=1, k=4, out_dim=16, dropout=0.0)
+        with Searches() as searches, torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = nn.functional.cross_entropy(network(pos), torch.arange(4))
+        loss.backward()
+        assert searches.dtypes == {torch.float32}
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
+        found.append(searches.found)
+        assert all(b.dtype == torch.float32 for name, b in network.named_buffers() if "running" in name)
+        statistics.append(network.backbone.embedding.lbr[0].norm.running_mean)
+    assert len(found[0]) >= 4
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    torch.testing.assert_close(statistics[1], statistics[0], rtol=0.01, atol=0.001)
+
+
 class TestCompilation:
-    def test_one_graph(self) -> None:
-        """Without a break, forward and backward; the same values."""
+    @pytest.mark.parametrize("attention", ATTENTION)
+    def test_one_graph(self, attention: str) -> None:
+        """Without a break, whatever the attention."""
+        torch.compiler.reset()
+        network = PCTClassifier(4, "spct", attention, dim=16, depth=1, out_dim=16)
+        compiled = torch.compile(network, fullgraph=True, backend="eager", dynamic=False)
+        assert compiled(torch.randn(4, 32, 3)).requires_grad
+
+    def test_one_graph_of_pct(self) -> None:
+        """Local aggregation included; in evaluation, where the last batch is smaller, as well."""
+        torch.compiler.reset()
+        network = PCTClassifier(4, dim=16, depth=1, k=4, out_dim=16)
+        compiled = torch.compile(network, fullgraph=True, backend="eager", dynamic=False)
+        compiled(torch.randn(4, 64, 3)).sum().backward()
+        with torch.no_grad():
+            assert torch.equal(compiled.eval()(pos := torch.randn(3, 64, 3)), network.eval()(pos))
+
+    def test_one_graph_of_a_segmenter(self) -> None:
+        torch.compiler.reset()
+        network = PCTSegmenter(5, 2, "pct_sampled", dim=16, depth=1, out_dim=16, k=4)
+        compiled = torch.compile(network, fullgraph=True, backend="eager", dynamic=False)
+        compiled(torch.randn(2, 64, 3), torch.tensor([0, 1])).sum().backward()
+
+    def test_same_gradients(self) -> None:
         torch.compiler.reset()
         network = PCTClassifier(4, dim=8, depth=1, k=4, out_dim=16, dropout=0.0).double()
         pos = torch.randn(4, 16, 3, dtype=torch.float64)
@@ -145,9 +206,27 @@ class TestCompilation:
         assert len(told) == 1
         assert task(torch.randn(2, 16, 3)).shape == (2, 4)
 
-    def test_with_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The compiler that `CXX` names, arguments and all."""
+    @pytest.mark.parametrize("mode", [True, "reduce-overhead"])
+    def test_local_aggregation_on_the_cpu(self, mode: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(nn.Module, "compile", lambda *args, **kwargs: pytest.fail("compiled"))
+        with pytest.warns(UserWarning, match=f"compile: {str(mode).lower()} is for GPUs where a network has") as told:
+            Classification(4, variant="pct", compile=mode)
+        assert len(told) == 1
+
+    @pytest.mark.parametrize(("mode", "expected"), [(True, "default"), ("reduce-overhead", "reduce-overhead")])
+    @pytest.mark.parametrize(("variant", "gpu"), [("pct", True), ("spct", False)])
+    def test_where_it_pays(
+        self, variant: str, gpu: bool, mode: bool | str, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a GPU, and with the compiler that `CXX` names, arguments and all."""
+        asked: list[dict] = []
         monkeypatch.setenv("CXX", f"{sys.executable} -some -arguments")
-        compiled: list[nn.Module] = []
-        monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
-        assert Classification(4, variant="spct", compile=True).network in compiled
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(nn.Module, "compile", lambda module, **options: asked.append(options))
+        PartSegmentation([[0, 1]], variant=variant, compile=mode)
+        assert asked == [{"mode": expected, "dynamic": False}]
+
+    def test_mode(self) -> None:
+        with pytest.raises(ValueError, match=r"expected compile to be .* default, reduce-overhead, .* but got 'fast'"):
+            Classification(4, variant="spct", compile="fast")
