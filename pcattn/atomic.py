@@ -13,9 +13,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A killed process leaves at most the temporary file, and whoever reads `path` meanwhile finds the one before.
     """
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    # Names of files end at 255 bytes: of a long one the beginning is enough.
+    temporary = path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, at once and complete, in place of one of this name."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
