@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from pcattn.atomic import write_text
+from pcattn.atomic import naming, write_text
 
 
 class MetricsLog(Logger):
@@ -60,7 +60,7 @@ class MetricsLog(Logger):
         table = csv.DictWriter(text, columns, lineterminator="\n")
         if appends:
             table.writerow(row)
-            with self.path.open("a", newline="") as file:
+            with naming(self.path), self.path.open("a", newline="") as file:
                 file.write(text.getvalue())
         else:
             self.run.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.trainer.states import TrainerFn
 
 from pcattn.atomic import replacing
 from pcattn.runs import CHECKPOINTS
@@ -40,18 +39,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()  # torch reports a full disk in words of its own, Python as an error of the system
         torch.save(checkpoint, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            before = "; the one before is as it was" if path.is_file() else ""
-            megabytes = content.tell() / 1e6
-            raise OSError(
-                f"expected to save {path} ({megabytes:.1f} MB), but {error.strerror or error}{before}"
-            ) from error
+            before = "the one before is as it was" if path.is_file() else "there is none before it"
+            raise OSError(f"{error} ({content.tell() / 1e6:.1f} MB); {before}") from error
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -129,7 +125,7 @@ class LastCheckpoint(RunCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if it is time, unless the epoch ends here: so does this."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.is_last_batch:
+        if not trainer.is_last_batch:
             self._save_within_epoch(trainer, trainer.fit_loop.batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,7 +138,7 @@ class LastCheckpoint(RunCheckpoint):
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         due = self.requested is not None or time.monotonic() - self._saved >= self.interval
         # All processes save together.
-        if stepped and not trainer.fast_dev_run and trainer.strategy.broadcast(due):
+        if stepped and not self._should_skip_saving_checkpoint(trainer) and trainer.strategy.broadcast(due):
             trainer.save_checkpoint(self.format_checkpoint_name({}), weights_only=False)
             self._saved = time.monotonic()
             self._stop_if_requested()

@@ -4,9 +4,9 @@
 
 Each training is a tiny one by the command line, in a process of its own. It is killed at a random moment after the
 beginning of a step, of a batch of validation, of a checkpoint that is written, of a cache that is built, or of a
-configuration that is written. After every kill all that lies under a final name must be complete. The next process goes
-on from `last.ckpt`, until one ends; then weights, averages, state of the optimiser, progress, log and results must equal
-those of the training that was not killed, bit by bit.
+configuration that is written. After every kill all that lies under a final name must be complete. The next process
+goes on from `last.ckpt`, until one ends; then weights, averages, state of the optimiser, progress, log and results must
+equal those of the training that was not killed, bit by bit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import tempfile
@@ -34,28 +35,34 @@ import yaml
 from pcattn import cli, runs, saving
 from pcattn.datasets import cache
 from pcattn.tasks.base import PointCloudTask
-from tests.datasets.modelnet_files import write_modelnet40
+from tests.datasets.modelnet_files import write_resampled
 from tests.tiny import write_tiny_config
 
 #: Where to kill: an object, its function, and among how many of its calls the fatal one is drawn.
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "epoch": (PointCloudTask, "on_train_batch_start", 12),
-    "validation": (PointCloudTask, "on_validation_batch_start", 4),
+    "validation": (PointCloudTask, "on_validation_batch_start", 6),
     "checkpoint": (saving.AtomicCheckpointIO, "save_checkpoint", 8),
-    "cache": (cache.ArrayWriter, "append", 4),
+    "cache": (cache.ArrayWriter, "append", 300),
     "configuration": (cli.SaveRunConfig, "save_config", 1),
 }
 
 #: Options of the training: three epochs of ten steps, validated twice each, with averaged weights.
-OPTIONS = ["--data.batch_size=16", "--model.ema_decay=0.9", "--trainer.val_check_interval=0.5"]
+OPTIONS = [
+    "--data.batch_size=4",
+    "--data.eval_batch_size=20",
+    "--model.ema_decay=0.9",
+    "--trainer.val_check_interval=0.5",
+]
 
 
 class Plan(NamedTuple):
-    """When a process kills itself: `delay` seconds after the beginning of the `call`-th call."""
+    """When a process gets a signal: `delay` seconds after the beginning of the `call`-th call."""
 
     moment: str
     call: int
-    delay: float
+    delay: float = 0.0
+    signal: signal.Signals = signal.SIGKILL
 
 
 class Outcome(NamedTuple):
@@ -63,73 +70,84 @@ class Outcome(NamedTuple):
 
     kills: Counter[str]  #: by moment
     resumed: int  #: processes that went on from a checkpoint
-    finished: int  #: trainings that were killed at least once and came to their end
+    finished: int  #: trainings that came to their end
     findings: list[str]  #: what was not as it should be
 
 
-def kill_and_resume(folder: Path, kills: int, seed: int, moments: Sequence[str] = tuple(MOMENTS)) -> Outcome:
-    """Train once undisturbed, then with kills, until so many have happened; see above.
+def prepare(folder: Path) -> Path:
+    """Data, a configuration, and the training without kills, `folder/whole`; the configuration."""
+    config = write_tiny_config(folder / "tiny.yaml", write_resampled(folder / "data", num_points=64))
+    if (status := run(config, folder / "whole")) != 0:
+        raise RuntimeError(f"the training without kills ended with {status}: see {folder}/whole.log")
+    return config
+
+
+def kill_and_resume(config: Path, kills: int, seed: int, moments: Sequence[str] = tuple(MOMENTS)) -> Outcome:
+    """Train with kills until so many have happened; see above.
 
     Args:
-        folder: an empty one.
+        config: as `prepare` left it.
         kills: how many.
         seed: of the moments.
-        moments: names in `MOMENTS`, taken in turn.
+        moments: names in `MOMENTS`, taken in turn. Where a process ends before its moment comes, the next has the next.
     """
     rng = random.Random(seed)
-    root = write_modelnet40(folder / "data", train=(180,))
-    config = write_tiny_config(folder / "tiny.yaml", root)
-    whole, outcome = folder / "whole", Outcome(Counter(), 0, 0, [])
-    status = run(config, whole)
-    if status != 0:
-        raise RuntimeError(f"the training without kills ended with {status}: see {whole}.log")
-    resumed, finished, number = 0, 0, 0
-    while (done := sum(outcome.kills.values())) < kills:
-        number += 1
-        killed, disturbed = folder / f"killed-{number}", False
-        while True:
+    folder = config.parent
+    happened: Counter[str] = Counter()
+    findings: list[str] = []
+    resumed, finished = 0, 0
+    attempts = 0
+    while happened.total() < kills:
+        killed, status = folder / f"killed-{finished + 1}", -signal.SIGKILL
+        while status == -signal.SIGKILL:
             plan = None
-            if (done := sum(outcome.kills.values())) < kills:
-                moment = moments[done % len(moments)]
+            if happened.total() < kills:
+                moment = moments[attempts % len(moments)]
+                attempts += 1
                 plan = Plan(moment, rng.randint(1, MOMENTS[moment][2]), rng.choice((0.0, rng.uniform(0, 0.05))))
                 if moment == "cache":
-                    shutil.rmtree(root / "processed", ignore_errors=True)
+                    shutil.rmtree(folder / "data" / "processed", ignore_errors=True)
             goes_on = runs.checkpoint_path(killed, "last").exists()
             if not goes_on:  # killed before its first checkpoint: nothing to go on from
                 shutil.rmtree(killed, ignore_errors=True)
             resumed += goes_on
             status = run(config, killed, plan, goes_on)
-            outcome.findings.extend(f"{killed.name}, {plan}: {finding}" for finding in incomplete(killed, root))
+            findings += [f"{killed.name}, {plan}: {finding}" for finding in incomplete(killed, folder / "data")]
             if status == -signal.SIGKILL and plan is not None:
-                outcome.kills[plan.moment] += 1
-                disturbed = True
-                continue
-            if status != 0:
-                outcome.findings.append(f"{killed.name}, {plan}: ended with {status}, see {killed}.log")
+                happened[plan.moment] += 1
+        finished += 1
+        if status != 0:
+            findings.append(f"{killed.name} ended with {status}: see {killed}.log")
             break
-        finished += disturbed
-        if status == 0:
-            outcome.findings.extend(f"{killed.name}: {finding}" for finding in differences(whole, killed))
-    return outcome._replace(resumed=resumed, finished=finished)
+        findings += [f"{killed.name}: {finding}" for finding in differences(folder / "whole", killed)]
+    return Outcome(happened, resumed, finished, findings)
 
 
-def run(config: Path, folder: Path, plan: Plan | None = None, resume: bool = False) -> int:
-    """Train in a process of its own, which shares what is imported here; its exit status."""
+def run(
+    config: Path, folder: Path, plan: Plan | None = None, resume: bool = False, largest_file: int | None = None
+) -> int:
+    """Train in a process of its own, which cannot write files beyond a size; its exit status."""
     args = ["fit", "-c", str(config), f"--run={folder}", f"--checkpoint.minutes={0.1 / 60}", *OPTIONS]
     args += ["--ckpt_path=last"] if resume else []
-    process = multiprocessing.get_context("fork").Process(target=_train, args=(args, folder, plan))
+    # Forked, it shares what is imported here.
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(args, folder, plan, largest_file))
     process.start()
-    process.join(300)
+    process.join(600)
     if process.is_alive():
         process.kill()
-        raise TimeoutError(f"a training of seconds went on for five minutes: {folder}")
+        raise TimeoutError(f"a training of seconds went on for ten minutes: {folder}")
     return int(process.exitcode or 0)
 
 
-def _train(args: list[str], folder: Path, plan: Plan | None) -> None:
+def _train(args: list[str], folder: Path, plan: Plan | None, largest_file: int | None) -> None:
     if plan is not None:
         _arm(plan)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    cli.PointCloudCLI._draw = lambda self: []  # type: ignore[method-assign]  # takes longer than the training
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     with open(f"{folder}.log", "a") as log, redirect_stdout(log), redirect_stderr(log):
+        os.dup2(log.fileno(), 2)  # what is written to the system's standard error as well
         cli.main(args)
 
 
@@ -138,14 +156,14 @@ def _arm(plan: Plan) -> None:
     owner, name, _ = MOMENTS[plan.moment]
     original, calls = getattr(owner, name), [0]
 
-    def kill() -> None:
+    def send() -> None:
         time.sleep(plan.delay)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), plan.signal)
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == plan.call:
-            threading.Thread(target=kill, daemon=True).start()
+            threading.Thread(target=send, daemon=True).start() if plan.delay else send()
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
@@ -209,8 +227,8 @@ def main(args: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        outcome = kill_and_resume(folder, options.kills, options.seed, options.moments)
-    print(f"killed {sum(outcome.kills.values())} times: {dict(outcome.kills)}")
+        outcome = kill_and_resume(prepare(folder), options.kills, options.seed, options.moments)
+    print(f"killed {outcome.kills.total()} times: {dict(outcome.kills)}")
     print(f"resumed {outcome.resumed} times; {outcome.finished} trainings came to their end")
     print("\n".join(outcome.findings) or "nothing was broken, and every end was bit-identical")
     return int(bool(outcome.findings))
