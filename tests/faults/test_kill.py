@@ -28,15 +28,18 @@ def test_killed(config: Path) -> None:
     assert outcome.resumed >= 1
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped(sent: signal.Signals, status: int, config: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "status", "moment", "call", "step"),
+    [(signal.SIGINT, 130, "validation", 1, 5), (signal.SIGTERM, 143, "epoch", 12, 12)],
+)
+def test_stopped(sent: signal.Signals, status: int, moment: str, call: int, step: int, config: Path) -> None:
     """It saves where it is, within an epoch; and where the next checkpoint finds the disk full, that one is left."""
     run = config.parent / sent.name
     log = Path(f"{run}.log")
-    assert kill.run(config, run, kill.Plan("epoch", 11, signal=sent)) == status
+    assert kill.run(config, run, kill.Plan(moment, call, signal=sent)) == status
     assert "saving after this step" in log.read_text()
     last = runs.checkpoint_path(run, "last")
-    assert torch.load(last, weights_only=True)["global_step"] == 11
+    assert torch.load(last, weights_only=True)["global_step"] == step
     if sent == signal.SIGTERM:
         before = last.read_bytes()
         assert kill.run(config, run, resume=True, largest_file=1_000_000) == 2
