@@ -69,11 +69,16 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score, with paths of the present folder."""
+        """Restore the best score, with paths of the present folder.
+
+        A training that goes on in another folder has no best checkpoint of its own yet.
+        """
 
         def here(path: str) -> str:
             return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
 
+        if not os.path.isfile(here(state_dict["best_model_path"])):
+            return
         state = {**state_dict, "dirpath": self.dirpath}
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
             state[key] = here(state[key])
