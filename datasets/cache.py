@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 import warnings
@@ -116,6 +117,11 @@ def cached(
             finally:
                 writer.close()
             _publish(unfinished, place / folder_name)
+        except OSError as error:
+            if error.filename is None:  # of what is read the system tells the name, not so where a disk is full
+                reason = error.strerror or str(error)
+                raise DatasetError(f"expected to write the cache {place / folder_name}, but {reason}") from error
+            raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         result = _open(place / folder_name)
@@ -124,12 +130,23 @@ def cached(
                 f"expected the cache just written to {place / folder_name} to be complete, but it is not"
             )
         return result
-    raise DatasetError(f"expected a folder to cache {name} in, but neither of these can be written: {places}")
+    raise DatasetError(
+        f"expected a folder to cache {name} in, but neither {places[0]} nor {places[1]} can be written: "
+        "name another one in the environment variable XDG_CACHE_HOME"
+    )
 
 
 def user_cache() -> Path:
-    """The folder for caches of data that lie where nothing can be written: `$XDG_CACHE_HOME/pcattn`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcattn"
+    """The folder for caches of data that lie where nothing can be written: `$XDG_CACHE_HOME/pcattn`.
+
+    Without that variable it is in the user's home, and for a user without one among the temporary files.
+    """
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "pcattn"
+    try:
+        return Path.home() / ".cache" / "pcattn"
+    except RuntimeError:  # a user that the system does not know, as in a container
+        return Path(tempfile.gettempdir()) / f"pcattn-{os.getuid()}"
 
 
 def _key(root: Path, files: Sequence[Path], options: Any) -> str:

@@ -16,7 +16,7 @@ from pcattn.corruptions import CORRUPTIONS, CorruptedClouds, parse_corruption
 from pcattn.registry import construct, resolve
 from pcattn.transforms import build_transforms, subsample
 
-from .dense import SAMPLINGS, DenseClouds, EpochSampler, PointBatch, stratified_split
+from .dense import SAMPLINGS, DenseClouds, EpochLoader, EpochSampler, PointBatch, stratified_split
 from .errors import DatasetError
 from .folder import PointCloudFolder, PyGPointClouds
 from .modelnet import ModelNet10, ModelNet40
@@ -153,6 +153,8 @@ class PointCloudDataModule(LightningDataModule):
         self.corruption_seed = corruption_seed
         self.resident = resident
         self._splits: dict[str, DenseClouds] = {}
+        self._train_loader: EpochLoader | None = None
+        self._resumed: dict[str, int] | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -247,7 +249,21 @@ class PointCloudDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training part."""
-        return self._loader("train", self.train_indices, shuffle=True)
+        self._train_loader = self._loader("train", self.train_indices, shuffle=True)
+        if self._resumed is not None:
+            self._train_loader.load_state_dict(self._resumed)
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, int]:
+        """For checkpoints: which training batch comes next."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with that batch.
+
+        Lightning would tell the loader, but has made it by then (for `estimated_stepping_batches`) and does not.
+        """
+        self._resumed = state_dict
 
     def val_dataloader(self) -> DataLoader:
         """Batches of the validation part, in order."""
@@ -333,7 +349,7 @@ class PointCloudDataModule(LightningDataModule):
             self._evaluated(split, spare), str(self.corruption), num_points, self.corruption_seed, self.up_axis
         )
 
-    def _loader(self, split: str, indices: Tensor, shuffle: bool = False) -> DataLoader:
+    def _loader(self, split: str, indices: Tensor, shuffle: bool = False) -> EpochLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.batch_size if shuffle else self.eval_batch_size
         sampler = EpochSampler(indices, batch_size, self.seed, shuffle, rank, world_size)
@@ -349,8 +365,7 @@ class PointCloudDataModule(LightningDataModule):
                 return ResidentLoader(cast("DenseClouds", clouds), sampler, device)
             say = rank_zero_warn if self.resident is True else rank_zero_info
             say(f"{split} clouds are read on the host for every batch: {reason}")
-        # batch_size None: the sampler yields whole batches. Indexing memory needs no worker processes.
-        return DataLoader(clouds, sampler=sampler, batch_size=None)
+        return EpochLoader(clouds, sampler)
 
     def _why_not_resident(self, clouds: Dataset, sampler: EpochSampler, device: torch.device) -> str | None:
         """Why clouds cannot lie on a device, or with `"auto"` should not, in words; None if they can."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import InMemoryDataset
 
 from .errors import DatasetError
@@ -255,6 +255,10 @@ class EpochSampler:
         rank: this process.
         world_size: number of processes; each takes every `world_size`-th batch. Without `shuffle` every cloud comes
             once, and the batches are smaller where some process would have none.
+
+    Attributes:
+        epoch: the present one.
+        position: how many of its batches have been taken.
     """
 
     def __init__(
@@ -264,11 +268,17 @@ class EpochSampler:
         self.rank, self.world_size = rank, world_size
         if not shuffle:
             self.batch_size = max(1, min(batch_size, len(indices) // world_size))
-        self.epoch = 0
+        self.epoch, self.position = 0, 0
+        self._resumed = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before every epoch."""
         self.epoch = epoch
+
+    def resume(self, epoch: int, position: int) -> None:
+        """Begin this epoch, and no other, after its first `position` batches."""
+        self.epoch, self.position = epoch, position
+        self._resumed = (epoch, position)
 
     def __len__(self) -> int:
         full = len(self.indices) // self.batch_size
@@ -280,9 +290,29 @@ class EpochSampler:
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
         order = torch.randperm(len(self.indices), generator=generator) if self.shuffle else slice(None)
         batches = self.indices[order].split(self.batch_size)
-        for step in range(len(self)):
+        first = self._resumed[1] if self.epoch == self._resumed[0] else 0
+        for step in range(first, len(self)):
             number = step * self.world_size + self.rank
+            self.position = step + 1
             yield _mix(self.seed, self.epoch, number), batches[number]
+
+
+class EpochLoader(DataLoader):
+    """Batches of an `EpochSampler`. Lightning keeps its state in checkpoints, so that training goes on in an epoch."""
+
+    sampler: EpochSampler
+
+    def __init__(self, clouds: Dataset, sampler: EpochSampler) -> None:
+        # batch_size None: the sampler yields whole batches. Indexing memory needs no worker processes.
+        super().__init__(clouds, sampler=sampler, batch_size=None)
+
+    def state_dict(self) -> dict[str, int]:
+        """Which batch comes next."""
+        return {"epoch": self.sampler.epoch, "position": self.sampler.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on with that batch."""
+        self.sampler.resume(**state)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

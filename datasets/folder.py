@@ -71,7 +71,7 @@ class PointCloudFolder(InMemoryDataset):
         max_points: a larger cloud is reduced to so many of its points, at random; None keeps all.
         test_fraction: share of each class that is for test where no split is given; 0 keeps all for training.
         seed: of the split, the sampling of meshes and the reduction.
-        on_error: `"raise"` an error for the first file that cannot be used, or `"skip"` them all with one warning.
+        on_error: `"raise"` an error about the files that cannot be used, or `"skip"` them all with one warning.
         drop_invalid: leave out points with NaN or infinite coordinates.
         transform: see torch-geometric.
 
@@ -259,14 +259,18 @@ def _build(
     """Read all clouds side by side into files of their own, and write those behind one another."""
     jobs = [(entry.path, writer.folder / f"part-{index}.npz", options) for index, entry in enumerate(entries)]
     kept: list[tuple[Entry, Path, dict[str, Any]]] = []
-    skipped: list[str] = []
+    broken: list[DatasetError] = []
     for entry, job, outcome in zip(entries, jobs, _in_processes(jobs), strict=True):
         if isinstance(outcome, DatasetError):
-            if on_error == "raise":
-                raise outcome
-            skipped.append(str(outcome))
+            broken.append(outcome)
         else:
             kept.append((entry, job[1], outcome))
+    skipped = [str(error) for error in broken]
+    if broken and on_error == "raise":  # all of them at once: one after the other would take as many readings
+        if len(broken) == 1:
+            raise broken[0]
+        advice = "dataset_kwargs.on_error: skip leaves them out"
+        raise DatasetError(f"{len(broken)} of {len(entries)} files cannot be used ({advice}): {_list(skipped)}")
     if not kept:
         raise DatasetError(f"expected clouds in {root}, but none of {len(entries)} files can be used: {skipped[0]}")
     channels = [name for name in kept[0][2]["channels"] if all(name in about["channels"] for _, _, about in kept)]
@@ -391,7 +395,11 @@ def _in_float32(pos: np.ndarray) -> np.ndarray:
 
 
 def _refuse_or_warn(reasons: Sequence[str], on_error: str) -> None:
-    shown = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
     if on_error == "raise":
-        raise DatasetError(shown)
-    warnings.warn(f"skipped {len(reasons)} of the files and folders: {shown}", stacklevel=3)
+        raise DatasetError(_list(reasons))
+    warnings.warn(f"skipped {len(reasons)} of the files and folders: {_list(reasons)}", stacklevel=3)
+
+
+def _list(reasons: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
+    return "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")

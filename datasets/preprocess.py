@@ -17,6 +17,9 @@ from .normals import estimate_normals
 
 NORMALIZATIONS = ("sphere", "box", "none")
 
+# Points that are computed with in float64 at once: a bound of memory.
+_PART = 1 << 20
+
 #: Features of several channels, by the names of these; any other feature is the channel of that name.
 FEATURES = {"normals": ("nx", "ny", "nz"), "color": ("red", "green", "blue")}
 
@@ -129,22 +132,25 @@ def select(channels: Tensor | None, columns: Sequence[list[int] | None], height:
 
 def placement(pos: Tensor, normalize: str, up_axis: str) -> Placement:
     """Where a cloud (N, 3) lies; a cloud in one place is not scaled."""
-    exact = pos.double()
-    centre, radius = exact.new_zeros(3), exact.new_ones(())
+    centre, radius = pos.new_zeros(3, dtype=torch.float64), pos.new_ones((), dtype=torch.float64)
     if normalize == "sphere":
-        centre = exact.mean(dim=0)
-        radius = (exact - centre).square().sum(dim=1).max().sqrt()
+        centre = torch.stack([part.double().sum(dim=0) for part in pos.split(_PART)]).sum(dim=0) / len(pos)
+        squares = [(part.double() - centre).square().sum(dim=1).max() for part in pos.split(_PART)]
+        radius = torch.stack(squares).max().sqrt()
     elif normalize == "box":
-        low, high = exact.amin(dim=0), exact.amax(dim=0)
+        low, high = pos.amin(dim=0).double(), pos.amax(dim=0).double()
         centre, radius = (low + high) / 2, (high - low).max() / 2
     radius = torch.where(radius > 0, radius, 1.0)
-    return Placement(centre, radius, exact[:, "xyz".index(up_axis)].min())
+    return Placement(centre, radius, pos[:, "xyz".index(up_axis)].min().double())
 
 
 def apply_placement(pos: Tensor, place: Placement) -> Tensor:
     """`(pos - centre) / radius`, computed in float64, for clouds (..., N, 3) and their placements (..., 3)."""
-    moved = (pos.double() - place.centre[..., None, :]) / place.radius[..., None, None]
-    return moved.to(pos.dtype)
+    centre, radius = place.centre[..., None, :], place.radius[..., None, None]
+    placed = torch.empty_like(pos)
+    for part, target in zip(pos.split(_PART, dim=-2), placed.split(_PART, dim=-2), strict=True):
+        target.copy_((part.double() - centre) / radius)
+    return placed
 
 
 def height_of(pos: Tensor, place: Placement, up_axis: str) -> Tensor:

@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from .dense import DenseClouds, EpochSampler, PointBatch
+from .dense import DenseClouds, EpochLoader, EpochSampler, PointBatch
 
 #: The share of a GPU's free memory that clouds may take without being asked to.
 MEMORY_SHARE = 0.25
 
 
-class ResidentLoader(DataLoader):
-    """The batches of `DataLoader(dataset, sampler=sampler, batch_size=None)`, each selected where the clouds lie.
+class ResidentLoader(EpochLoader):
+    """The batches of `EpochLoader(dataset, sampler)`, each selected where the clouds lie.
 
     The clouds of the sampler are read once, when the first batch is asked for, and moved to the device. The order of an
     epoch follows in one piece; from there on a batch is one `index_select` a field, and nothing passes from host to
-    device. The values are those of the `DataLoader`, to the last bit.
+    device. The values are those of the `EpochLoader`, to the last bit.
 
     Args:
         dataset: clouds of which every read gives the same points, see `DenseClouds.draws_anew`.
@@ -35,7 +34,7 @@ class ResidentLoader(DataLoader):
     def __init__(self, dataset: DenseClouds, sampler: EpochSampler, device: torch.device) -> None:
         if dataset.draws_anew:
             raise ValueError("expected clouds of which every read gives the same points, but they are drawn anew")
-        super().__init__(dataset, sampler=sampler, batch_size=None)
+        super().__init__(dataset, sampler)
         self.device = device
         self._indices = sampler.indices
         self._rows = torch.empty(len(dataset), dtype=torch.long)
@@ -50,7 +49,9 @@ class ResidentLoader(DataLoader):
             self._clouds = move_data_to_device(self.dataset[0, self._indices], self.device)
         rows = self._rows[torch.cat([indices for _, indices in batches])].to(self.device)
         sizes = [len(indices) for _, indices in batches]
-        for (seed, _), chosen in zip(batches, rows.split(sizes), strict=True):
+        first = self.sampler.position - len(batches)  # 0, or where the epoch goes on
+        for step, ((seed, _), chosen) in enumerate(zip(batches, rows.split(sizes), strict=True), first):
+            self.sampler.position = step + 1  # taken up to here, although the sampler was asked for all of them at once
             fields: list[Any] = [x.index_select(0, chosen) if isinstance(x, Tensor) else x for x in self._clouds]
             yield PointBatch(*fields)._replace(seed=seed)
 

@@ -8,14 +8,34 @@ from pathlib import Path
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system while a file is written that tell which one; a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"expected to write {path}, but {error.strerror or error}") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, with its suffix, which takes its name when the block ends without an error.
 
     A killed process leaves at most the temporary file, and whoever reads `path` meanwhile finds the one before.
+
+    Raises:
+        OSError: it cannot be written (the disk is full); the message names `path`, of which the one before is left.
     """
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    # Names of files end at 255 bytes: of a long one the beginning is enough.
+    temporary = path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, at once and complete, in place of one of this name."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

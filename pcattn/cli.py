@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import warnings
 from contextlib import redirect_stdout
@@ -19,15 +20,19 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeFloat
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
+from pcattn.atomic import replacing, write_text
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
+from pcattn.metrics_log import MetricsLog
+from pcattn.saving import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.tasks.base import NonFiniteError
 
 #: Lightning's commands.
@@ -92,7 +97,14 @@ class SaveRunConfig(SaveConfigCallback):
         if stage == "fit":
             self.config = self.config.clone()
             self.config.update(Namespace(ckpt_path=None, weights_only=None, run=None))
+            self.folder = Path(str(trainer.log_dir))  # for which all processes are asked
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it at once and complete: the configuration of a killed run is needed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / self.config_filename) as temporary:
+            self.parser.save(self.config, str(temporary), skip_none=False, multifile=False)
 
 
 class PointCloudCLI(LightningCLI):
@@ -110,7 +122,8 @@ class PointCloudCLI(LightningCLI):
             # Lightning ends an interrupted training with no word on how to go on.
             if getattr(getattr(self, "trainer", None), "interrupted", False):
                 self._say_interrupted()
-                raise SystemExit(143 if self.trainer.received_sigterm else 130) from stop
+                terminated = self.trainer.received_sigterm or self.last.requested == signal.SIGTERM
+                raise SystemExit(143 if terminated else 130) from stop
             raise
         finally:
             self._discard_unused()
@@ -119,7 +132,7 @@ class PointCloudCLI(LightningCLI):
         super().__init__(
             datamodule_class=PointCloudDataModule,
             save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
             parser_kwargs={"description": f"Attention on point clouds. Further commands: {', '.join(OTHER_COMMANDS)}."},
             seed_everything_default=0,
@@ -149,6 +162,13 @@ class PointCloudCLI(LightningCLI):
         parser.add_argument("--final_test", type=bool, default=True, help="Read the test split once, after training.")
         parser.add_argument("--checkpoint.monitor", type=str, default="val/oa", help="What best.ckpt is the best by.")
         parser.add_argument("--checkpoint.mode", type=Literal["max", "min"], default="max")
+        parser.add_argument(
+            "--checkpoint.minutes",
+            type=NonNegativeFloat,
+            default=10.0,
+            help="How often last.ckpt is saved within an epoch: what a killed training loses at most. At the end of "
+            "every epoch it is saved anyway.",
+        )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -252,21 +272,25 @@ class PointCloudCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         self.timer = Timer()
         # In this order: what the last checkpoint holds includes which one was the best.
-        self.best = runs.RunCheckpoint(self.run, "best", config["checkpoint"]["monitor"], config["checkpoint"]["mode"])
-        callbacks = [self.timer, self.best, runs.RunCheckpoint(self.run, "last")]
+        options = config["checkpoint"]
+        self.best = RunCheckpoint(self.run, "best", options["monitor"], options["mode"])
+        self.last = LastCheckpoint(self.run, options["minutes"])
+        callbacks = [self.timer, self.best, self.last]
         kwargs["default_root_dir"] = config["trainer"]["default_root_dir"] or str(self.run)
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif config["trainer"]["logger"] is None:
             kwargs["logger"] = [
-                CSVLogger(str(self.run), name="", version="", flush_logs_every_n_steps=1),
+                MetricsLog(self.run),
                 TensorBoardLogger(str(self.run), name="tensorboard", version=""),
             ]
             callbacks.append(LearningRateMonitor("epoch"))
+        plugins = config["trainer"]["plugins"] or []
+        kwargs["plugins"] = [AtomicCheckpointIO(), *(plugins if isinstance(plugins, list) else [plugins])]
         return self._instantiate_trainer({**config["trainer"], **kwargs}, callbacks)
 
     def before_fit(self) -> None:
-        """Find out now what would fail at the end of the first epoch, and keep the logs of a run that is resumed."""
+        """Find out now what would fail at the end of the first epoch."""
         names = [f"val/{name}" for name in getattr(self.model, "METRICS", ())]
         if names and self.best.monitor not in names:
             fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {self.best.monitor}")
@@ -279,8 +303,6 @@ class PointCloudCLI(LightningCLI):
             fail(str(error), error)
         self.model.compute_metrics("val")  # and forgets the example
         self.model.train()
-        if self.config_init["fit"]["ckpt_path"]:
-            runs.keep_metrics(self.run)
 
     def after_fit(self) -> None:
         """Test the best checkpoint by validation, once, and say where everything lies."""
@@ -310,7 +332,7 @@ class PointCloudCLI(LightningCLI):
             except DatasetError as error:
                 print(f"test: left out: {error}")
         if self.trainer.is_global_zero:
-            (self.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            write_text(self.run / "results.json", json.dumps(results, indent=2) + "\n")
         pictures = self._draw()
         saved = self.run / "config.yaml"
         print(
@@ -343,7 +365,7 @@ class PointCloudCLI(LightningCLI):
     def _say_interrupted(self) -> None:
         if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
             command = f"{_command('pcattn')} fit -c {self.run / 'config.yaml'} --ckpt_path last"
-            print(f"\ninterrupted; this goes on from the last complete epoch:\n  {command}", file=sys.stderr)
+            print(f"\ninterrupted; this goes on from the last checkpoint:\n  {command}", file=sys.stderr)
 
     def _discard_unused(self) -> None:
         """Leave no folder behind for a training that never came to its first checkpoint, nor to anything to look at."""
@@ -410,7 +432,7 @@ def main(args: list[str] | None = None) -> None:
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
         "LightningCLI's args parameter.*",
-        ".*directory .* exists and is not empty.*",  # a resumed run's own; the logs before are kept (runs.keep_metrics)
+        ".*directory .* exists and is not empty.*",  # a resumed run's own
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(

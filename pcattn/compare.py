@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
 
 from pcattn import runs
+from pcattn.atomic import write_text
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.registry import resolve
@@ -32,6 +36,8 @@ METRICS = {
     "class_miou": "class mIoU",
 }
 
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
 
 def compare(
     config: str, networks: Mapping[str, Sequence[str]], seeds: Sequence[int], out: Path, options: Sequence[str] = ()
@@ -39,7 +45,8 @@ def compare(
     """Train every network with every seed and collect what came of it.
 
     A training is a process of its own, `pcattn fit` with its run in `out/<network>-seed<seed>`. What is finished is not
-    trained again and what was interrupted goes on, so the same call completes an interrupted comparison.
+    trained again and what was interrupted goes on, so the same call completes an interrupted comparison. An interrupted
+    comparison stops its training, which saves a checkpoint; on Linux also one that is killed.
 
     Args:
         config: configuration of the trainings, of any task.
@@ -59,7 +66,7 @@ def compare(
     setting_file = out / "setting.json"
     if setting_file.exists() and json.loads(setting_file.read_text()) != setting:
         raise ValueError(f"expected {out} to be empty or to hold this comparison, but its {setting_file.name} differs")
-    setting_file.write_text(json.dumps(setting, indent=2) + "\n")
+    write_text(setting_file, json.dumps(setting, indent=2) + "\n")
     trainings = [(name, seed) for seed in seeds for name in networks]
     with tqdm(trainings, unit="run") as progress:
         for name, seed in progress:
@@ -82,15 +89,43 @@ def _train(config: str, seed: int, run: Path, options: Sequence[str]) -> bool:
         command += ["--ckpt_path", "last"]
     else:
         shutil.rmtree(run, ignore_errors=True)  # killed before its first checkpoint: nothing to go on from
-    with Path(f"{run}.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        _, status, usage = os.wait4(process.pid, 0)
+    with (
+        Path(f"{run}.log").open("a") as log,
+        # In a group of its own: Ctrl-C is for this process, which tells the training.
+        subprocess.Popen(command, stdout=log, stderr=log, process_group=0, preexec_fn=_end_with_this()) as process,
+    ):
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or not (run / "results.json").exists():
         return False
     # Linux counts in KiB, macOS in bytes.
     peak_mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    (run / "costs.json").write_text(json.dumps({"peak_mib": peak_mib}) + "\n")
+    write_text(run / "costs.json", json.dumps({"peak_mib": peak_mib}) + "\n")
     return True
+
+
+def _end_with_this() -> Callable[[], None] | None:
+    """What a new process calls to get SIGTERM when this one ends in any way; Linux alone has it."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def call() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
+
+    return call
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End by an exception, on which the training is told."""
+    raise SystemExit(128 + number)
 
 
 def _read(run: Path) -> dict[str, Any]:
@@ -221,6 +256,7 @@ def main(args: Sequence[str]) -> int:
     if not Path(known.config).is_file():
         parser.error(f"expected --config to be a file, but got {known.config}")
     out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         for name in known.attentions:
             resolve("attention", name, ATTENTION)  # a wrong one is found out before the first training
@@ -234,10 +270,12 @@ def main(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if rows:
         table = format_table(rows)
-        (out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (out / "compare.md").write_text(table + "\n")
+        write_text(out / "compare.json", json.dumps(rows, indent=2) + "\n")
+        write_text(out / "compare.md", table + "\n")
         plot(rows, out / "compare.png")
         print(f"\n{table}\n\nwritten to {out}/compare.md, compare.json, compare.png")
     return int(sum(len(_first(row)[1]["values"]) for row in rows) < len(networks) * len(known.seeds))

@@ -175,7 +175,9 @@ class Model:
         logits = self._forward(pos, features, draws, index)
         ids = torch.tensor(self.part_ids(index), device=logits.device)
         labels, probabilities = carry(pos, draws, logits[..., ids].softmax(dim=2))
-        return Parts(ids.cpu()[labels].numpy(), probabilities.numpy(), self.part_names, index)
+        for chunk in labels.split(_CHUNK):
+            chunk.copy_(ids.cpu()[chunk])
+        return Parts(labels.numpy(), probabilities.numpy(), self.part_names, index)
 
     def part_ids(self, category: int) -> list[int]:
         """The parts to choose from: those of the category, or all, as in the metrics of the training."""
@@ -264,9 +266,9 @@ def carry(pos: Tensor, draws: Tensor, probabilities: Tensor) -> tuple[Tensor, Te
         best = known.max(dim=1)
         return best.indices.cpu(), best.values.cpu()
     support = pos[drawn].to(device)[None]
-    parts, values = [], []
-    for chunk in pos.split(_CHUNK):
+    parts, values = torch.empty(len(pos), dtype=torch.long), torch.empty(len(pos))
+    for chunk, of_part, of_value in zip(pos.split(_CHUNK), parts.split(_CHUNK), values.split(_CHUNK), strict=True):
         best = interpolate(chunk.to(device)[None], support, known[None])[0].max(dim=1)
-        parts.append(best.indices.cpu())
-        values.append(best.values.clamp(max=1.0).cpu())  # a mean of ones may exceed one by a rounding
-    return torch.cat(parts), torch.cat(values)
+        of_part.copy_(best.indices)
+        of_value.copy_(best.values.clamp(max=1.0))  # a mean of ones may exceed one by a rounding
+    return parts, values

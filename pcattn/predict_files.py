@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import pcattn
-from pcattn.atomic import replacing
+from pcattn.atomic import write_text
 from pcattn.datasets.files import SUFFIXES, Cloud, read_cloud, write_ply
 from pcattn.inference import Classes, Model, Parts
 from pcattn.tasks import PartSegmentation
@@ -89,12 +89,12 @@ def segmented(cloud: Cloud, parts: Parts, ids: Sequence[int]) -> Cloud:
         parts: what the network says.
         ids: the parts to choose from, in the order of their colours.
     """
-    place = np.zeros(max(ids) + 1, dtype=np.int64)
-    place[list(ids)] = np.arange(len(ids))
+    colors = np.zeros((max(ids) + 1, 3), dtype=np.uint8)
+    colors[list(ids)] = palette(len(ids))
     new = {
         "label": parts.labels.astype(np.int32),
         "probability": parts.probabilities,
-        "colors": palette(len(ids))[place[parts.labels]],
+        "colors": colors[parts.labels],
     }
     kept = {}
     for name, values in cloud.attributes.items():
@@ -259,8 +259,7 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
     """Write a text file, at once and complete."""
     if path.exists() and not overwrite:  # it came into being in the meantime
         raise FileExistsError(f"expected a new file, but {path} exists already: --overwrite replaces it")
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+    write_text(path, text)
 
 
 def _align(cells: Sequence[Sequence[str]]) -> str:

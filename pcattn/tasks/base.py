@@ -67,6 +67,7 @@ class PointCloudTask(LightningModule):
             raise ValueError(f"expected votes >= 1, but got {votes}")
         self.votes, self.all_points = votes, all_points
         self.eval_loss = MeanMetric()
+        self._train_loss = torch.zeros(2)  # sum over the clouds of the epoch so far, and their number
 
     def logits(self, batch: PointBatch) -> Tensor:
         """What the network answers to a batch."""
@@ -171,7 +172,7 @@ class PointCloudTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def log_train_loss(self, loss: Tensor, batch: PointBatch) -> None:
-        """Log `train/loss`, the mean over the epoch, once it is known to be a number.
+        """Count a loss in `train/loss`, the mean over the epoch, once it is known to be a number.
 
         Raises:
             NonFiniteError: it is not. The batch lies in a file in the run then, and the weights are those before it.
@@ -179,7 +180,29 @@ class PointCloudTask(LightningModule):
         if not bool(loss.detach().isfinite()):
             raise NonFiniteError(self._save_batch(loss, batch))
         size = len(batch.pos)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, prog_bar=True, sync_dist=True)
+        self._train_loss = self._train_loss.to(loss.device) + torch.tensor([size * loss.item(), size]).to(loss.device)
+
+    def on_train_epoch_end(self) -> None:
+        """Log `train/loss`, before the checkpoint of the epoch is saved: killed in between, a run would lack it."""
+        total, number = self._summed_train_loss().tolist()
+        self._train_loss = torch.zeros(2)
+        metrics = {"train/loss": total / max(number, 1)}
+        self.log_dict(metrics, prog_bar=True, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics(metrics | {"epoch": self.current_epoch}, step=self.global_step - 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the loss of an epoch that has not ended."""
+        checkpoint["train_loss"] = self._summed_train_loss().cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it, in one of the processes."""
+        if "train_loss" in checkpoint and self._trainer is not None and self._trainer.is_global_zero:
+            self._train_loss = checkpoint["train_loss"]
+
+    def _summed_train_loss(self) -> Tensor:
+        """Of all processes."""
+        return self.trainer.strategy.reduce(self._train_loss.to(self.device).clone(), reduce_op="sum")
 
     def _save_batch(self, loss: Tensor, batch: PointBatch) -> str:
         """Save a batch whose loss is not finite; what happened, in words."""

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from torch.utils.data import DataLoader
 
 from pcattn.datasets import DenseClouds, EpochSampler, PointBatch, PointCloudDataModule
+from pcattn.datasets.dense import EpochLoader
 from pcattn.datasets.resident import ResidentLoader
 
 from .modelnet_files import write_modelnet40
@@ -57,7 +57,7 @@ class TestSameBatches:
     )
     def test_as_the_loader(self, kwargs: dict) -> None:
         for read, lying in zip(*loaders("Parts", **kwargs), strict=True):
-            assert (type(read), type(lying)) == (DataLoader, ResidentLoader)
+            assert (type(read), type(lying)) == (EpochLoader, ResidentLoader)
             assert len(read) == len(lying) > 0
             for epoch in (0, 1, 5, 0):
                 for loader in (read, lying):
@@ -69,12 +69,27 @@ class TestSameBatches:
         clouds = DenseClouds(Clouds((5,) * 11), per_point=True)
         for rank in range(3):
             sampler = EpochSampler(torch.tensor([9, 1, 2, 7, 5, 3, 0, 10]), 2, 4, True, rank, 3)
-            read = DataLoader(clouds, sampler=sampler, batch_size=None)
+            read = EpochLoader(clouds, sampler)
             lying = ResidentLoader(clouds, sampler, torch.device("cpu"))
             for got, expected in zip(lying, read, strict=True):
                 assert_equal(got, expected)
         none = EpochSampler(torch.arange(11), 8, 0, True, 1, 3)  # one batch for three processes
         assert list(ResidentLoader(clouds, none, torch.device("cpu"))) == []
+
+    def test_goes_on_in_the_middle_of_an_epoch(self) -> None:
+        """The state after the first batch, given to a new loader, brings the others, then the whole next epoch."""
+        whole, began, resumed = (loaders("Parts", batch_size=2)[1][0] for _ in range(3))
+        for loader in (whole, began):
+            loader.sampler.set_epoch(3)
+        next(iter(began))
+        assert began.state_dict() == {"epoch": 3, "position": 1}
+        resumed.load_state_dict(began.state_dict())
+        resumed.sampler.set_epoch(3)
+        for got, expected in zip(resumed, list(whole)[1:], strict=True):
+            assert_equal(got, expected)
+        assert resumed.state_dict()["position"] == len(whole) > 1
+        resumed.sampler.set_epoch(4)
+        assert len(list(resumed)) == len(whole)
 
     def test_a_batch_may_be_written_to(self) -> None:
         """The next epoch does not see it."""
@@ -90,7 +105,7 @@ class TestSizesThatDiffer:
     def test_evaluation_only(self) -> None:
         with pytest.warns(UserWarning, match="train clouds are read on the host for every batch: they differ in size"):
             read, lying = loaders("ManySizes")
-        assert [type(loader) for loader in lying] == [DataLoader, ResidentLoader, ResidentLoader]
+        assert [type(loader) for loader in lying] == [EpochLoader, ResidentLoader, ResidentLoader]
         for one, other in zip(read, lying, strict=True):
             for got, expected in zip(other, one, strict=True):
                 assert_equal(got, expected)
@@ -150,7 +165,7 @@ class TestInTraining:
 class TestAuto:
     """On a GPU, which is pretended: where the clouds fit."""
 
-    @pytest.mark.parametrize(("free", "expected"), [(10**9, ResidentLoader), (4000, DataLoader)])
+    @pytest.mark.parametrize(("free", "expected"), [(10**9, ResidentLoader), (4000, EpochLoader)])
     def test_where_they_fit(self, free: int, expected: type, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
         data = PointCloudDataModule("x", f"{__name__}.Parts", num_points=12, val_fraction=0.4)
@@ -162,7 +177,7 @@ class TestAuto:
     def test_not_on_the_cpu(self) -> None:
         data = PointCloudDataModule("x", f"{__name__}.Parts", num_points=12, val_fraction=0.4)
         data.setup("fit")
-        assert type(data.train_dataloader()) is DataLoader
+        assert type(data.train_dataloader()) is EpochLoader
 
     def test_range(self) -> None:
         with pytest.raises(ValueError, match="expected resident to be true, false or auto, but got 'gpu'"):

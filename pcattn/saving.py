@@ -1,0 +1,167 @@
+"""Checkpoints of a training: complete or not there, up to date, and saved before it stops."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from pcattn.atomic import replacing
+from pcattn.runs import CHECKPOINTS
+
+#: Signals that ask a training to stop.
+_REQUESTS = (signal.SIGINT, signal.SIGTERM)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that take their name when they are complete and on disk.
+
+    Lightning writes to the system's folder of temporary files and moves the result. Where that is another file system
+    the move is a copy, which a killed process leaves half done in place of the checkpoint before.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the one before is as it was.
+        """
+        path = Path(path)
+        content = io.BytesIO()  # torch reports a full disk in words of its own, Python as an error of the system
+        torch.save(checkpoint, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            before = "the one before is as it was" if path.is_file() else "there is none before it"
+            raise OSError(f"{error} ({content.tell() / 1e6:.1f} MB); {before}") from error
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint under one name in the run, replaced whenever a newer one counts.
+
+    A run may be moved, or be named by another path: what is restored on resumption refers to where it lies now.
+    """
+
+    def __init__(self, run: Path, name: str, monitor: str | None = None, mode: str = "max") -> None:
+        super().__init__(
+            dirpath=str((run / CHECKPOINTS).absolute()),
+            filename=name,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            enable_version_counter=False,
+            # The best is chosen at validation. The last is the end of an epoch, validation included.
+            save_on_train_epoch_end=monitor is None,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score, with paths of the present folder.
+
+        A training that goes on in another folder has no best checkpoint of its own yet.
+        """
+
+        def here(path: str) -> str:
+            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
+
+        if not os.path.isfile(here(state_dict["best_model_path"])):
+            return
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = here(state[key])
+        state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
+
+
+class LastCheckpoint(RunCheckpoint):
+    """`last.ckpt`: at the end of every epoch, within a long one every some minutes, and when the training has to stop.
+
+    Within an epoch it is saved where a resumed training repeats exactly what this one goes on with: after a step of the
+    optimiser, and after the validation where one is due.
+
+    On SIGINT (Ctrl-C) or SIGTERM the training saves at the next such point and stops; a second one is Lightning's to
+    handle, which stops without saving. So it is with the first where there are several processes.
+
+    Args:
+        run: folder of the run.
+        minutes: time between two checkpoints within an epoch; 0 saves after every step.
+
+    Attributes:
+        requested: the signal that asked to stop, if any.
+    """
+
+    def __init__(self, run: Path, minutes: float) -> None:
+        super().__init__(run, "last")
+        self.interval = 60 * minutes
+        self.requested: signal.Signals | None = None
+        self._saved = time.monotonic()
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to listen; Lightning restores the handlers of before when the training ends."""
+        super().on_train_start(trainer, pl_module)
+        self._saved = time.monotonic()
+        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+            return
+        self._handlers = {number: signal.getsignal(number) for number in _REQUESTS}
+        for number, handler in self._handlers.items():
+            if handler != signal.SIG_IGN:  # as in jobs that a shell runs in the background
+                signal.signal(number, self._request)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, unless validation is next: it ends with a checkpoint of its own."""
+        if not _validates_next(trainer, batch_idx):
+            self._save_within_epoch(trainer, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if it is time, unless the epoch ends here: so does this."""
+        if not trainer.is_last_batch:
+            self._save_within_epoch(trainer, trainer.fit_loop.batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._saved = time.monotonic()
+        self._stop_if_requested()
+
+    def _save_within_epoch(self, trainer: Trainer, batch_idx: int) -> None:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = self.requested is not None or time.monotonic() - self._saved >= self.interval
+        # All processes save together.
+        if stepped and not self._should_skip_saving_checkpoint(trainer) and trainer.strategy.broadcast(due):
+            trainer.save_checkpoint(self.format_checkpoint_name({}), weights_only=False)
+            self._saved = time.monotonic()
+            self._stop_if_requested()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number)
+        os.write(2, b"\nsaving after this step; Ctrl-C once more stops without\n")  # print may be what was interrupted
+        for known, handler in self._handlers.items():
+            signal.signal(known, handler)
+
+    def _stop_if_requested(self) -> None:
+        if self.requested is not None:
+            raise KeyboardInterrupt
+
+
+def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether this batch may be followed by a validation or the end of the epoch."""
+    if trainer.is_last_batch or trainer.val_check_batch is None:  # None: by the clock
+        return True
+    number = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    return (number + 1) % trainer.val_check_batch == 0

@@ -1,0 +1,1 @@
+"""What the machine does to a training: kills, full disks, other processes."""
