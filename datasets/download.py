@@ -6,6 +6,7 @@ Nothing here runs unless it is asked for: the data sets themselves read local fi
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import http.client
 import json
@@ -206,6 +207,7 @@ def unpack(
             needed = sum(member.file_size for member in members)
             if needed > free:
                 raise OSError(f"expected {needed / _GIB:.1f} GiB free in {target.parent}, but got {free / _GIB:.1f}")
+            temporary.mkdir()
             for member in tqdm(members, desc=f"unpacking {file.name}", leave=False, disable=None):
                 archive.extract(member, temporary)  # no more bytes than the member says, and its checksum is compared
         inside = list(temporary.iterdir())
@@ -215,7 +217,15 @@ def unpack(
                 raise DownloadError(f"expected {name} in {file.name}, but it is not there")
             _check(content / name, md5)
         content.rename(target)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (DownloadError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, None):
+            raise
+        raise DownloadError(
+            f"expected {file.name} to unpack to files and folders, but got: {error.strerror}"
+        ) from error
+    except Exception as error:  # whatever damaged bytes make zipfile and its decompressors raise
         raise DownloadError(f"expected {file.name} to be a zip archive, but got: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from .expansion import check_expansion
 from .file_columns import check_names, name_columns
 
 Columns = dict[str, np.ndarray]
@@ -84,7 +85,10 @@ def read_npz(path: Path, columns: Sequence[str] | None) -> Columns:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
+            members = archive.infolist()
+            # Members may share their bytes.
+            check_expansion("of all members", sum(member.file_size for member in members), path.stat().st_size)
+            for member in members:
                 with archive.open(member) as file:
                     _check_member(member, file)
         with np.load(path, allow_pickle=False) as arrays:
@@ -123,7 +127,7 @@ def read_las(path: Path, columns: Sequence[str] | None) -> Columns:
                 raise ValueError(f"expected {expected} points of {size} bytes, but got {available} bytes")
             names = [name for name in file.header.point_format.dimension_names if name not in ("X", "Y", "Z")]
             # Bit by bit: the header of a compressed file cannot be checked, and nothing is allocated for what it says.
-            for points in file.chunk_iterator(1 << 20):
+            for points in file.chunk_iterator(max(1, (1 << 25) // size)):
                 for name in ("x", "y", "z", *names):
                     parts.setdefault(name, []).append(np.array(points[name]))
     except (ValueError, OSError, KeyboardInterrupt):
@@ -166,9 +170,12 @@ def _check_member(member: zipfile.ZipInfo, file: IO[bytes]) -> None:
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
     size = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    # Deflate turns no byte into more than 1,032.
-    if not dtype.hasobject and (size != member.file_size or size > 1032 * member.compress_size):
-        raise ValueError(f"expected {size} bytes of {member.filename} as its header says, but got {member.file_size}")
+    if not dtype.hasobject:
+        if size != member.file_size:
+            raise ValueError(
+                f"expected {size} bytes of {member.filename} as its header says, but got {member.file_size}"
+            )
+        check_expansion(member.filename, size, member.compress_size)
 
 
 def _split(line: str) -> list[str]:

@@ -38,6 +38,10 @@ def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarra
         raise ValueError(f"expected a mesh ({kind.upper()}), but reading it failed: {error}") from error
     if not len(pos):
         raise ValueError(f"expected a mesh ({kind.upper()}), but it holds no vertices")
+    if len(faces) and not 0 <= faces.min() <= faces.max() < len(pos):
+        raise ValueError(
+            f"expected a mesh with faces of vertices 0 to {len(pos) - 1}, but got {faces.min()} to {faces.max()}"
+        )
     fields: dict[str, np.ndarray] = {axis: pos[:, index] for index, axis in enumerate("xyz")}
     if colors is not None and len(colors) == len(pos):
         fields["colors"] = colors

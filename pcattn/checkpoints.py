@@ -20,8 +20,7 @@ from torch import Tensor
 import pcattn
 from pcattn import runs
 from pcattn.atomic import replacing
-from pcattn.attention import ATTENTION
-from pcattn.registry import construct, resolve
+from pcattn.registry import construct, names_only, resolve
 
 if TYPE_CHECKING:
     from pcattn.tasks.base import PointCloudTask
@@ -95,16 +94,9 @@ def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = 
     from pcattn.tasks import Classification, PartSegmentation
 
     tasks = {task.__name__: task for task in (Classification, PartSegmentation)}
-    attention = checkpoint.hyper_parameters.get("attention")
-    for kind, name, known in (("task", checkpoint.task, tasks), ("attention", attention, ATTENTION)):
-        if name is not None and "." in name and not trust:
-            raise ValueError(
-                f"expected {kind} to be one of {', '.join(known)}, but {source} names {name!r}, which is code to be "
-                "imported and run: pass trust=True (--trust) if you trust where the file comes from"
-            )
-    task_class = resolve("task", checkpoint.task, tasks)
     arguments = {**checkpoint.hyper_parameters, "compile": False}
-    task = construct("task", checkpoint.task, task_class, **arguments)
+    with names_only(None if trust else source):
+        task = construct("task", checkpoint.task, resolve("task", checkpoint.task, tasks), **arguments)
     try:
         task.network.load_state_dict(checkpoint.state)
     except RuntimeError as error:

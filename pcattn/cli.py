@@ -28,6 +28,7 @@ import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by 
 from pcattn import checkpoints, runs
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
+from pcattn.registry import find_import_path
 from pcattn.tasks.base import NonFiniteError
 
 #: Lightning's commands.
@@ -372,9 +373,14 @@ class PointCloudCLI(LightningCLI):
 
 
 def take(stored: dict[str, Any], options: Any, source: str, leave: tuple[str, ...] = ()) -> None:
-    """Replace options by those stored in a checkpoint, and say which."""
+    """Replace options by those stored in a checkpoint, and say which.
+
+    A checkpoint from a stranger may name code; what is imported is for the configuration alone to say.
+    """
     for name, value in stored.items():
         if name in options and name not in leave and options[name] != value:
+            if (code := find_import_path(value)) is not None:
+                fail(f"expected {name} as in {source}, but it names {code!r}: configure it if you trust it")
             print(f"{name}: {value} as in {source} (the configuration says {options[name]})")
             options[name] = value
 
