@@ -202,7 +202,7 @@ def unpack(
     try:
         with zipfile.ZipFile(file) as archive:
             members = [m for m in archive.infolist() if not m.filename.startswith("__MACOSX/")]
-            _check_members(members, max_bytes, max_files)
+            _check_members(file.name, members, max_bytes, max_files)
             free = shutil.disk_usage(target.parent).free
             needed = sum(member.file_size for member in members)
             if needed > free:
@@ -329,12 +329,14 @@ def _check(file: Path, md5: str | None) -> None:
         raise DownloadError(f"expected {file.name} with MD5 {md5}, but got {found}")
 
 
-def _check_members(members: Sequence[zipfile.ZipInfo], max_bytes: int, max_files: int) -> None:
+def _check_members(name: str, members: Sequence[zipfile.ZipInfo], max_bytes: int, max_files: int) -> None:
     """Refuse what is unsafe to unpack, before anything is."""
+    if not members:
+        raise DownloadError(f"expected files in {name}, but it is empty")
     total = sum(member.file_size for member in members)
     if total > max_bytes or len(members) > max_files:
         raise DownloadError(
-            f"expected at most {max_bytes} bytes in {max_files} files, but the archive has {total} in {len(members)}"
+            f"expected at most {max_bytes} bytes in {max_files} files, but {name} has {total} in {len(members)}"
         )
     seen: set[str] = set()
     for member in members:
@@ -342,9 +344,11 @@ def _check_members(members: Sequence[zipfile.ZipInfo], max_bytes: int, max_files
         outside = path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
         mode = member.external_attr >> 16
         if outside:
-            raise DownloadError(f"expected files inside the folder, but the archive has {member.filename!r}")
+            raise DownloadError(f"expected files inside the folder, but {name} has {member.filename!r}")
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise DownloadError(f"expected files and folders alone, but {member.filename!r} is a link or a device")
+            raise DownloadError(
+                f"expected files and folders alone in {name}, but {member.filename!r} is a link or a device"
+            )
         if str(path).lower() in seen:
-            raise DownloadError(f"expected every file once, but the archive has {member.filename!r} twice")
+            raise DownloadError(f"expected every file once, but {name} has {member.filename!r} twice")
         seen.add(str(path).lower())

@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import IO
 
@@ -73,7 +74,10 @@ def read_npy(path: Path, columns: Sequence[str] | None) -> Columns:
     Raises:
         ValueError: it is pickled, or has another shape.
     """
-    # Mapped: a header that promises more than the file holds is refused before anything is allocated.
+    with path.open("rb") as file:
+        expected = _promised_size(file)
+    if expected is not None and expected > path.stat().st_size:
+        raise ValueError(f"expected {expected} bytes as the header says, but got {path.stat().st_size}")
     return _from_array(np.lib.format.open_memmap(path, mode="r"), columns)
 
 
@@ -166,16 +170,21 @@ def _from_array(array: np.ndarray, columns: Sequence[str] | None) -> Columns:
 
 def _check_member(member: zipfile.ZipInfo, file: IO[bytes]) -> None:
     """Refuse an array whose header says another size than the archive does, and one too small to hold either."""
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    size = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if not dtype.hasobject:
+    size = _promised_size(file)
+    if size is not None:
         if size != member.file_size:
             raise ValueError(
                 f"expected {size} bytes of {member.filename} as its header says, but got {member.file_size}"
             )
         check_expansion(member.filename, size, member.compress_size)
+
+
+def _promised_size(file: IO[bytes]) -> int | None:
+    """Bytes of a `.npy` file as its header says; None for one of Python's objects, which numpy refuses itself."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    return None if dtype.hasobject else file.tell() + prod(shape) * dtype.itemsize
 
 
 def _split(line: str) -> list[str]:
