@@ -113,7 +113,7 @@ def assign_splits(layout: Layout, test_fraction: float, seed: int) -> list[Entry
 
 
 def _hash(path: Path, seed: int) -> bytes:
-    return sha256(f"{seed}/{path.as_posix()}".encode()).digest()
+    return sha256(f"{seed}/{path.as_posix()}".encode(errors="surrogateescape")).digest()
 
 
 def _read_list(path: Path) -> Layout:

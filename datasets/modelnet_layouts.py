@@ -275,7 +275,11 @@ class MeshLayout(FileLayout):
         """Points in the unit sphere and the normals of their faces."""
         from .files import read_cloud
 
-        cloud = read_cloud(source.path, num_points=self.num_points, seed=crc32(source.path.name.encode()) + self.seed)
+        cloud = read_cloud(
+            source.path,
+            num_points=self.num_points,
+            seed=crc32(source.path.name.encode(errors="surrogateescape")) + self.seed,
+        )
         if "normals" not in cloud.attributes:
             raise DatasetBrokenError(source.path, "expected a mesh with faces, but it has none")
         pos = cloud.pos - cloud.pos.mean(axis=0)

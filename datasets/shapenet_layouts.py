@@ -415,7 +415,10 @@ def carve(sources: Sequence[Source], folders: Sequence[str], seed: int) -> dict[
     splits: dict[str, list[Source]] = {"train": [], "test": []}
     for number, folder in enumerate(folders):
         members = [source for source in sources if source.category == number]
-        order = sorted(members, key=lambda source: sha256(f"{seed}/{folder}/{source.name}".encode()).digest())
+        order = sorted(
+            members,
+            key=lambda source: sha256(f"{seed}/{folder}/{source.name}".encode(errors="surrogateescape")).digest(),
+        )
         count = min(max(round(len(order) / 5), 1), len(order) - 1) if order else 0
         splits["test"] += sorted(order[:count])
         splits["train"] += sorted(order[count:])

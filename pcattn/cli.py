@@ -28,6 +28,7 @@ import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by 
 from pcattn import checkpoints, runs
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
+from pcattn.printable import printable
 from pcattn.registry import find_import_path
 from pcattn.tasks.base import NonFiniteError
 
@@ -64,7 +65,7 @@ class Parser(LightningArgumentParser):
 
 def fail(message: str, cause: Exception | None = None) -> NoReturn:
     """Print one line and exit with status 2."""
-    print(f"pcattn: error: {message}", file=sys.stderr)
+    print(f"pcattn: error: {printable(message)}", file=sys.stderr)
     raise SystemExit(2) from cause
 
 
@@ -361,7 +362,7 @@ class PointCloudCLI(LightningCLI):
 
     def _report(self, split: str) -> list[Path]:
         """Print the last evaluation, and keep it in the run where the task has more to keep than `results.json`."""
-        print(f"\n{self.model.report(split)}")
+        print("\n" + "\n".join(map(printable, self.model.report(split).split("\n"))))
         return self.model.save_report(split, self.run) if self.trainer.is_global_zero else []
 
     def predict(self, model: Any, **kwargs: Any) -> None:
