@@ -209,7 +209,12 @@ def unpack(
                 raise OSError(f"expected {needed / _GIB:.1f} GiB free in {target.parent}, but got {free / _GIB:.1f}")
             temporary.mkdir()
             for member in tqdm(members, desc=f"unpacking {file.name}", leave=False, disable=None):
-                archive.extract(member, temporary)  # no more bytes than the member says, and its checksum is compared
+                try:  # no more bytes than the member says, and its checksum is compared
+                    archive.extract(member, temporary)
+                except OSError as error:
+                    if error.errno is not None:
+                        raise
+                    raise DownloadError(f"expected {file.name} to be a zip archive, but got: {error}") from error
         inside = list(temporary.iterdir())
         content = inside[0] if len(inside) == 1 and inside[0].is_dir() else temporary
         for name, md5 in (files or {}).items():

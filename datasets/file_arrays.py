@@ -19,6 +19,7 @@ from .file_columns import check_names, name_columns
 Columns = dict[str, np.ndarray]
 
 _COMMENTS = ("#", "//")
+_MAX_HEADER = 10_000  # bytes of a `.npy` header, as in numpy
 
 
 def read_text(path: Path, columns: Sequence[str] | None) -> Columns:
@@ -124,7 +125,8 @@ def read_las(path: Path, columns: Sequence[str] | None) -> Columns:
     parts: dict[str, list[np.ndarray]] = {}
     try:
         _check_las_header(path)
-        with laspy.open(path) as file:
+        # One thread: files are read side by side anyway, and a process forked from one with threads would wait forever.
+        with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as file:
             expected, size = file.header.point_count, file.header.point_format.size
             available = path.stat().st_size - file.header.offset_to_point_data
             if not file.header.are_points_compressed and expected * size > available:
@@ -157,6 +159,25 @@ def _check_las_header(path: Path) -> None:
         raise ValueError(
             f"expected a LAS header that fits {size} bytes, but got {records} records before byte {offset}"
         )
+    if header[104] & 0x80:
+        _check_chunks(path, offset, size)
+
+
+def _check_chunks(path: Path, offset: int, size: int) -> None:
+    """Refuse a number of compressed chunks that the file cannot hold: the decompressor allocates for them, and where
+    that fails it ends the process."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        (table,) = struct.unpack("<q", file.read(8).ljust(8, b"\0"))
+        if table == -1:  # written as a stream: it stands at the end
+            file.seek(-8, 2)
+            (table,) = struct.unpack("<q", file.read(8))
+        if not offset <= table <= size - 8:
+            raise ValueError(f"expected a table of chunks in {size} bytes, but got one at byte {table}")
+        file.seek(table + 4)
+        (chunks,) = struct.unpack("<I", file.read(4))
+    if chunks > size:
+        raise ValueError(f"expected chunks that fit {size} bytes, but got {chunks} of them")
 
 
 def _from_array(array: np.ndarray, columns: Sequence[str] | None) -> Columns:
@@ -182,6 +203,12 @@ def _check_member(member: zipfile.ZipInfo, file: IO[bytes]) -> None:
 def _promised_size(file: IO[bytes]) -> int | None:
     """Bytes of a `.npy` file as its header says; None for one of Python's objects, which numpy refuses itself."""
     version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"expected version 1, 2 or 3 of the format of numpy, but got {version[0]}.{version[1]}")
+    length = file.read(2 if version == (1, 0) else 4)
+    if (size := int.from_bytes(length, "little")) > _MAX_HEADER:  # numpy would make room for it first
+        raise ValueError(f"expected a header of at most {_MAX_HEADER} bytes, but got {size}")
+    file.seek(-len(length), 1)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
     return None if dtype.hasobject else file.tell() + prod(shape) * dtype.itemsize

@@ -49,7 +49,17 @@ def check(reader: Reader, content: bytes, folder: Path) -> None:
     """
     path = folder / reader.file
     path.write_bytes(content)
-    start = time.process_time()
+    start = time.perf_counter()
+    _read(reader, path)
+    if time.perf_counter() - start > MAX_SECONDS:  # or the machine was busy
+        path.write_bytes(content)
+        start = time.process_time()
+        _read(reader, path)
+        if (seconds := time.process_time() - start) > MAX_SECONDS:
+            raise FindingError(f"{seconds:.1f} s")
+
+
+def _read(reader: Reader, path: Path) -> None:
     try:
         reader.read(path)
     except reader.errors as error:
@@ -57,8 +67,6 @@ def check(reader: Reader, content: bytes, folder: Path) -> None:
             raise FindingError(f"the error does not name the file: {error}") from error
         if "memory of this machine" in str(error):
             raise FindingError(f"out of memory: {error}") from error
-    if (seconds := time.process_time() - start) > MAX_SECONDS:
-        raise FindingError(f"{seconds:.1f} s")
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def text() -> list[bytes]:
         b"x,y,z,label\n" + _text(table, ",").encode(),
         b"# x y z label\n" + _text(table).encode(),
         b"5\n" + _text(np.hstack([table, table[:, 3:], table[:, 3:], table[:, 3:]])).encode(),
-        b"1e3;-2.5;+.5 // a remark\n1;2;3\n",
+        b"1e3;-2.5;+.5\n1;2;3 // a remark\n",
     ]
 
 
@@ -185,7 +185,7 @@ def checkpoint() -> list[bytes]:
         "datamodule_hyper_parameters": {"num_points": 32},
         "callbacks": {"best": {"monitor": "val/oa", "current_score": 0.5}, "Timer": {}},
     }
-    return [pickle.dumps(plain, protocol=2), pickle.dumps({"state_dict": {"network.a": 1}, "hyper_parameters": {}}, 2)]
+    return [pickle.dumps(plain, protocol=2), pickle.dumps({"state_dict": {}, "hyper_parameters": {"parts": [[0]]}}, 2)]
 
 
 def cache() -> list[bytes]:
