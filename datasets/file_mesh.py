@@ -36,7 +36,7 @@ def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarra
             raise ValueError(
                 f"expected a mesh of {expected} vertices and faces as the header says, but got {lines} lines"
             )
-    logger = logging.getLogger("trimesh")
+    logger = logging.getLogger("trimesh.util")
     silent, logger.disabled = logger.disabled, True  # it tells of damaged files in tracebacks
     try:
         # No materials: they lie in other files, and the points have no use for them. No merging of vertices either.

@@ -110,6 +110,14 @@ class TestPromises:
     def test_faces_point_at_vertices(self, tmp_path: Path) -> None:
         refused(tmp_path / "a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "")
 
+    def test_libraries_keep_silent(self, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+        """What trimesh tells of normals that are none is a traceback."""
+        path = tmp_path / "a.stl"
+        corners = "outer loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop"
+        path.write_text(f"solid a\nfacet normal 0 0 z\n{corners}\nendfacet\nendsolid a\n{' ' * 90}")
+        assert len(read_cloud(path, mesh="vertices").pos) == 3
+        assert "Traceback" not in "".join(capfd.readouterr())
+
     def test_wide_tables_of_many_lines(self, tmp_path: Path) -> None:
         """As many columns as the first line has, times as many rows as there are lines, would be a terabyte."""
         path = tmp_path / "a.txt"
