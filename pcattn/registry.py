@@ -51,7 +51,7 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
             take configurations from people you would take code from. Within `names_only` it is refused.
     """
     if not isinstance(name, str):
-        raise ValueError(f"expected {kind} to be a name, but got {name!r}")
+        raise ValueError(f"expected {kind} to be one name, but got {name}")
     if name in registry:
         return registry[name]
     module_name, _, attribute = name.rpartition(".")
