@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,14 +165,17 @@ def _open(folder: Path) -> Cached | None:
         index = json.loads((folder / _INDEX).read_text())
         arrays = {}
         for name, layout in index["arrays"].items():
-            shape, dtype = tuple(layout["shape"]), np.dtype(layout["dtype"])
+            shape, dtype = tuple(map(operator.index, layout["shape"])), np.dtype(layout["dtype"])
             path = folder / f"{name}.bin"
-            if path.stat().st_size != dtype.itemsize * int(np.prod(shape)):
+            # It may have come with the data, from a stranger: neither pointers nor files elsewhere.
+            if not name.isidentifier() or dtype.kind not in "biuf" or min(shape) < 0:
+                return None
+            if path.stat().st_size != dtype.itemsize * prod(shape):
                 return None
             # An empty file cannot be mapped.
             arrays[name] = np.memmap(path, dtype, "c", shape=shape) if 0 not in shape else np.empty(shape, dtype)
-        return Cached(arrays, index["info"], folder)
-    except (OSError, ValueError, KeyError, TypeError):
+        return Cached(arrays, dict(index["info"]), folder)
+    except Exception:  # whatever damaged text makes json and numpy raise
         return None
 
 

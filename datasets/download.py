@@ -6,6 +6,7 @@ Nothing here runs unless it is asked for: the data sets themselves read local fi
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import http.client
 import json
@@ -201,13 +202,19 @@ def unpack(
     try:
         with zipfile.ZipFile(file) as archive:
             members = [m for m in archive.infolist() if not m.filename.startswith("__MACOSX/")]
-            _check_members(members, max_bytes, max_files)
+            _check_members(file.name, members, max_bytes, max_files)
             free = shutil.disk_usage(target.parent).free
             needed = sum(member.file_size for member in members)
             if needed > free:
                 raise OSError(f"expected {needed / _GIB:.1f} GiB free in {target.parent}, but got {free / _GIB:.1f}")
+            temporary.mkdir()
             for member in tqdm(members, desc=f"unpacking {file.name}", leave=False, disable=None):
-                archive.extract(member, temporary)  # no more bytes than the member says, and its checksum is compared
+                try:  # no more bytes than the member says, and its checksum is compared
+                    archive.extract(member, temporary)
+                except OSError as error:
+                    if error.errno is not None:
+                        raise
+                    raise DownloadError(f"expected {file.name} to be a zip archive, but got: {error}") from error
         inside = list(temporary.iterdir())
         content = inside[0] if len(inside) == 1 and inside[0].is_dir() else temporary
         for name, md5 in (files or {}).items():
@@ -215,7 +222,15 @@ def unpack(
                 raise DownloadError(f"expected {name} in {file.name}, but it is not there")
             _check(content / name, md5)
         content.rename(target)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (DownloadError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, None):
+            raise
+        raise DownloadError(
+            f"expected {file.name} to unpack to files and folders, but got: {error.strerror}"
+        ) from error
+    except Exception as error:  # whatever damaged bytes make zipfile and its decompressors raise
         raise DownloadError(f"expected {file.name} to be a zip archive, but got: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -319,12 +334,14 @@ def _check(file: Path, md5: str | None) -> None:
         raise DownloadError(f"expected {file.name} with MD5 {md5}, but got {found}")
 
 
-def _check_members(members: Sequence[zipfile.ZipInfo], max_bytes: int, max_files: int) -> None:
+def _check_members(name: str, members: Sequence[zipfile.ZipInfo], max_bytes: int, max_files: int) -> None:
     """Refuse what is unsafe to unpack, before anything is."""
+    if not members:
+        raise DownloadError(f"expected files in {name}, but it is empty")
     total = sum(member.file_size for member in members)
     if total > max_bytes or len(members) > max_files:
         raise DownloadError(
-            f"expected at most {max_bytes} bytes in {max_files} files, but the archive has {total} in {len(members)}"
+            f"expected at most {max_bytes} bytes in {max_files} files, but {name} has {total} in {len(members)}"
         )
     seen: set[str] = set()
     for member in members:
@@ -332,9 +349,11 @@ def _check_members(members: Sequence[zipfile.ZipInfo], max_bytes: int, max_files
         outside = path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
         mode = member.external_attr >> 16
         if outside:
-            raise DownloadError(f"expected files inside the folder, but the archive has {member.filename!r}")
+            raise DownloadError(f"expected files inside the folder, but {name} has {member.filename!r}")
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise DownloadError(f"expected files and folders alone, but {member.filename!r} is a link or a device")
+            raise DownloadError(
+                f"expected files and folders alone in {name}, but {member.filename!r} is a link or a device"
+            )
         if str(path).lower() in seen:
-            raise DownloadError(f"expected every file once, but the archive has {member.filename!r} twice")
+            raise DownloadError(f"expected every file once, but {name} has {member.filename!r} twice")
         seen.add(str(path).lower())

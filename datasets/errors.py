@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+from pcattn.printable import printable
+
 
 class DatasetError(ValueError):
-    """The files of a data set do not hold what was asked for."""
+    """The files of a data set do not hold what was asked for. What they are called is told in printable characters."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class DatasetNotFoundError(DatasetError):

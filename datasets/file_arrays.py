@@ -7,16 +7,19 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from .expansion import check_expansion
 from .file_columns import check_names, name_columns
 
 Columns = dict[str, np.ndarray]
 
 _COMMENTS = ("#", "//")
+_MAX_HEADER = 10_000  # bytes of a `.npy` header, as in numpy
 
 
 def read_text(path: Path, columns: Sequence[str] | None) -> Columns:
@@ -72,7 +75,10 @@ def read_npy(path: Path, columns: Sequence[str] | None) -> Columns:
     Raises:
         ValueError: it is pickled, or has another shape.
     """
-    # Mapped: a header that promises more than the file holds is refused before anything is allocated.
+    with path.open("rb") as file:
+        expected = _promised_size(file)
+    if expected is not None and expected > path.stat().st_size:
+        raise ValueError(f"expected {expected} bytes as the header says, but got {path.stat().st_size}")
     return _from_array(np.lib.format.open_memmap(path, mode="r"), columns)
 
 
@@ -84,7 +90,10 @@ def read_npz(path: Path, columns: Sequence[str] | None) -> Columns:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
+            members = archive.infolist()
+            # Members may share their bytes.
+            check_expansion("of all members", sum(member.file_size for member in members), path.stat().st_size)
+            for member in members:
                 with archive.open(member) as file:
                     _check_member(member, file)
         with np.load(path, allow_pickle=False) as arrays:
@@ -116,14 +125,15 @@ def read_las(path: Path, columns: Sequence[str] | None) -> Columns:
     parts: dict[str, list[np.ndarray]] = {}
     try:
         _check_las_header(path)
-        with laspy.open(path) as file:
+        # One thread: files are read side by side anyway, and a process forked from one with threads would wait forever.
+        with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as file:
             expected, size = file.header.point_count, file.header.point_format.size
             available = path.stat().st_size - file.header.offset_to_point_data
             if not file.header.are_points_compressed and expected * size > available:
                 raise ValueError(f"expected {expected} points of {size} bytes, but got {available} bytes")
             names = [name for name in file.header.point_format.dimension_names if name not in ("X", "Y", "Z")]
             # Bit by bit: the header of a compressed file cannot be checked, and nothing is allocated for what it says.
-            for points in file.chunk_iterator(1 << 20):
+            for points in file.chunk_iterator(max(1, (1 << 25) // size)):
                 for name in ("x", "y", "z", *names):
                     parts.setdefault(name, []).append(np.array(points[name]))
     except (ValueError, OSError, KeyboardInterrupt):
@@ -149,6 +159,25 @@ def _check_las_header(path: Path) -> None:
         raise ValueError(
             f"expected a LAS header that fits {size} bytes, but got {records} records before byte {offset}"
         )
+    if header[104] & 0x80:
+        _check_chunks(path, offset, size)
+
+
+def _check_chunks(path: Path, offset: int, size: int) -> None:
+    """Refuse a number of compressed chunks that the file cannot hold: the decompressor allocates for them, and where
+    that fails it ends the process."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        (table,) = struct.unpack("<q", file.read(8).ljust(8, b"\0"))
+        if table == -1:  # written as a stream: it stands at the end
+            file.seek(-8, 2)
+            (table,) = struct.unpack("<q", file.read(8))
+        if not offset <= table <= size - 8:
+            raise ValueError(f"expected a table of chunks in {size} bytes, but got one at byte {table}")
+        file.seek(table + 4)
+        (chunks,) = struct.unpack("<I", file.read(4))
+    if chunks > size:
+        raise ValueError(f"expected chunks that fit {size} bytes, but got {chunks} of them")
 
 
 def _from_array(array: np.ndarray, columns: Sequence[str] | None) -> Columns:
@@ -162,13 +191,27 @@ def _from_array(array: np.ndarray, columns: Sequence[str] | None) -> Columns:
 
 def _check_member(member: zipfile.ZipInfo, file: IO[bytes]) -> None:
     """Refuse an array whose header says another size than the archive does, and one too small to hold either."""
+    size = _promised_size(file)
+    if size is not None:
+        if size != member.file_size:
+            raise ValueError(
+                f"expected {size} bytes of {member.filename} as its header says, but got {member.file_size}"
+            )
+        check_expansion(member.filename, size, member.compress_size)
+
+
+def _promised_size(file: IO[bytes]) -> int | None:
+    """Bytes of a `.npy` file as its header says; None for one of Python's objects, which numpy refuses itself."""
     version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"expected version 1, 2 or 3 of the format of numpy, but got {version[0]}.{version[1]}")
+    length = file.read(2 if version == (1, 0) else 4)
+    if (size := int.from_bytes(length, "little")) > _MAX_HEADER:  # numpy would make room for it first
+        raise ValueError(f"expected a header of at most {_MAX_HEADER} bytes, but got {size}")
+    file.seek(-len(length), 1)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
-    size = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    # Deflate turns no byte into more than 1,032.
-    if not dtype.hasobject and (size != member.file_size or size > 1032 * member.compress_size):
-        raise ValueError(f"expected {size} bytes of {member.filename} as its header says, but got {member.file_size}")
+    return None if dtype.hasobject else file.tell() + prod(shape) * dtype.itemsize
 
 
 def _split(line: str) -> list[str]:

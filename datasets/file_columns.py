@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+#: Columns of a table at most: each becomes an array of its own.
+MAX_COLUMNS = 10_000
+
 #: Attribute of several columns, and the names that its columns go by (in lower case).
 GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "normals": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
@@ -55,11 +58,13 @@ def name_columns(table: np.ndarray, intensity: bool = False) -> list[str]:
         intensity: whether a fourth column on its own, or before colours, is an intensity (`.pts`).
 
     Raises:
-        ValueError: there are fewer than three columns.
+        ValueError: there are fewer than three columns, or more than `MAX_COLUMNS`.
     """
     count = table.shape[1]
     if count < 3:
         raise ValueError(f"expected at least three columns (x, y, z), but got {count}")
+    if count > MAX_COLUMNS:
+        raise ValueError(f"expected at most {MAX_COLUMNS} columns, one line a point, but got {count}")
     names = [*"xyz", *(f"column_{number}" for number in range(4, count + 1))]
     if intensity and count in (4, 7):
         names[3] = "intensity"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,14 @@ def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarra
         return _read_vertices(body), None
     if kind == "off" and not body.lstrip().startswith((b"OFF", b"COFF", b"#")):
         raise ValueError("expected an OFF file, whose first word is `OFF`")
+    if kind == "off" and (counts := re.search(rb"OFF\s*(?:#.*\s+)*(\d+)\s+(\d+)", body)) is not None:
+        expected, lines = int(counts[1]) + int(counts[2]), len(body.splitlines())
+        if lines <= expected:  # the library would take what is there
+            raise ValueError(
+                f"expected a mesh of {expected} vertices and faces as the header says, but got {lines} lines"
+            )
+    logger = logging.getLogger("trimesh.util")
+    silent, logger.disabled = logger.disabled, True  # it tells of damaged files in tracebacks
     try:
         # No materials: they lie in other files, and the points have no use for them. No merging of vertices either.
         mesh = trimesh.load_mesh(io.BytesIO(body), file_type=kind, process=False, skip_materials=True)
@@ -36,8 +46,14 @@ def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarra
         colors = visual.vertex_colors[:, :3] if visual.kind == "vertex" else None
     except Exception as error:  # whatever a file that is no mesh makes the library raise
         raise ValueError(f"expected a mesh ({kind.upper()}), but reading it failed: {error}") from error
+    finally:
+        logger.disabled = silent
     if not len(pos):
         raise ValueError(f"expected a mesh ({kind.upper()}), but it holds no vertices")
+    if len(faces) and not 0 <= faces.min() <= faces.max() < len(pos):
+        raise ValueError(
+            f"expected a mesh with faces of vertices 0 to {len(pos) - 1}, but got {faces.min()} to {faces.max()}"
+        )
     fields: dict[str, np.ndarray] = {axis: pos[:, index] for index, axis in enumerate("xyz")}
     if colors is not None and len(colors) == len(pos):
         fields["colors"] = colors

@@ -8,6 +8,7 @@ Source: Greg Turk, The PLY Polygon File Format, 1994.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -125,7 +126,9 @@ def _read_header(file: BinaryIO) -> tuple[str, list[_Element]]:
                 encoding = kind
             case ["element", name, count] if count.isdecimal():
                 elements.append(_Element(name, int(count), []))
-            case ["property", "list", counter, kind, name] if elements and {counter, kind} <= _TYPES.keys():
+            case ["property", "list", counter, kind, name] if (
+                elements and kind in _TYPES and _TYPES.get(counter, "")[:1] in ("i", "u")
+            ):
                 elements[-1].properties.append((name, _TYPES[kind], _TYPES[counter]))
             case ["property", kind, name] if elements and kind in _TYPES:
                 elements[-1].properties.append((name, _TYPES[kind], None))
@@ -179,9 +182,11 @@ def _read_faces(file: BinaryIO, element: _Element, encoding: str, num_vertices: 
         return None  # faces of another kind, such as triangle strips: the vertices are what can be used
     uniform = _uniform_faces(file, element, encoding, which[0])
     if uniform is None:
-        polygons = [rows[which[0]] for rows in _rows(file, element, encoding)]
-        sizes = np.array([len(polygon) for polygon in polygons])
-        groups = [np.array([p for p in polygons if len(p) == size]) for size in np.unique(sizes) if size >= 3]
+        by_size: dict[int, list[np.ndarray]] = {}
+        for row in _rows(file, element, encoding):
+            if len(polygon := row[which[0]]) >= 3:
+                by_size.setdefault(len(polygon), []).append(polygon)
+        groups = [np.array(polygons) for _, polygons in sorted(by_size.items())]
     else:
         groups = [uniform]
     return triangulate(groups, num_vertices)
@@ -214,6 +219,8 @@ def _uniform_faces(file: BinaryIO, element: _Element, encoding: str, which: int)
             fields.append((f"count{index}", order + counter))
         fields.append((f"value{index}", order + kind, (len(first[index]),)))
     dtype = np.dtype(fields)
+    if encoding != "ascii" and element.size * dtype.itemsize > _left(file):
+        return None
     try:
         if encoding == "ascii":
             rows = np.loadtxt(file, dtype, comments=None, max_rows=element.size, ndmin=1)
@@ -252,11 +259,17 @@ def _take(file: BinaryIO, words: list[bytes], encoding: str, kind: str, count: i
         del words[:count]
     else:
         dtype = np.dtype(kind)
-        raw = file.read(count * dtype.itemsize)
+        # Only what is there is allocated; most lists are too short to ask.
+        raw = file.read(count * dtype.itemsize if count < 256 else min(count * dtype.itemsize, _left(file)))
         values = np.frombuffer(raw, dtype, len(raw) // dtype.itemsize)
     if len(values) != count:
         raise ValueError("it ends within a list of a PLY element")
     return values
+
+
+def _left(file: BinaryIO) -> int:
+    """Bytes between here and the end."""
+    return os.fstat(file.fileno()).st_size - file.tell()
 
 
 def _skip(file: BinaryIO, element: _Element, encoding: str) -> None:

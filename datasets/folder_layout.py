@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from hashlib import sha256
@@ -112,7 +113,7 @@ def assign_splits(layout: Layout, test_fraction: float, seed: int) -> list[Entry
 
 
 def _hash(path: Path, seed: int) -> bytes:
-    return sha256(f"{seed}/{path.as_posix()}".encode()).digest()
+    return sha256(f"{seed}/{path.as_posix()}".encode(errors="surrogateescape")).digest()
 
 
 def _read_list(path: Path) -> Layout:
@@ -131,6 +132,10 @@ def _read_list(path: Path) -> Layout:
         split = _SPELLINGS.get(row[2].lower()) if len(row) == 3 else None
         if len(row) == 3 and split is None:
             raise DatasetBrokenError(path, f"expected train, val or test in line {number}, but got {row[2]!r}")
+        if os.path.isabs(row[0]) or Path(os.path.normpath(row[0])).parts[:1] == ("..",):
+            raise DatasetBrokenError(
+                path, f"expected paths inside the folder of the list, but got {row[0]!r} in line {number}"
+            )
         # Not resolved: names and splits stay the same when the folder is moved.
         entries.append(Entry(path.parent / row[0], row[1], split))
     if not entries:
@@ -174,11 +179,14 @@ def _clouds(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.is_dir())
 
 
-def _clouds_below(folder: Path, depth: int = _DEPTH) -> Iterable[Path]:
+def _clouds_below(folder: Path, depth: int = _DEPTH, above: tuple[str, ...] = ()) -> Iterable[Path]:
+    here = os.path.realpath(folder)
+    if here in above:  # a link to a folder that we are in
+        return
     yield from _clouds(folder)
     if depth:
         for sub in _folders(folder):
-            yield from _clouds_below(sub, depth - 1)
+            yield from _clouds_below(sub, depth - 1, (*above, here))
 
 
 def _not_found(root: Path) -> DatasetNotFoundError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .cache import ArrayWriter, cached
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 from .hdf5 import read_arrays
-from .storage import read_each
+from .storage import is_file_name, read_each, read_lines
 
 VERSION = 1
 """Part of the key of the cache; grows whenever the same files are read differently."""
@@ -77,9 +77,11 @@ class Layout:
 
     def read_names(self, path: Path) -> list[str]:
         """The words of a file, as many as there are classes."""
-        names = path.read_text().split()
+        names = read_lines(path).split()
         if len(names) != self.num_classes:
             raise DatasetBrokenError(path, f"expected {self.num_classes} class names, but got {len(names)}")
+        if outside := [name for name in names if not is_file_name(name)]:
+            raise DatasetBrokenError(path, f"expected names of classes, but got {outside[0]!r}")
         return names
 
     def missing(self, split: str, expected: str) -> DatasetNotFoundError:
@@ -107,7 +109,7 @@ class HDF5Layout(Layout):
         names = self.folder / f"{split}_files.txt"
         if names.is_file():
             # The folders in it are those of another machine.
-            lines = [line.strip() for line in names.read_text().splitlines() if line.strip()]
+            lines = [line.strip() for line in read_lines(names).splitlines() if line.strip()]
             files = [self.folder / Path(line).name for line in lines]
         else:
             files = sorted(self.folder.glob(f"ply_data_{split}*.h5"))
@@ -223,7 +225,7 @@ class TextLayout(FileLayout):
             raise self.missing(split, path.name)
         labels = {name: label for label, name in enumerate(self.class_names())}
         sources = []
-        for line in path.read_text().split():
+        for line in read_lines(path).split():
             name = line.rpartition("_")[0]
             if name not in labels:
                 raise DatasetBrokenError(path, f"expected names such as {next(iter(labels))}_0001, but got {line!r}")
@@ -273,7 +275,11 @@ class MeshLayout(FileLayout):
         """Points in the unit sphere and the normals of their faces."""
         from .files import read_cloud
 
-        cloud = read_cloud(source.path, num_points=self.num_points, seed=crc32(source.path.name.encode()) + self.seed)
+        cloud = read_cloud(
+            source.path,
+            num_points=self.num_points,
+            seed=crc32(source.path.name.encode(errors="surrogateescape")) + self.seed,
+        )
         if "normals" not in cloud.attributes:
             raise DatasetBrokenError(source.path, "expected a mesh with faces, but it has none")
         pos = cloud.pos - cloud.pos.mean(axis=0)

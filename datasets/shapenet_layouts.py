@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .cache import ArrayWriter, Cached, cached
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from .storage import read_each
+from .storage import is_file_name, read_each, read_lines
 
 VERSION = 1
 """Part of the key of the cache; grows whenever the same files are read differently."""
@@ -89,9 +89,9 @@ class Layout:
     def read_categories(self) -> list[Category]:
         """The lines of `synsetoffset2category.txt`."""
         path = self.folder / _CATEGORIES
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split() for line in read_lines(path).splitlines() if line.strip()]
         for words in lines:
-            if len(words) < 2:
+            if len(words) < 2 or not is_file_name(words[-1]):
                 raise DatasetBrokenError(path, f"expected lines of a name and a folder, but got {' '.join(words)!r}")
         categories = [Category(" ".join(words[:-1]), words[-1]) for words in lines]
         for values in zip(*categories, strict=True):
@@ -223,8 +223,8 @@ class FileLayout(Layout):
             if not path.is_file():
                 continue
             try:
-                entries = [tuple(entry.split("/")[-2:]) for entry in json.loads(path.read_text())]
-            except (ValueError, AttributeError, TypeError) as error:
+                entries = [tuple(entry.split("/")[-2:]) for entry in json.loads(read_lines(path))]
+            except (ValueError, AttributeError, TypeError, RecursionError) as error:
                 raise DatasetBrokenError(
                     path, f"expected a list of shape_data/<folder>/<id>, but got: {error}"
                 ) from None
@@ -415,7 +415,10 @@ def carve(sources: Sequence[Source], folders: Sequence[str], seed: int) -> dict[
     splits: dict[str, list[Source]] = {"train": [], "test": []}
     for number, folder in enumerate(folders):
         members = [source for source in sources if source.category == number]
-        order = sorted(members, key=lambda source: sha256(f"{seed}/{folder}/{source.name}".encode()).digest())
+        order = sorted(
+            members,
+            key=lambda source: sha256(f"{seed}/{folder}/{source.name}".encode(errors="surrogateescape")).digest(),
+        )
         count = min(max(round(len(order) / 5), 1), len(order) - 1) if order else 0
         splits["test"] += sorted(order[:count])
         splits["train"] += sorted(order[count:])

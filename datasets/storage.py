@@ -68,6 +68,23 @@ def read_each(
         skipped.append(str(result))
 
 
+def read_lines(path: Path) -> str:
+    """The text of a list.
+
+    Raises:
+        DatasetBrokenError: it is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetBrokenError(path, f"expected text in UTF-8, but byte {error.start} is none") from error
+
+
+def is_file_name(name: str) -> bool:
+    """Whether this is the name of something in a folder, and no way out of it."""
+    return name not in (".", "..") and not set(name) & set("/\\:\0")
+
+
 def install(
     dataset: InMemoryDataset,
     sizes: NDArray[np.int64],

@@ -5,6 +5,7 @@ Measured against the readers of numpy, pandas, pyarrow and polars: README.md of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -46,20 +47,27 @@ def read_table(path: Path, min_columns: int = 3) -> NDArray[np.float32]:
         DatasetBrokenError: the file is empty, a line has too few numbers or another number of them than the first one,
             or holds something else than finite numbers. The message names the line.
     """
-    text = np.fromfile(path, dtype=np.uint8)
+    if not path.is_file():
+        raise DatasetBrokenError(path, "expected a file, but there is none, or a folder or a device")
+    try:
+        text = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DatasetBrokenError(path, error.strerror or str(error)) from error
     columns = _count_columns(text)
     if columns == 0:
         raise DatasetBrokenError(path, "expected lines of numbers, but got none")
     if columns < min_columns:
         raise DatasetBrokenError(path, f"expected lines of at least {min_columns} numbers, but got {columns}")
-    table = np.empty((np.count_nonzero(text == ord("\n")) + 1, columns), dtype=np.float32)
+    # No more rows than there are lines, and than so many bytes can hold; one more, which a broken one may begin.
+    rows = min(np.count_nonzero(text == ord("\n")) + 1, (len(text) + 1) // (2 * columns) + 1)
+    table = np.empty((rows, columns), dtype=np.float32)
     status, rows, line, found = _parse(text, table)
     if status == _COLUMNS:
         reason = f"expected {columns} numbers on every line as on the first, but got {found} on line {line}"
         raise DatasetBrokenError(path, reason)
     if status != _OK:
         start = int(found)
-        word = bytes(text[start : start + 40]).split(None, 1)[0].decode("utf-8", "replace")
+        word = re.split(rb"[ \t\r\n]", bytes(text[start : start + 40]))[0].decode("utf-8", "replace")
         kind = "finite numbers" if status == _FINITE else "numbers"
         raise DatasetBrokenError(path, f"expected {kind}, but got {word!r} on line {line}")
     return table[:rows]

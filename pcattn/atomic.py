@@ -36,6 +36,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, at once and complete, in place of one of this name."""
+    """Write a text file in UTF-8, at once and complete, in place of one of this name.
+
+    Names of files in it that are no UTF-8 are written as the bytes that they are.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,8 +21,7 @@ from torch import Tensor
 import pcattn
 from pcattn import runs
 from pcattn.atomic import replacing
-from pcattn.attention import ATTENTION
-from pcattn.registry import construct, resolve
+from pcattn.registry import construct, names_only, resolve
 
 if TYPE_CHECKING:
     from pcattn.tasks.base import PointCloudTask
@@ -32,6 +32,8 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 # What one JSON string in the metadata of a `.safetensors` file is kept under.
 _KEY = "pcattn"
 _NETWORK = "network."
+
+_MAX_ITEMS = 100_000  # of a description; more are a few that name each other
 
 
 class Checkpoint(NamedTuple):
@@ -95,18 +97,14 @@ def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = 
     from pcattn.tasks import Classification, PartSegmentation
 
     tasks = {task.__name__: task for task in (Classification, PartSegmentation)}
-    attention = checkpoint.hyper_parameters.get("attention") or []
-    attentions = [attention] if isinstance(attention, str) else attention
-    named = [("task", checkpoint.task, list(tasks)), *(("attention", name, list(ATTENTION)) for name in attentions)]
-    for kind, name, known in named:
-        if "." in name and not trust:
-            raise ValueError(
-                f"expected {kind} to be one of {', '.join(known)}, but {source} names {name!r}, which is code to be "
-                "imported and run: pass trust=True (--trust) if you trust where the file comes from"
-            )
-    task_class = resolve("task", checkpoint.task, tasks)
     arguments = {**checkpoint.hyper_parameters, "compile": False}
-    task = construct("task", checkpoint.task, task_class, **arguments)
+    with names_only(None if trust else source):
+        try:
+            task = construct("task", checkpoint.task, resolve("task", checkpoint.task, tasks), **arguments)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever arguments of other types make the parts of a task raise
+            raise ValueError(f"the arguments in {source} make no task: {_reason(error)}") from error
     try:
         task.network.load_state_dict(checkpoint.state)
     except RuntimeError as error:
@@ -172,6 +170,7 @@ def save_weights(
 
 def _read_ckpt(path: Path) -> Checkpoint:
     try:
+        _check_sizes(path)
         stored = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -184,21 +183,18 @@ def _read_ckpt(path: Path) -> Checkpoint:
         raise ValueError(f"expected {path} to be a checkpoint, but reading it failed: {_reason(error)}") from error
     if not isinstance(stored, dict) or not {"hyper_parameters", "state_dict"} <= stored.keys():
         raise ValueError(f"expected {path} to be a checkpoint of pcattn, but it lacks hyper_parameters or state_dict")
-    hyper_parameters = stored["hyper_parameters"]
+    hyper_parameters = _table(path, stored, "hyper_parameters")
     # From Python there is no class path.
     own = "PartSegmentation" if "parts" in hyper_parameters else "Classification"
     task = task_name(str(hyper_parameters.get("_class_path", own)))
+    state = _table(path, stored, "state_dict", Tensor)
     return Checkpoint(
         task,
         _hyper_parameters(task, hyper_parameters),
-        _arguments(stored.get("datamodule_hyper_parameters") or {}),
-        _course(stored),
+        _arguments(_table(path, stored, "datamodule_hyper_parameters")),
+        _course(path, stored),
         None,
-        {
-            name.removeprefix(_NETWORK): tensor
-            for name, tensor in stored["state_dict"].items()
-            if name.startswith(_NETWORK)
-        },
+        {name.removeprefix(_NETWORK): tensor for name, tensor in state.items() if name.startswith(_NETWORK)},
     )
 
 
@@ -209,17 +205,17 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "null"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"expected {path} to be a .safetensors file, but reading it failed: {_reason(error)}"
         ) from error
     if not isinstance(about, dict) or not {"task", "hyper_parameters"} <= about.keys():
         raise ValueError(f"expected {path} to have metadata {_KEY!r}, as pcattn export writes it, but it has none")
     return Checkpoint(
-        about["task"],
-        about["hyper_parameters"],
-        about.get("data", {}),
-        about.get("training", {}),
+        str(about["task"]),
+        _table(path, about, "hyper_parameters"),
+        _table(path, about, "data"),
+        _table(path, about, "training"),
         about.get("version"),
         {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
     )
@@ -241,13 +237,48 @@ def task_name(class_path: str) -> str:
     return class_path.rpartition(".")[2] if class_path.startswith("pcattn.tasks.") else class_path
 
 
-def _course(stored: dict[str, Any]) -> dict[str, Any]:
+def _course(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
     """How far the training was, and the score of the checkpoint where one was kept."""
-    course: dict[str, Any] = {"epochs": stored.get("epoch", -1) + 1, "steps": stored.get("global_step", 0)}
-    for callback in (stored.get("callbacks") or {}).values():
-        if callback.get("monitor") and callback.get("current_score") is not None:
-            course["metrics"] = {callback["monitor"]: float(callback["current_score"])}
+    try:
+        course: dict[str, Any] = {"epochs": stored.get("epoch", -1) + 1, "steps": stored.get("global_step", 0)}
+        for callback in (stored.get("callbacks") or {}).values():
+            if callback.get("monitor") and callback.get("current_score") is not None:
+                course["metrics"] = {callback["monitor"]: float(callback["current_score"])}
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"expected {path} to tell its epoch and scores, but reading them failed: {error}") from error
     return course
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse a checkpoint that unpacks to more than the file has: torch compresses none."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > path.stat().st_size:
+        raise ValueError(f"{size} bytes in a file of {path.stat().st_size}")
+
+
+def _table(path: Path, stored: dict[str, Any], key: str, kind: type | None = None) -> dict[str, Any]:
+    """A dictionary that a file holds: of plain data, or of objects of one kind.
+
+    Raises:
+        ValueError: it is something else, or refers to itself over and over.
+    """
+    table = stored.get(key) or {}
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
+        raise ValueError(f"expected {path} to hold a dictionary {key}, but got {type(table).__name__}")
+    waiting, seen = list(table.values()), 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if kind is not None and not isinstance(value, kind):
+            raise ValueError(f"expected {kind.__name__} in {key} of {path}, but got {type(value).__name__}")
+        if isinstance(value, (dict, list, tuple)):
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+        if seen > _MAX_ITEMS or len(waiting) > _MAX_ITEMS:
+            raise ValueError(f"expected {path} to hold at most {_MAX_ITEMS} values in {key}, but it holds more")
+    return table
 
 
 def _reason(error: Exception) -> str:

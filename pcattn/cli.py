@@ -32,6 +32,8 @@ from pcattn.atomic import replacing, write_text
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
 from pcattn.metrics_log import MetricsLog
+from pcattn.printable import printable
+from pcattn.registry import find_import_path
 from pcattn.saving import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.tasks.base import NonFiniteError
 
@@ -68,7 +70,7 @@ class Parser(LightningArgumentParser):
 
 def fail(message: str, cause: Exception | None = None) -> NoReturn:
     """Print one line and exit with status 2."""
-    print(f"pcattn: error: {message}", file=sys.stderr)
+    print(f"pcattn: error: {printable(message)}", file=sys.stderr)
     raise SystemExit(2) from cause
 
 
@@ -385,7 +387,7 @@ class PointCloudCLI(LightningCLI):
 
     def _report(self, split: str) -> list[Path]:
         """Print the last evaluation, and keep it in the run where the task has more to keep than `results.json`."""
-        print(f"\n{self.model.report(split)}")
+        print("\n" + "\n".join(map(printable, self.model.report(split).split("\n"))))
         return self.model.save_report(split, self.run) if self.trainer.is_global_zero else []
 
     def predict(self, model: Any, **kwargs: Any) -> None:
@@ -397,9 +399,14 @@ class PointCloudCLI(LightningCLI):
 
 
 def take(stored: dict[str, Any], options: Any, source: str, leave: tuple[str, ...] = ()) -> None:
-    """Replace options by those stored in a checkpoint, and say which."""
+    """Replace options by those stored in a checkpoint, and say which.
+
+    A checkpoint from a stranger may name code; what is imported is for the configuration alone to say.
+    """
     for name, value in stored.items():
         if name in options and name not in leave and options[name] != value:
+            if (code := find_import_path(value)) is not None:
+                fail(f"expected {name} as in {source}, but it names {code!r}: configure it if you trust it")
             print(f"{name}: {value} as in {source} (the configuration says {options[name]})")
             options[name] = value
 

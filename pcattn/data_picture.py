@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch_geometric.data import InMemoryDataset
 
+from pcattn.printable import printable
 from pcattn.visualize.camera import fade, look, radius
 from pcattn.visualize.colors import Colors, palette, sequential
+from pcattn.visualize.plain_text import plain_text
 
 #: Rows that stand above one another; further ones stand beside them.
 MAX_ROWS = 14
@@ -29,6 +31,7 @@ class _Sample(NamedTuple):
     colors: Colors
 
 
+@plain_text()
 def draw_samples(
     splits: Mapping[str, InMemoryDataset],
     class_names: Sequence[str],
@@ -61,7 +64,7 @@ def draw_samples(
     for place, label in enumerate(shown):
         block, row = divmod(place, rows)
         first = block * num_samples
-        axes[row, first].set_ylabel(class_names[label], rotation=0, ha="right", va="center", fontsize=9)
+        axes[row, first].set_ylabel(printable(class_names[label]), rotation=0, ha="right", va="center", fontsize=9)
         for column, sample in enumerate(chosen[label][:num_samples]):
             view = look(sample.pos, up)
             order = view.depth.argsort()  # far points first

@@ -18,6 +18,7 @@ from torch_geometric.data import InMemoryDataset
 from tqdm import tqdm
 
 from pcattn.datasets import DATASETS, DatasetError, DatasetNotFoundError
+from pcattn.printable import printable
 from pcattn.registry import construct, resolve
 
 SPLITS = ("train", "val", "test")
@@ -193,7 +194,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise ValueError(f"expected --option NAME=VALUE, but got {' '.join(parsed.option)}")
         pairs = (option.split("=", 1) for option in parsed.option)
         report = describe(parsed.root, parsed.dataset, {name: yaml.safe_load(value) for name, value in pairs})
-        print(to_text(report))
+        print("\n".join(map(printable, to_text(report).split("\n"))))
         if not parsed.no_picture:
             from pcattn.data_picture import draw_samples
 
@@ -202,7 +203,7 @@ def main(args: Sequence[str] | None = None) -> int:
             draw_samples(report.splits, report.class_names, path, up=up_axis)
             print(f"\nsamples of every class: {path}")
     except (ValueError, OSError) as error:
-        print(f"pcattn: error: {error}", file=sys.stderr)
+        print(f"pcattn: error: {printable(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pcattn import checkpoints
 from pcattn.clouds import as_points, is_several
-from pcattn.datasets.preprocess import COMPUTED, name_channels, preprocess
+from pcattn.datasets.preprocess import COMPUTED, check, name_channels, preprocess
 from pcattn.ops import interpolate
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.base import PointCloudTask
@@ -33,6 +33,8 @@ _CHUNK = 1 << 18
 
 #: Points for the network where a checkpoint does not tell how many it was trained with.
 NUM_POINTS = 1024
+
+_MAX_POINTS = 10_000_000  # that a file may ask for
 
 
 class Classes(NamedTuple):
@@ -96,14 +98,20 @@ class Model:
         self.data = data
         self.training = training or {}
         self.num_points: int = data.get("num_points") or NUM_POINTS
+        if not isinstance(self.num_points, int) or not 1 <= self.num_points <= _MAX_POINTS:
+            raise ValueError(f"expected num_points from 1 to {_MAX_POINTS}, but got {self.num_points!r}")
         self.preprocessing: dict[str, Any] = data.get("preprocessing") or _guess(
             hyper_parameters.get("num_features", 0)
         )
+        try:
+            check(**self.preprocessing)
+        except TypeError as error:
+            raise ValueError(f"expected preprocessing of a cloud, but got {self.preprocessing!r}") from error
         of_cloud = [name for name in self.preprocessing["features"] if name not in COMPUTED]
         #: What a cloud has to tell of its points beside their positions: `nx`, `ny`, `nz`, `red`, ...
         self.channel_names = name_channels(of_cloud)
-        self.class_names: list[str] = list(getattr(task, "class_names", []))
-        self.part_names: list[str] = list(getattr(task, "part_names", []))
+        self.class_names: list[str] = list(map(str, getattr(task, "class_names", [])))
+        self.part_names: list[str] = list(map(str, getattr(task, "part_names", [])))
 
     @property
     def device(self) -> torch.device:

@@ -21,6 +21,7 @@ import pcattn
 from pcattn.atomic import write_text
 from pcattn.datasets.files import SUFFIXES, Cloud, read_cloud, write_ply
 from pcattn.inference import Classes, Model, Parts
+from pcattn.printable import printable
 from pcattn.tasks import PartSegmentation
 from pcattn.visualize.colors import palette
 
@@ -106,7 +107,7 @@ def segmented(cloud: Cloud, parts: Parts, ids: Sequence[int]) -> Cloud:
 
 
 def classification_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `classify_files` as aligned text."""
+    """Rows of `classify_files` as aligned text, safe to print."""
     if not rows:
         return ""
     cells = [["file", "points", "class", *[""] * (len(rows[0]["classes"]) - 1)]]
@@ -117,7 +118,7 @@ def classification_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def segmentation_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `segment_file` as aligned text."""
+    """Rows of `segment_file` as aligned text, safe to print."""
     cells = [["file", "points", "written to", "parts"]]
     for row in rows:
         shares = ", ".join(
@@ -146,17 +147,17 @@ def main(args: Sequence[str]) -> int:
         if segments:
             options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"pcattn: error: {error}\n")
+        parser.exit(2, f"pcattn: error: {printable(error)}\n")
     jobs, wrong = find_files(options.files, options.out if segments else None)
     failures = [{"file": name, "error": reason} for name, reason in wrong]
     for failure in failures:
-        print(f"{failure['file']}: {failure['error']}", file=sys.stderr)
+        print(printable(f"{failure['file']}: {failure['error']}"), file=sys.stderr)
     rows: list[dict[str, Any]] = []
     interrupted = False
     with tqdm(jobs, unit="file", disable=None) as progress:
         try:
             for (path, _), name in zip(progress, name_outputs(jobs), strict=True):
-                progress.set_description(path.name[-30:])
+                progress.set_description(printable(path.name[-30:]))
                 try:
                     if category is not None:
                         rows.append(_segment(model, path, options.out / name, category, options))
@@ -165,7 +166,8 @@ def main(args: Sequence[str]) -> int:
                 except (OSError, MemoryError, RuntimeError, ValueError) as error:
                     reason = " ".join(str(error).split()) or type(error).__name__
                     failures.append({"file": str(path), "error": reason})
-                    progress.write(reason if str(path.name) in reason else f"{path}: {reason}", file=sys.stderr)
+                    named = path.name in reason or printable(path.name) in reason
+                    progress.write(printable(reason if named else f"{path}: {reason}"), file=sys.stderr)
         except KeyboardInterrupt:
             interrupted = True
     return _finish(rows, failures, category is not None, interrupted, options)
@@ -263,6 +265,7 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
 
 
 def _align(cells: Sequence[Sequence[str]]) -> str:
+    cells = [[printable(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:

@@ -3,10 +3,39 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_untrusted: ContextVar[str | None] = ContextVar("untrusted", default=None)
+
+
+@contextmanager
+def names_only(source: str | None) -> Iterator[None]:
+    """Within it, `resolve` refuses import paths: names come from the file `source`, which nobody vouched for.
+
+    None changes nothing.
+    """
+    token = _untrusted.set(source or _untrusted.get())
+    try:
+        yield
+    finally:
+        _untrusted.reset(token)
+
+
+def find_import_path(value: Any) -> str | None:
+    """The first text in plain data, keys included, that could be an import path; None if there is none."""
+    if isinstance(value, str):
+        return value if _IMPORT_PATH.fullmatch(value) else None
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    items = value if isinstance(value, (list, tuple)) else ()
+    return next((found for item in items if (found := find_import_path(item)) is not None), None)
 
 
 def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
@@ -19,7 +48,7 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
 
     Raises:
         ValueError: no such entry, or nothing to import under this path. An import path runs the module it names:
-            take configurations from people you would take code from.
+            take configurations from people you would take code from. Within `names_only` it is refused.
     """
     if not isinstance(name, str):
         raise ValueError(f"expected {kind} to be one name, but got {name}")
@@ -31,6 +60,11 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(
             f"expected {kind} to be one of {', '.join(registry)} or an import path, but got {name!r}{hint}"
+        )
+    if (source := _untrusted.get()) is not None:
+        raise ValueError(
+            f"expected {kind} to be one of {', '.join(registry)}, but {source} names {name!r}, which is code to be "
+            "imported and run: pass trust=True (--trust) if you trust where the file comes from"
         )
     try:
         return getattr(importlib.import_module(module_name), attribute)

@@ -75,6 +75,8 @@ class Classification(PointCloudTask):
         super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes)
         if num_classes < 2:
             raise ValueError(f"expected at least two classes to tell apart, but got num_classes {num_classes}")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"expected {num_classes} class_names, one a class, but got {len(class_names)}")
         self.save_hyperparameters()
         self.network = build_classifier(
             num_classes,

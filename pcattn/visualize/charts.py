@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pcattn.printable import printable
 from pcattn.visualize.colors import palette, sequential, to_hex
+from pcattn.visualize.plain_text import plain_text
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
@@ -55,6 +57,7 @@ def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Pat
     return path
 
 
+@plain_text()
 def draw_bars(
     names: Sequence[str], values: Sequence[float | None], counts: Sequence[int], what: str, path: Path
 ) -> Path:
@@ -65,7 +68,7 @@ def draw_bars(
     figure = Figure(figsize=(7.5, 0.6 + 0.21 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(order)), [100 * (values[i] or 0.0) for i in order], color=to_hex(palette(1)[0]), height=0.72)
-    axes.set_yticks(range(len(order)), [f"{names[i]} ({counts[i]})" for i in order], fontsize=8)
+    axes.set_yticks(range(len(order)), [f"{printable(names[i])} ({counts[i]})" for i in order], fontsize=8)
     for place, i in enumerate(order):
         value = values[i]
         text = "-" if value is None else f"{100 * value:.1f}"
@@ -76,6 +79,7 @@ def draw_bars(
     return path
 
 
+@plain_text()
 def draw_confusion(matrix: NDArray, names: Sequence[str], path: Path) -> Path:
     """Truth in the rows, each row as shares of its sum: where it went."""
     from matplotlib.colors import ListedColormap
@@ -89,6 +93,7 @@ def draw_confusion(matrix: NDArray, names: Sequence[str], path: Path) -> Path:
     colors = ListedColormap(np.vstack(([[1, 1, 1]], sequential(np.linspace(0, 1, 255)) / 255)))
     image = axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
     size = 8 if len(names) <= 45 else 5.5
+    names = list(map(printable, names))
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set(xlabel="prediction", ylabel="truth")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pcattn import checkpoints
 from pcattn.metrics import part_iou, predict_parts
+from pcattn.registry import construct, find_import_path, names_only
 from pcattn.visualize.scene import Cloud, Field, errors, labels, quantity
 
 if TYPE_CHECKING:
@@ -48,7 +49,13 @@ def open_run(source: str | Path, trust: bool = False) -> Run:
     if "root" not in checkpoint.data:
         raise ValueError(f"expected {path} to tell where its data lies, but it does not: it was not written by fit")
     known = inspect.signature(PointCloudDataModule).parameters
-    data = PointCloudDataModule(**{name: value for name, value in checkpoint.data.items() if name in known})
+    arguments = {name: value for name, value in checkpoint.data.items() if name in known}
+    if (
+        not trust and (code := find_import_path(arguments.get("dataset_kwargs"))) is not None
+    ):  # resolved when it is read
+        raise ValueError(f"expected {path} to name no code, but its dataset_kwargs name {code!r}: --trust imports it")
+    with names_only(None if trust else str(path)):
+        data = construct("data module", "of the checkpoint", PointCloudDataModule, **arguments)
     if data.part_names is not None:  # checkpoints of old do not have them
         task.part_names = data.part_names
     return Run(path, task, data)

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pcattn.printable import printable
 from pcattn.visualize import flat, offscreen
 from pcattn.visualize.camera import look
 from pcattn.visualize.colors import MARKED, RIGHT, UNKNOWN, WRONG, sequential, to_hex
 from pcattn.visualize.flat import MARGIN
+from pcattn.visualize.plain_text import plain_text
 from pcattn.visualize.scene import Cloud, Field, field_names
 
 #: How clouds may be drawn; `"auto"` is Open3D, and matplotlib where that cannot.
@@ -65,7 +67,8 @@ def montage(
         for name in rows or [""]
     ]
     pictures = draw(cells, 300, up, renderer, tell)
-    _layout(clouds, rows, pictures, min(columns, len(clouds)), up, heading).savefig(path, dpi=150)
+    with plain_text():
+        _layout(clouds, rows, pictures, min(columns, len(clouds)), up, heading).savefig(path, dpi=150)
     return path
 
 
@@ -199,4 +202,5 @@ def _draw_key(figure, key: list[tuple[str, Field | None]], x: float, y: float, w
 
 
 def _shorten(words: str, length: int = 26) -> str:
+    words = printable(words)
     return words if len(words) <= length else words[: length - 1] + "…"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcattn.printable import printable
 from pcattn.runs import run_of_checkpoint
 from pcattn.visualize import charts, evaluated
 from pcattn.visualize.montage import montage
@@ -188,17 +189,17 @@ def _describe(task: Any) -> str:
 
 def _html(title: str, sections: Sequence[Section]) -> str:
     parts = [
-        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{_escape(title)}</title>"
+        f"<style>{_STYLE}</style></head><body><h1>{_escape(title)}</h1>"
     ]
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
-        parts += [f"<p>{html.escape(line)}</p>" for line in section.lines]
+        parts += [f"<p>{_escape(line)}</p>" for line in section.lines]
         # A chart says the same as the table of categories; the table stays in the Markdown.
         if section.table and section.picture is None:
             parts.append("<table>")
             for row in section.table[any(section.table[0]) ^ 1 :]:
-                parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
+                parts.append("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>")
             parts.append("</table>")
         if section.picture is not None:
             data = base64.b64encode(section.picture.read_bytes()).decode()
@@ -211,17 +212,26 @@ def _html(title: str, sections: Sequence[Section]) -> str:
 
 
 def _markdown(title: str, sections: Sequence[Section], run: Path) -> str:
-    lines = [f"# {title}"]
+    lines = [f"# {_plain(title)}"]
     for section in sections:
-        lines += ["", f"## {section.title}", "", *section.lines]
+        lines += ["", f"## {_plain(section.title)}", "", *map(_plain, section.lines)]
         if section.table:
-            header, *rows = ["| " + " | ".join(row) + " |" for row in section.table]
+            header, *rows = ["| " + " | ".join(map(_plain, row)) + " |" for row in section.table]
             lines += [header, "|" + " --- |" * len(section.table[0]), *rows, ""]
         if section.picture is not None:
             lines.append(f"![{section.title}]({section.picture.relative_to(run).as_posix()})")
         if section.verbatim:
             lines += ["```yaml", section.verbatim.rstrip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves as it is: a name of a class may hold tags, or bars that would end its cell."""
+    return _escape(text).replace("|", "\\|")
+
+
+def _escape(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def main(args: Sequence[str]) -> int:
@@ -240,6 +250,6 @@ def main(args: Sequence[str]) -> int:
     try:
         files = report(given.run, given.split, given.worst, given.trust)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"pcattn: error: {' '.join(str(error).split())}\n")
+        parser.exit(2, f"pcattn: error: {printable(' '.join(str(error).split()))}\n")
     print("written: " + ", ".join(map(str, files)))
     return 0

@@ -1,0 +1,15 @@
+"""How much may come out of a compressed file: what a stranger sends must not fill the memory."""
+
+_MOST = 1032  # deflate turns no byte into more
+_SMALL = 1 << 28  # bytes, which any machine has
+_LARGE = 64  # labels of one class compress well; whatever is large holds coordinates, which hardly do
+
+
+def check_expansion(name: str, size: int, stored: int) -> None:
+    """Refuse an array of which a file says that it has `size` bytes, made of `stored` bytes.
+
+    Raises:
+        ValueError: so many bytes cannot come of these, or do so in bombs alone.
+    """
+    if size > _MOST * stored or size > max(_SMALL, _LARGE * stored):
+        raise ValueError(f"expected an array {name} that fits its {stored} bytes in the file, but got {size} bytes")

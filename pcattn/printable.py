@@ -1,0 +1,6 @@
+"""Names from elsewhere, safe to print: a file name may hold line breaks and control sequences of a terminal."""
+
+
+def printable(text: object) -> str:
+    """The text with everything that does not print (control characters, marks of direction, broken UTF-8) escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

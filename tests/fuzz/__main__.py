@@ -1,0 +1,93 @@
+"""Coverage-guided fuzzing of readers: `python -m tests.fuzz ply pcd --runs 200000`; needs `pip install pcattn[fuzz]`.
+
+Every input is read as a file. A finding is an answer that is neither a valid result nor an error of ours that names the
+file, more than a second, or a gigabyte; it is written to `--out`, one file for each place in the code, and fuzzing goes
+on. A crash of the process leaves its input there as well, and ends it.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import traceback
+from hashlib import sha256
+from pathlib import Path
+
+# In Python the guide sees into loops that numba would compile. The table's arithmetic is that of numba alone.
+if "table" in sys.argv or "seg" in sys.argv:
+    os.environ["NUMBA_BOUNDSCHECK"] = "1"
+    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
+else:
+    os.environ["NUMBA_DISABLE_JIT"] = "1"
+
+import atheris
+
+# What reads; numpy and the rest of the interpreter would only slow it down.
+with atheris.instrument_imports(
+    include=["pcattn.datasets", "pcattn.checkpoints", "trimesh.exchange", "laspy", "zipfile", "numpy.lib.format"],
+    exclude=[f"pcattn.datasets.{name}" for name in ("shapes", "shape_furniture", "shape_machines", "shape_vessels")],
+):
+    from tests.fuzz.readers import READERS, check, limited_memory
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("readers", nargs="+", choices=READERS)
+    parser.add_argument("--runs", type=int, default=200_000, help="inputs of each")
+    parser.add_argument("--seconds", type=int, default=0, help="stop each after so many; 0: never")
+    parser.add_argument("--max-length", type=int, default=4096, help="of an input, in bytes")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
+    given = parser.parse_args()
+    for name in given.readers:
+        start = time.monotonic()
+        if (process := os.fork()) == 0:  # libFuzzer ends its process
+            fuzz(name, given)
+        _, status = os.waitpid(process, 0)
+        print(f"{name}: {time.monotonic() - start:.0f} s, status {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+def fuzz(name: str, given: argparse.Namespace) -> None:
+    """Fuzz one reader, and end the process."""
+    reader, out = READERS[name], given.out / name
+    out.mkdir(parents=True, exist_ok=True)
+    shared_memory = Path("/dev/shm")
+    work = Path(tempfile.mkdtemp(dir=shared_memory if shared_memory.is_dir() else None))
+    (work / "files" / reader.file).parent.mkdir(parents=True)
+    (work / "corpus").mkdir()
+    for index, content in enumerate(reader.seeds()):
+        (work / "corpus" / str(index)).write_bytes(content)
+        (work / "files" / reader.file).write_bytes(content)
+        reader.read(work / "files" / reader.file)  # what is compiled at first use is no slow reading
+
+    def once(content: bytes) -> None:
+        try:
+            check(reader, content, work / "files")
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            key = f"{type(error).__name__}-{Path(place.filename).stem}-{place.lineno}"
+            path = out / f"{key}-{sha256(key.encode()).hexdigest()[:6]}"
+            if not path.exists() or path.stat().st_size > len(content):
+                path.write_bytes(content)
+                print(f"finding: {path.name}: {error}"[:300], flush=True)
+
+    options = [
+        f"-runs={given.runs}",
+        f"-max_total_time={given.seconds}",
+        f"-max_len={given.max_length}",
+        f"-seed={given.seed}",
+        f"-artifact_prefix={out}/",
+        "-timeout=20",
+        "-rss_limit_mb=4096",
+        "-verbosity=0",
+        "-print_final_stats=1",
+    ]
+    with limited_memory():
+        atheris.Setup([sys.argv[0], *options, str(work / "corpus")], once)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
