@@ -144,7 +144,7 @@ class PCTBackbone(nn.Module):
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens and where they are."""
-        pos, x = self.embedding(pos, check_points(pos, features, self.num_features))
+        pos, x = self.embedding(pos, check_points(pos, features, self.num_features, self.fuse.linear.weight))
         geometry = Geometry(pos)
         position = self.position(pos) if self.position is not None else None
         outputs = [x] if self.fuse_embedding else []

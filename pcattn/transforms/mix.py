@@ -16,9 +16,11 @@ from torch.nn.functional import normalize
 
 from pcattn.transforms.batch import (
     beta,
+    check_positions,
     expect_not_negative,
     expect_positive,
     expect_probability,
+    normal,
     point_fields,
     take,
     take_rows,
@@ -168,6 +170,7 @@ def partners(batch: PointBatch, generator: Generator) -> Tensor:
 
     Unlike a random permutation it gives no cloud to itself, unless it is the only one of its category.
     """
+    check_positions(batch.pos, generator)
     noise = torch.rand(len(batch.pos), generator=generator, device=batch.pos.device, dtype=torch.float64)
     category = torch.zeros_like(noise, dtype=torch.long) if batch.category is None else batch.category
     order = (category + noise).argsort()
@@ -200,7 +203,7 @@ def assign(pos: Tensor, other: Tensor, rounds: int, generator: Generator) -> Ten
         paired = num_points // (2 * stride) * 2 * stride
         # Neighbours among the points, then among the points that these are assigned to.
         cloud = pos if step % 2 == 0 else take_rows(other, assigned)
-        direction = torch.empty(batch_size, 3, 1, device=pos.device, dtype=pos.dtype).normal_(generator=generator)
+        direction = normal((batch_size, 3, 1), pos, generator)
         order = (cloud @ direction).squeeze(2).argsort(dim=1)[:, :paired].reshape(batch_size, -1, 2, stride)
         i, j = order[:, :, 0].flatten(1), order[:, :, 1].flatten(1)
         of_i, of_j = assigned.gather(1, i), assigned.gather(1, j)
