@@ -1,7 +1,7 @@
 """Softmax attention over lists of neighbours, without holding the gathered keys and values of a whole cloud.
 
 The operation is registered with `torch.library`, so `torch.compile` and `torch.export` pass through it. On CUDA it runs
-as a Triton kernel where that can run; elsewhere it works through the points in chunks, forward and backward.
+as a Triton kernel where that can run, on the CPU as a numba kernel; the reference works through the points in chunks.
 """
 
 from typing import Any
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcattn.ops.backends import triton_reasons
+from pcattn.ops.backends import can_run_numba, triton_reasons
 
-BACKENDS = ("auto", "triton", "reference")
+BACKENDS = ("auto", "triton", "numba", "reference")
 
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TRITON_MAX_HEAD_DIM = 256
@@ -35,7 +35,7 @@ def neighborhood_attention(
         v: values (B, N, H, D).
         neighbours: (B, N, K), int64: row i lists the keys of query i.
         bias: (B, N, K, H), added to the logits.
-        backend: `"auto"` takes the first that can run; `"triton"` or `"reference"` that one only.
+        backend: `"auto"` takes the first that can run; `"triton"`, `"numba"` or `"reference"` that one only.
 
     Shape:
         (B, N, H, D), in the dtype of q. Computed in at least float32.
@@ -56,8 +56,9 @@ def neighborhood_attention(
         )
     if backend not in BACKENDS:
         raise ValueError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
-    if backend == "triton" and (reasons := can_run_triton(q)):
-        raise ValueError(f"expected a case that backend='triton' can run, but got: {'; '.join(reasons)}")
+    reasons = {"triton": can_run_triton, "numba": can_run_numba}.get(backend, lambda _: [])(q)
+    if reasons:
+        raise ValueError(f"expected a case that backend={backend!r} can run, but got: {'; '.join(reasons)}")
     dtypes = {tensor.dtype for tensor in (q, k, v)}
     if len(dtypes) > 1:
         raise ValueError(f"expected q, k and v of one dtype, but got {', '.join(sorted(map(str, dtypes)))}")
@@ -78,6 +79,10 @@ def _use_triton(q: Tensor, backend: str) -> bool:
     return backend == "triton" or (backend == "auto" and q.is_cuda and not can_run_triton(q))
 
 
+def _use_numba(q: Tensor, backend: str) -> bool:
+    return backend == "numba" or (backend == "auto" and not can_run_numba(q))
+
+
 @torch.library.custom_op("pcattn::neighborhood_attention", mutates_args=())
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None, backend: str
@@ -87,6 +92,10 @@ def _attend(
         from pcattn.attention import triton_neighborhood
 
         return triton_neighborhood.forward(q, k, v, neighbours, bias)
+    if _use_numba(q, backend):
+        from pcattn.attention import numba_neighborhood
+
+        return numba_neighborhood.forward(q, k, v, neighbours, bias, _compute_dtype(q))
     out, lse = _empty_outputs(q)
     with torch.autocast(q.device.type, enabled=False):
         k_rows, v_rows = k.flatten(0, 1), v.flatten(0, 1)
@@ -116,6 +125,10 @@ def _attend_backward(
         from pcattn.attention import triton_neighborhood
 
         return triton_neighborhood.backward(grad, q, k, v, neighbours, bias, out, lse)
+    if _use_numba(q, backend):
+        from pcattn.attention import numba_neighborhood
+
+        return numba_neighborhood.backward(grad, q, k, v, neighbours, bias, out, lse)
     dtype = lse.dtype
     scale = q.shape[-1] ** -0.5
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
