@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pcattn.ops.backends import can_run_numba, triton_reasons
+from pcattn.ops.checks import check_indices
 
 BACKENDS = ("auto", "triton", "numba", "reference")
 
@@ -50,6 +51,7 @@ def neighborhood_attention(
         )
     if neighbours.dim() != 3 or neighbours.shape[:2] != q.shape[:2]:
         raise ValueError(f"expected neighbours (B, N, K) = {tuple(q.shape[:2])} + (K,), but got {neighbours.shape}")
+    check_indices("neighbours", neighbours, q.shape[1])
     if bias is not None and bias.shape != (*neighbours.shape, q.shape[2]):
         raise ValueError(
             f"expected bias (B, N, K, H) = {(*neighbours.shape, q.shape[2])}, but got shape {tuple(bias.shape)}"
