@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import InMemoryDataset
 
 from pcattn.corruptions import CORRUPTIONS, CorruptedClouds, parse_corruption
+from pcattn.ops.checks import check_labels
 from pcattn.registry import construct, resolve
 from pcattn.transforms import build_transforms, subsample
 
@@ -202,12 +203,32 @@ class PointCloudDataModule(LightningDataModule):
         if stage in ("test", "predict"):
             self._read("test")
         try:  # what the clouds do not allow shows now, and not in the middle of an epoch
+            for clouds in set(self._splits.values()):
+                self._check_labels(clouds)
             if stage == "fit":
                 self._augment(self.example(), torch.Generator().manual_seed(0))
             if self.corruption is not None:
                 self._corrupted("test" if stage in ("test", "predict") else "val")[0, torch.zeros(1, dtype=torch.long)]
         except ValueError as error:
             raise DatasetError(str(error)) from error
+
+    def _check_labels(self, clouds: DenseClouds) -> None:
+        """Refuse labels that the task has no output for. On a GPU they would not be looked at in training."""
+        parts = self.parts
+        if parts is not None and clouds.category is not None:
+            check_labels(f"category in {self.dataset_name}", clouds.category, len(parts), torch.arange(len(clouds)))
+        if parts is None:
+            check_labels(f"label in {self.dataset_name}", clouds.label, self.num_classes, torch.arange(len(clouds)))
+            return
+        labels, num_parts = clouds.label.view(-1), 1 + max(map(max, parts))
+        wrong = (labels < 0) | (labels >= num_parts)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            cloud = int(torch.searchsorted(clouds.starts, row, right=True)) - 1
+            raise DatasetError(
+                f"expected labels of points in {self.dataset_name} in [0, {num_parts}), but got {int(labels[row])} "
+                f"for point {row - int(clouds.starts[cloud])} of cloud {cloud}"
+            )
 
     def _carve(self, clouds: DenseClouds) -> None:
         """Choose the validation clouds among those of the training split."""

@@ -65,6 +65,8 @@ def preprocess(
     """
     if pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
         raise ValueError(f"expected pos (N, 3) and at least one point, but got shape {tuple(pos.shape)}")
+    if pos.is_complex():
+        raise ValueError(f"expected pos to be real numbers, but got {pos.dtype}")
     check(features, normalize, up_axis)
     columns = [find_channels(name, channel_names) for name in in_order(features) if name != ESTIMATED_NORMALS]
     place = placement(pos, normalize, up_axis)

@@ -210,6 +210,8 @@ def group(features: Tensor, neighbours: Tensor, centres: Tensor | None = None, *
             f"but got {tuple(features.shape)}, {tuple(neighbours.shape)} and {got}"
         )
     batch, num_points, _ = features.shape
+    if features.dtype == torch.bool:
+        raise ValueError(f"expected features to be numbers, but got {features.dtype}")
     check_device(features=features, neighbours=neighbours, centres=centres)
     check_indices("neighbours", neighbours, num_points)
     if centres is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
-from pcattn.ops.checks import check_points
+from pcattn.ops.checks import check_count, check_points
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -82,8 +82,7 @@ def subsample(batch: PointBatch, num_points: int, generator: Generator | None = 
     """
     check_points("pos", batch.pos)
     batch_size, available, _ = batch.pos.shape
-    if not 1 <= num_points <= available:
-        raise ValueError(f"expected 1 <= num_points <= {available} (the points of a cloud), but got {num_points}")
+    check_count("num_points", num_points, available, "the points of a cloud")
     if num_points == available:
         return batch
     if generator is None:

@@ -112,6 +112,7 @@ class PointCutMix:
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Replace points of every cloud of the batch by those of another."""
+        check_positions(batch.pos, generator)
         batch_size, num_points, _ = batch.pos.shape
         other = _select(batch, partners(batch, generator))
         other = take(other, assign(batch.pos, other.pos, self.rounds, generator))
@@ -149,6 +150,7 @@ class RSMix:
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Replace a ball of every cloud of the batch by one of another."""
+        check_positions(batch.pos, generator)
         batch_size, num_points, _ = batch.pos.shape
         other = _select(batch, partners(batch, generator))
         radius = beta(batch_size, self.concentration, batch.pos, generator)[:, None]

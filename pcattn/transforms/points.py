@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator
 
-from pcattn.transforms.batch import expect_not_negative, expect_probability, normal, take, uniform
+from pcattn.transforms.batch import check_positions, expect_not_negative, expect_probability, normal, take, uniform
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -79,6 +79,7 @@ class FeatureDropout:
             raise ValueError(
                 "expected features for feature_dropout (like features: [normals]), but the clouds have positions alone"
             )
+        check_positions(batch.pos, generator)
         batch_size, num_points, _ = batch.pos.shape
         shape = (batch_size, num_points if self.per_point else 1, 1)
         dropped = uniform(shape, 0.0, 1.0, batch.pos, generator) < self.probability
