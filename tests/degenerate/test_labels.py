@@ -1,4 +1,4 @@
-"""Indices, labels, categories and numbers out of range are named with their value; sizes that do not fit are refused."""
+"""Indices, labels, categories and numbers out of range are named with their value; sizes have to fit."""
 
 from typing import Any
 
