@@ -59,7 +59,8 @@ class PointCloudDataModule(LightningDataModule):
         dataset_kwargs: further arguments of the data set.
         per_point: labels are the parts of the points; otherwise the classes of the clouds.
         num_points: points of a cloud given to the network: a new random choice for each training batch, always the
-            same ones in evaluation (`sampling`). None takes all, where the clouds are of equal size.
+            same ones in evaluation (`sampling`); at most as many as the largest cloud of the training split has. Clouds
+            with fewer are filled up with copies of their points. None takes all, where the clouds are of equal size.
         features: what to give to the network beside positions: `normals`, `color`, `height` (above the lowest point),
             or the name of any other channel of the data set; `estimated_normals` for one that has no normals.
         normalize: `"sphere"`, `"box"` or `"none"`, see `preprocess`. None is what the data set says: clouds that come
@@ -310,21 +311,21 @@ class PointCloudDataModule(LightningDataModule):
             clouds = DenseClouds(
                 dataset, self.per_point, self.features, self.normalize, self.up_axis, self.dataset_name
             )
-            self._check_num_points(clouds)
+            self._check_num_points(split, clouds)
             self._splits[split] = clouds
         return self._splits[split]
 
-    def _check_num_points(self, clouds: DenseClouds) -> None:
+    def _check_num_points(self, split: str, clouds: DenseClouds) -> None:
         available = int(clouds.sizes.max())
         if self.num_points is None and not clouds.equal:
             raise DatasetError(
                 f"expected num_points, because the clouds of {self.dataset_name} differ in size "
                 f"({int(clouds.sizes.min())} to {available} points), but got None"
             )
-        if self.num_points is not None and clouds.equal and self.num_points > available:
+        if self.num_points is not None and self.num_points > available and split == "train":
             raise DatasetError(
-                f"expected num_points to be at most {available}, the points of a cloud of {self.dataset_name}, "
-                f"but got {self.num_points}"
+                f"expected num_points to be at most {available}, the points of the largest cloud of "
+                f"{self.dataset_name}, but got {self.num_points}"
             )
 
     def _evaluated(self, split: str, spare: int = 1) -> DenseClouds:

@@ -74,6 +74,8 @@ def can_run_triton(q: Tensor) -> list[str]:
         reasons.append(f"{q.dtype} is none of {', '.join(map(str, _TRITON_DTYPES))}")
     if q.shape[-1] > _TRITON_MAX_HEAD_DIM:
         reasons.append(f"heads are {q.shape[-1]} wide, more than {_TRITON_MAX_HEAD_DIM}")
+    if torch.are_deterministic_algorithms_enabled():
+        reasons.append("it adds gradients up in varying order, and deterministic algorithms are asked for")
     return reasons
 
 
