@@ -83,18 +83,23 @@ class PCTSegmenter(nn.Module):
         at_tokens, tokens = self.backbone(pos, features)
         of_cloud = [tokens.max(dim=1).values, tokens.mean(dim=1)]
         if self.category is not None:
-            of_cloud.append(self.category(self._one_hot(category, pos).to(tokens.dtype)))
+            of_cloud.append(self.category(one_hot(category, pos, self.num_categories).to(tokens.dtype)))
         points = (pos, at_tokens) if self.downsample else None
         return self.head(tokens, torch.cat(of_cloud, dim=1), points)
 
-    def _one_hot(self, category: Tensor | None, pos: Tensor) -> Tensor:
-        """Categories (B,) as (B, num_categories)."""
-        if category is None or category.shape != pos.shape[:1] or not is_integer(category):
-            got = "none" if category is None else f"{category.dtype} of shape {tuple(category.shape)}"
-            raise ValueError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")
-        check_device(pos=pos, category=category)
-        check_labels("category", category, self.num_categories)
-        return category[:, None] == torch.arange(self.num_categories, device=category.device)
+
+def one_hot(category: Tensor | None, pos: Tensor, num_categories: int) -> Tensor:
+    """Categories (B,) of the clouds (B, N, 3) as (B, num_categories).
+
+    Raises:
+        ValueError: they are missing, have another shape, or on the CPU one is out of range.
+    """
+    if category is None or category.shape != pos.shape[:1] or not is_integer(category):
+        got = "none" if category is None else f"{category.dtype} of shape {tuple(category.shape)}"
+        raise ValueError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")
+    check_device(pos=pos, category=category)
+    check_labels("category", category, num_categories)
+    return category[:, None] == torch.arange(num_categories, device=category.device)
 
 
 class SegmentationHead(nn.Module):

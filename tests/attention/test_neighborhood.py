@@ -25,14 +25,12 @@ def load_core(arrays, table=None, **kwargs):
     return core
 
 
-@pytest.fixture(params=["numba", "small chunks", "large chunks"], autouse=True)
+@pytest.fixture(params=[None, 1, 1 << 18], ids=["numba", "small chunks", "large chunks"], autouse=True)
 def _backend(request, monkeypatch):
     """Everything by the kernel, and by the reference with one query and with all queries in a chunk."""
-    if request.param != "numba":
-        monkeypatch.setattr(neighborhood_op, "can_run_numba", lambda q: ["the reference is tested"])
-        monkeypatch.setattr(
-            neighborhood_op, "_CHUNK_ELEMENTS", {"cpu": 1 if request.param == "small chunks" else 1 << 18}
-        )
+    if request.param is not None:
+        monkeypatch.setattr(neighborhood_op, "_kernels", lambda *_: None)
+        monkeypatch.setattr(neighborhood_op, "_CHUNK_ELEMENTS", {"cpu": request.param})
 
 
 @pytest.fixture

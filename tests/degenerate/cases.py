@@ -13,12 +13,20 @@ from pcattn.datasets import PointBatch, estimate_normals
 from pcattn.datasets.preprocess import preprocess
 from pcattn.inference import Model
 from pcattn.metrics import angle_error, cosine_distance, part_iou, predict_parts
-from pcattn.models import PCTBackbone, PCTClassifier, PCTNormals, PCTSegmenter
+from pcattn.models import (
+    HierarchicalClassifier,
+    HierarchicalSegmenter,
+    PCTBackbone,
+    PCTClassifier,
+    PCTNormals,
+    PCTSegmenter,
+)
 from pcattn.ops import ball_query, farthest_point_sample, gather, group, interpolate, knn
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.transforms import TRANSFORMS, subsample
 
 NETWORK: dict[str, Any] = {"dim": 16, "depth": 1, "out_dim": 16, "k": 4}
+LEVELS: dict[str, Any] = {"dims": [16, 32], "depths": [1, 2], "num_heads": [2, 4], "k": 4, "dilation": 2}
 PARTS = [[0, 1, 2]]
 
 #: Clouds that no function can work with.
@@ -163,6 +171,9 @@ def functions() -> dict[str, Function]:
             name = f"{variant}, {'training' if train else 'evaluation'}"
             found[f"classifier {name}"] = Function(network(PCTClassifier, 5, variant, train=train), "pos")
             found[f"segmenter {name}"] = Function(network(PCTSegmenter, 4, None, variant, train=train), "pos")
+    for kind, args in ((HierarchicalClassifier, (5,)), (HierarchicalSegmenter, (4, None))):
+        for train in (False, True):
+            found[f"{kind.__name__}, {train}"] = Function(kind(*args, **LEVELS).train(train), "pos")
     found |= {name: Function(mechanism(name), "pos") for name in ATTENTION}
     found |= {name: Function(transform(name), "pos", not_finite=()) for name in TRANSFORMS}
     return found

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -10,23 +9,32 @@ from torch import Tensor, nn
 
 from pcattn.attention import ATTENTION, Geometry, build_attention
 from pcattn.datasets import PointBatch
-from pcattn.models import PCTBackbone, PCTClassifier, PCTNormals, PCTSegmenter
+from pcattn.models import (
+    HierarchicalClassifier,
+    HierarchicalSegmenter,
+    PCTBackbone,
+    PCTClassifier,
+    PCTNormals,
+    PCTSegmenter,
+)
 from pcattn.ops import ball_query, farthest_point_sample, gather, group, interpolate, knn
 from pcattn.tasks import Classification, PartSegmentation
 
-NETWORK: dict[str, Any] = {"dim": 16, "depth": 1, "out_dim": 16, "k": 4}
+from .cases import LEVELS, NETWORK
 
 #: The largest error of a result, relative to its largest number in float64.
 TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 2e-1, torch.float32: 1e-4, torch.float64: 1e-10}
 DTYPES = list(TOLERANCE)
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "npct": lambda **k: PCTClassifier(5, "npct", dropout=0.0, **NETWORK, **k),
-    "spct": lambda **k: PCTClassifier(5, "spct", dropout=0.0, **NETWORK, **k),
-    "pct": lambda **k: PCTClassifier(5, "pct", dropout=0.0, **NETWORK, **k),
-    "segmenter": lambda **k: PCTSegmenter(4, None, "pct", dropout=0.0, **NETWORK, **k),
-    "segmenter, sampled": lambda **k: PCTSegmenter(4, None, "pct_sampled", dropout=0.0, **NETWORK, **k),
-    "normals": lambda **k: PCTNormals("spct", dropout=0.0, **NETWORK, **k),
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "npct": lambda: PCTClassifier(5, "npct", dropout=0.0, **NETWORK),
+    "spct": lambda: PCTClassifier(5, "spct", dropout=0.0, **NETWORK),
+    "pct": lambda: PCTClassifier(5, "pct", dropout=0.0, **NETWORK),
+    "segmenter": lambda: PCTSegmenter(4, None, "pct", dropout=0.0, **NETWORK),
+    "segmenter, sampled": lambda: PCTSegmenter(4, None, "pct_sampled", dropout=0.0, **NETWORK),
+    "normals": lambda: PCTNormals("spct", dropout=0.0, **NETWORK),
+    "hierarchical": lambda: HierarchicalClassifier(5, dropout=0.0, **LEVELS),
+    "hierarchical segmenter": lambda: HierarchicalSegmenter(4, None, dropout=0.0, **LEVELS),
 }
 
 
