@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import InMemoryDataset
 
 from pcattn.corruptions import CORRUPTIONS, CorruptedClouds, parse_corruption
+from pcattn.ops.checks import check_labels
 from pcattn.registry import construct, resolve
 from pcattn.transforms import build_transforms, subsample
 
@@ -60,7 +61,8 @@ class PointCloudDataModule(LightningDataModule):
         dataset_kwargs: further arguments of the data set.
         per_point: labels are the parts of the points; otherwise the classes of the clouds.
         num_points: points of a cloud given to the network: a new random choice for each training batch, always the
-            same ones in evaluation (`sampling`). None takes all, where the clouds are of equal size.
+            same ones in evaluation (`sampling`); at most as many as the largest cloud of the training split has. Clouds
+            with fewer are filled up with copies of their points. None takes all, where the clouds are of equal size.
         features: what to give to the network beside positions: `normals`, `color`, `height` (above the lowest point),
             or the name of any other channel of the data set; `estimated_normals` for one that has no normals.
         normalize: `"sphere"`, `"box"` or `"none"`, see `preprocess`. None is what the data set says: clouds that come
@@ -214,12 +216,32 @@ class PointCloudDataModule(LightningDataModule):
         if stage in ("test", "predict"):
             self._read("test")
         try:  # what the clouds do not allow shows now, and not in the middle of an epoch
+            for clouds in set(self._splits.values()):
+                self._check_labels(clouds)
             if stage == "fit":
                 self._augment(self.example(), torch.Generator().manual_seed(0))
             if self.corruption is not None:
                 self._corrupted("test" if stage in ("test", "predict") else "val")[0, torch.zeros(1, dtype=torch.long)]
         except ValueError as error:
             raise DatasetError(str(error)) from error
+
+    def _check_labels(self, clouds: DenseClouds) -> None:
+        """Refuse labels that the task has no output for. On a GPU they would not be looked at in training."""
+        parts = self.parts
+        if parts is not None and clouds.category is not None:
+            check_labels(f"category in {self.dataset_name}", clouds.category, len(parts), torch.arange(len(clouds)))
+        if parts is None:
+            check_labels(f"label in {self.dataset_name}", clouds.label, self.num_classes, torch.arange(len(clouds)))
+            return
+        labels, num_parts = clouds.label.view(-1), 1 + max(map(max, parts))
+        wrong = (labels < 0) | (labels >= num_parts)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            cloud = int(torch.searchsorted(clouds.starts, row, right=True)) - 1
+            raise DatasetError(
+                f"expected labels of points in {self.dataset_name} in [0, {num_parts}), but got {int(labels[row])} "
+                f"for point {row - int(clouds.starts[cloud])} of cloud {cloud}"
+            )
 
     def _carve(self, clouds: DenseClouds) -> None:
         """Choose the validation clouds among those of the training split."""
@@ -315,21 +337,21 @@ class PointCloudDataModule(LightningDataModule):
             clouds = DenseClouds(
                 dataset, self.per_point, self.features, self.normalize, self.up_axis, self.dataset_name
             )
-            self._check_num_points(clouds)
+            self._check_num_points(split, clouds)
             self._splits[split] = clouds
         return self._splits[split]
 
-    def _check_num_points(self, clouds: DenseClouds) -> None:
+    def _check_num_points(self, split: str, clouds: DenseClouds) -> None:
         available = int(clouds.sizes.max())
         if self.num_points is None and not clouds.equal:
             raise DatasetError(
                 f"expected num_points, because the clouds of {self.dataset_name} differ in size "
                 f"({int(clouds.sizes.min())} to {available} points), but got None"
             )
-        if self.num_points is not None and clouds.equal and self.num_points > available:
+        if self.num_points is not None and self.num_points > available and split == "train":
             raise DatasetError(
-                f"expected num_points to be at most {available}, the points of a cloud of {self.dataset_name}, "
-                f"but got {self.num_points}"
+                f"expected num_points to be at most {available}, the points of the largest cloud of "
+                f"{self.dataset_name}, but got {self.num_points}"
             )
 
     def _evaluated(self, split: str, spare: int = 1) -> DenseClouds:

@@ -338,4 +338,4 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 def _mix(*numbers: int) -> int:
     """One seed from several numbers, so that neighbouring numbers give unrelated streams."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1

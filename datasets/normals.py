@@ -37,6 +37,8 @@ def estimate_normals(pos: Tensor, k: int = 16) -> Tensor:
 
     if pos.dim() != 3 or pos.shape[1] == 0 or pos.shape[2] != 3:
         raise ValueError(f"expected pos (B, N, 3) with N >= 1, but got {tuple(pos.shape)}")
+    if not pos.is_floating_point():
+        raise ValueError(f"expected pos to be floating point, but got {pos.dtype}")
     if k < 1:
         raise ValueError(f"expected k >= 1, but got {k}")
     centroid = pos.mean(dim=1, keepdim=True, dtype=torch.float64)

@@ -64,7 +64,12 @@ def preprocess(
 
     Raises:
         DatasetError: a feature is not among the channels.
+        ValueError: positions of another shape, no point, or NaN and infinity among those that are normalised.
     """
+    if pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
+        raise ValueError(f"expected pos (N, 3) and at least one point, but got shape {tuple(pos.shape)}")
+    if pos.is_complex():
+        raise ValueError(f"expected pos to be real numbers, but got {pos.dtype}")
     check(features, normalize, up_axis)
     columns = [find_channels(name, channel_names) for name in in_order(features) if name != ESTIMATED_NORMALS]
     place = placement(pos, normalize, up_axis)
@@ -140,6 +145,8 @@ def placement(pos: Tensor, normalize: str, up_axis: str) -> Placement:
     elif normalize == "box":
         low, high = pos.amin(dim=0).double(), pos.amax(dim=0).double()
         centre, radius = (low + high) / 2, (high - low).max() / 2
+    if not bool(radius.isfinite()):
+        raise ValueError("expected finite positions whose squares are in range, but the cloud has others")
     radius = torch.where(radius > 0, radius, 1.0)
     return Placement(centre, radius, pos[:, "xyz".index(up_axis)].min().double())
 

@@ -29,6 +29,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
 from pcattn.atomic import replacing, write_text
+from pcattn.configurations import bundled, with_files
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
 from pcattn.metrics_log import MetricsLog
@@ -83,8 +84,8 @@ def concise(message: str) -> str:
         value = re.search(r"Given value: (?!Namespace)(.*)", details)
         got = f", but got {value[1]}" if value and "but got" not in told[0] else ""
         message = f"{where}{' or '.join(dict.fromkeys(told))}{got}"
-    if "arguments are required" in message:
-        message += "; start from a configuration: pcattn fit -c configs/smoke.yaml"
+    if "required" in message:  # "arguments are required", or in older versions of the parser "is required but not"
+        message += f"; start from a configuration: pcattn fit -c smoke (or {', '.join(bundled())})"
     return " ".join(message.partition(", but got Namespace(")[0].split())
 
 
@@ -141,7 +142,7 @@ class PointCloudCLI(LightningCLI):
             auto_configure_optimizers=False,
             # The data module shards by itself. Its sampler is a function of seed and epoch.
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1},
-            args=args,
+            args=with_files(sys.argv[1:] if args is None else args),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -123,6 +123,8 @@ def _tensor(array: Any) -> Tensor:
         tensor = array.detach().cpu() if isinstance(array, Tensor) else torch.from_numpy(_native(np.asarray(array)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"expected points as numbers, but got {error}") from error
+    if tensor.is_complex():
+        raise ValueError(f"expected points as real numbers, but got {tensor.dtype}")
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor
     return tensor.to(torch.float32 if tensor.is_floating_point() else torch.float64)

@@ -25,6 +25,7 @@ from pcattn import runs
 from pcattn.atomic import write_text
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
+from pcattn.configurations import find_configuration
 from pcattn.registry import resolve
 from pcattn.tasks.base import PointCloudTask
 
@@ -253,6 +254,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="folder of the comparison; default runs/compare-<configuration>")
     known, options = parser.parse_known_args(args)
+    known.config = find_configuration(known.config)
     if not Path(known.config).is_file():
         parser.error(f"expected --config to be a file, but got {known.config}")
     out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"

@@ -6,6 +6,10 @@ from torch import Tensor, nn
 from pcattn.aggregation_op import aggregate, can_aggregate, pool
 from pcattn.normalization import normalize
 from pcattn.ops import gather
+from pcattn.ops.checks import check_device, check_dtype, check_floating, reads_values
+
+#: The largest coordinate and feature that a network takes: products of products of larger ones leave float32.
+LARGEST_INPUT = 1e12
 
 
 class LBR(nn.Sequential):
@@ -83,23 +87,31 @@ class LocalAggregation(nn.Module):
         return self.second(self.act(normalize(self.norm, grouped))).max(dim=2).values
 
 
-def check_points(pos: Tensor, features: Tensor | None, num_features: int) -> Tensor:
+def check_points(pos: Tensor, features: Tensor | None, num_features: int, like: Tensor | None = None) -> Tensor:
     """The input of a network, checked: positions (B, N, 3) and features (B, N, F), concatenated to (B, N, 3 + F).
 
+    Args:
+        pos: (B, N, 3).
+        features: (B, N, F).
+        num_features: F.
+        like: a weight of the network, of whose type the input has to be; None leaves that open.
+
     Raises:
-        ValueError: a shape differs from what the network was built for, or a value is NaN or infinite. On a GPU the
-            values stay unread, because looking at them would wait for the device: NaN gives NaN there.
+        ValueError: a shape or a type differs from what the network was built for, or a value is NaN, infinite or beyond
+            `LARGEST_INPUT`. On a GPU the values stay unread, because looking at them would wait for the device: NaN
+            gives NaN there.
     """
-    if pos.dim() != 3 or pos.shape[2] != 3 or pos.shape[1] == 0:
-        raise ValueError(f"expected pos to be (B, N, 3) with N >= 1, but got shape {tuple(pos.shape)}")
+    if pos.dim() != 3 or pos.shape[2] != 3 or 0 in pos.shape:
+        raise ValueError(f"expected pos to be (B, N, 3) with B >= 1 and N >= 1, but got shape {tuple(pos.shape)}")
+    check_device(pos=pos, features=features)
     for name, values in (("pos", pos), ("features", features)):
         if values is None:
             continue
-        if not values.is_floating_point():
-            raise ValueError(f"expected {name} to be floating point, but got {values.dtype}")
-        if values.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(values.isfinite().all()):
-            cloud = int((~values.isfinite()).flatten(1).any(dim=1).nonzero()[0])
-            raise ValueError(f"expected {name} to be finite, but cloud {cloud} of the batch has NaN or infinity")
+        check_floating(name, values)
+        if like is not None:
+            check_dtype(name, values, like, "the weights")
+        if reads_values(values):
+            _check_values(name, values)
     if not num_features:
         if features is not None:
             raise ValueError(
@@ -111,3 +123,15 @@ def check_points(pos: Tensor, features: Tensor | None, num_features: int) -> Ten
         got = "none" if features is None else f"shape {tuple(features.shape)}"
         raise ValueError(f"expected features to be {expected}, but got {got}")
     return torch.cat((pos, features), dim=2)
+
+
+def _check_values(name: str, values: Tensor) -> None:
+    fits = values.detach().abs() <= LARGEST_INPUT  # false for NaN
+    if not bool(fits.all()):
+        cloud = int((~fits).flatten(1).any(dim=1).nonzero()[0])
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"expected {name} to be finite, but cloud {cloud} of the batch has NaN or infinity")
+        raise ValueError(
+            f"expected {name} of at most {LARGEST_INPUT:g}, but cloud {cloud} of the batch has "
+            f"{float(values[cloud].abs().max()):g}: normalise clouds"
+        )

@@ -18,6 +18,19 @@ from pcattn.corruptions import CORRUPTIONS, SEVERITIES, corrupt, find
 
 Errors = Mapping[str, Mapping[str, float]]
 
+#: Options of the data that an error depends on: results under others do not belong into one table.
+COMPARED = (
+    "dataset_kwargs",
+    "num_points",
+    "sampling",
+    "features",
+    "normalize",
+    "up_axis",
+    "val_fraction",
+    "split_seed",
+    "corruption_seed",
+)
+
 
 class RobustnessCLI(PointCloudCLI):
     """`pcattn test` or `validate` with its options, once for the clean clouds and once for every corruption."""
@@ -38,8 +51,7 @@ class RobustnessCLI(PointCloudCLI):
             "metric": metric,
             "checkpoint_sha256": hashlib.sha256(Path(str(self.checkpoint)).read_bytes()).hexdigest(),
             "dataset": self.datamodule.dataset_name,
-            "num_points": self.datamodule.num_points,
-            "corruption_seed": self.datamodule.corruption_seed,
+            **{name: getattr(self.datamodule, name) for name in COMPARED},
         }
         report = resume(path, setting)
         baseline = None if suite.baseline is None else read_report(suite.baseline)

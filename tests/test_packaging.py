@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_sdist_and_wheel(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
     assert sdist.name.startswith("pcattn-")
+    _check_files(wheel)
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
@@ -45,4 +47,26 @@ def test_sdist_and_wheel(tmp_path: Path) -> None:
     package, datasets = python(code, cwd=tmp_path, path=site).splitlines()
     assert Path(package) == site / "pcattn" / "__init__.py"
     assert Path(datasets) == site / "pcattn" / "datasets" / "__init__.py"
-    assert (site / "pcattn" / "py.typed").is_file()
+    # With nothing but the wheel: bundled weights, and a bundled configuration by its name.
+    code = "import pcattn; print(len(pcattn.load('modelnet40-cpu').class_names))"
+    assert python(code, cwd=tmp_path, path=site) == "40"
+    code = "from pcattn.cli import main; main(['fit', '-c', 'smoke_parts', '--print_config'])"
+    assert "class_path: pcattn.tasks.PartSegmentation" in python(code, cwd=tmp_path, path=site)
+
+
+def _check_files(wheel: Path) -> None:
+    """All that belongs to the package, below `pcattn` alone."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in files} == {"pcattn"}
+    expected = {
+        f"{below}{path.relative_to(REPOSITORY / folder)}"
+        for folder, below, patterns in (
+            ("pcattn", "pcattn/", ("*.py", "py.typed", "*.safetensors", "*.html")),
+            ("datasets", "pcattn/datasets/", ("*.py",)),
+            ("configs", "pcattn/configs/", ("*.yaml",)),
+        )
+        for pattern in patterns
+        for path in (REPOSITORY / folder).rglob(pattern)
+    }
+    assert files == expected

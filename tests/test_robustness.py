@@ -152,6 +152,18 @@ class TestCommand:
         (tmp_path / "r.json").write_text(json.dumps(report))
         assert call(["-c", str(run / "config.yaml"), "--out", str(tmp_path / "r.json")]) == 2
         assert "differs in checkpoint_sha256, " in capsys.readouterr().err
+
+    def test_a_report_under_other_options(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        """Other points of the clouds, or clouds normalised in another way, are another measurement."""
+        suite = ["-c", str(run / "config.yaml"), "--out", str(tmp_path / "r.json")]
+        suite += ["--corruptions", "gaussian", "--severities", "1"]
+        assert call(suite) == 0
+        capsys.readouterr()
+        for option, value in (("sampling", "fps"), ("normalize", "box"), ("up_axis", "x")):
+            assert call([*suite, f"--data.{option}", value]) == 2
+            assert f"it differs in {option}: remove it" in capsys.readouterr().err
+
+    def test_no_report(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (tmp_path / "r.json").write_text("{")
         assert call(["-c", str(run / "config.yaml"), "--out", str(tmp_path / "r.json")]) == 2
         assert "to be the robustness.json of a run" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """From a name in a configuration to an attention core."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.offset import OffsetAttention
 from pcattn.attention.polarized import PolarizedAttention
 from pcattn.attention.self_attention import SelfAttention
+from pcattn.ops.checks import check_device, check_dtype
 from pcattn.registry import construct, resolve
 
 #: Every mechanism by its name. A new one is a class in a file of its own and a line here.
@@ -37,9 +39,26 @@ def build_attention(name: str, dim: int, **kwargs: Any) -> nn.Module:
         **kwargs: further arguments of that mechanism.
 
     Raises:
-        ValueError: no such mechanism, or it does not take these arguments.
+        ValueError: no such mechanism, or it does not take these arguments. Its call raises the same for features that
+            do not fit to `dim` or to the positions. The values of the features are not looked at: NaN gives NaN, and so
+            do features so large that their products leave the range of their type (1e19 in float32).
     """
-    return construct("attention", name, resolve("attention", name, ATTENTION), dim, **kwargs)
+    core = construct("attention", name, resolve("attention", name, ATTENTION), dim, **kwargs)
+    # Not in every mechanism, one's own included. Kernels read by index: sizes that differ would not end in an error.
+    core.register_forward_pre_hook(partial(_check_input, dim), with_kwargs=True)
+    return core
+
+
+def _check_input(dim: int, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    x, geometry = (*args, *(kwargs[name] for name in ("x", "geometry") if name in kwargs))
+    expected = (*geometry.pos.shape[:2], dim)
+    if x.shape != expected:
+        raise ValueError(
+            f"expected features x (B, N, C) = {expected} for positions {tuple(geometry.pos.shape)}, "
+            f"but got shape {tuple(x.shape)}"
+        )
+    check_device(x=x, pos=geometry.pos)
+    check_dtype("x", x, next(core.parameters(), x), "the weights")
 
 
 def accepted(name: str, offered: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pcattn.ops import KNN, gather, knn
+from pcattn.ops.checks import check_finite, check_points
 
 DILATION_MODES = ("rank", "class")
 
@@ -35,9 +36,16 @@ class Geometry:
         search: neighbour search with the signature and the result of `pcattn.ops.knn`, for other metrics than the
             Euclidean one.
         clip: shorten what a cloud is too small for, k to N and then a dilation to floor(N / k), in place of an error.
+
+    Raises:
+        ValueError: positions of another shape or type, or on the CPU NaN or infinity among them.
     """
 
     def __init__(self, pos: Tensor, search: Callable[[Tensor, Tensor, int], KNN] = knn, clip: bool = False) -> None:
+        check_points("pos", pos)
+        if pos.shape[2] != 3:
+            raise ValueError(f"expected pos to be (B, N, 3), but got shape {tuple(pos.shape)}")
+        check_finite("pos", pos)
         self.pos = pos
         self._search = search
         self._clip = clip
@@ -149,6 +157,7 @@ class Geometry:
             scaled = (pos - low) / longest * cells
         else:
             scaled = (pos - low) / cell
+        scaled = scaled.nan_to_num()  # unread on a GPU, NaN must not become an index
         index = scaled.round().clamp(max=_MAX_CELLS - 1).long()  # (B, N, 3)
         first, second = (index[..., other] for other in range(3) if other != axis)
         cloud = torch.arange(batch, device=pos.device)[:, None]

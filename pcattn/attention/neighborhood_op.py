@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pcattn.ops.backends import can_run_numba, triton_reasons
+from pcattn.ops.checks import check_indices
 
 BACKENDS = ("auto", "triton", "numba", "reference")
 
@@ -52,6 +53,7 @@ def neighborhood_attention(
         )
     if neighbours.dim() != 3 or neighbours.shape[:2] != q.shape[:2]:
         raise ValueError(f"expected neighbours (B, N, K) = {tuple(q.shape[:2])} + (K,), but got {neighbours.shape}")
+    check_indices("neighbours", neighbours, q.shape[1])
     if bias is not None and bias.shape != (*neighbours.shape, q.shape[2]):
         raise ValueError(
             f"expected bias (B, N, K, H) = {(*neighbours.shape, q.shape[2])}, but got shape {tuple(bias.shape)}"
@@ -74,6 +76,8 @@ def can_run_triton(q: Tensor) -> list[str]:
         reasons.append(f"{q.dtype} is none of {', '.join(map(str, _TRITON_DTYPES))}")
     if q.shape[-1] > _TRITON_MAX_HEAD_DIM:
         reasons.append(f"heads are {q.shape[-1]} wide, more than {_TRITON_MAX_HEAD_DIM}")
+    if torch.are_deterministic_algorithms_enabled():
+        reasons.append("it adds gradients up in varying order, and deterministic algorithms are asked for")
     return reasons
 
 

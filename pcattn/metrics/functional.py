@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pcattn.ops.checks import check_device, is_integer, reads_values
+
 #: "category": the prediction is chosen among the parts of the shape's own category; a part absent from truth and
 #: prediction has IoU 1 (PointNet++, PCT and the figures of most papers). "all50": chosen among all parts of the data
 #: set; absent parts have IoU 1 (DGCNN). "present": chosen among all parts; only parts in the truth count (PAConv,
@@ -63,7 +65,7 @@ def predict_parts(
         (B, N), int64.
 
     Raises:
-        ValueError: shapes do not fit or an argument is out of range.
+        ValueError: shapes do not fit, an argument is out of range, or on the CPU a logit is NaN.
     """
     table = PartTable(parts)
     return _predict(logits, _check(logits, category, table, protocol), table, protocol)
@@ -74,7 +76,8 @@ def shape_iou(
 ) -> tuple[Tensor, Tensor]:
     """IoU (B,) of each shape in float64, and its category (B,); arguments as `part_iou`."""
     category = _check(logits, category, table, protocol)
-    if target.shape != logits.shape[:2] or target.is_floating_point():
+    check_device(logits=logits, target=target)
+    if target.shape != logits.shape[:2] or not is_integer(target):
         raise ValueError(
             f"expected target to be integers of shape {tuple(logits.shape[:2])}, "
             f"but got {target.dtype} of shape {tuple(target.shape)}"
@@ -138,7 +141,8 @@ def part_iou(
         `shapes`.
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, or a target is no part of its shape's category.
+        ValueError: shapes do not fit, an argument is out of range, a target is no part of its shape's category, or on
+            the CPU a logit is NaN.
 
     Source: the protocols are those of the released code of PointNet++ (Qi et al. 2017), DGCNN (Wang et al. 2019) and
         PAConv (Xu et al. 2021).
@@ -205,15 +209,22 @@ def _check(logits: Tensor, category: Tensor | None, table: PartTable, protocol: 
             f"expected logits to be (B, N, num_parts) with N >= 1 and num_parts >= {table.num_parts}, "
             f"but got shape {tuple(logits.shape)}"
         )
+    if logits.is_complex() or logits.dtype == torch.bool:
+        raise ValueError(f"expected logits to be real numbers, but got {logits.dtype}")
+    if reads_values(logits) and bool(logits.isnan().any()):
+        shape, point, _ = logits.isnan().nonzero()[0].tolist()
+        raise ValueError(f"expected logits without NaN, but point {point} of shape {shape} has some")
     if category is None:
         if len(table) > 1:
             raise ValueError(f"expected category (B,) where there are {len(table)} categories, but got None")
         return torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    if category.shape != logits.shape[:1] or category.is_floating_point():
+    check_device(logits=logits, category=category)
+    if category.shape != logits.shape[:1] or not is_integer(category):
         raise ValueError(
             f"expected category to be integers of shape {tuple(logits.shape[:1])}, "
             f"but got {category.dtype} of shape {tuple(category.shape)}"
         )
     if bool(((category < 0) | (category >= len(table))).any()):
-        raise ValueError(f"expected category in [0, {len(table)}), but got {category.unique().tolist()}")
+        shape = int(((category < 0) | (category >= len(table))).nonzero()[0])
+        raise ValueError(f"expected category in [0, {len(table)}), but got {int(category[shape])} for shape {shape}")
     return category.long()

@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from pcattn.ops.checks import check_device, check_floating
+
 
 def cosine_distance(predicted: Tensor, target: Tensor, oriented: bool = True) -> Tensor:
     r"""Cosine distance :math:`1 - \cos\angle(n, \hat n)` of every normal; its mean is the loss of PCT section 4.3.
 
     Args:
-        predicted: (..., 3), of any length but zero.
+        predicted: (..., 3), of any length; a normal of length zero is at right angles to everything.
         target: (..., 3), likewise.
         oriented: False takes a normal and its opposite for the same, :math:`1 - |\cos|`.
 
@@ -17,7 +19,7 @@ def cosine_distance(predicted: Tensor, target: Tensor, oriented: bool = True) ->
         (...,), in [0, 2].
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: shapes, types or devices differ.
 
     Example:
         >>> import torch
@@ -26,7 +28,7 @@ def cosine_distance(predicted: Tensor, target: Tensor, oriented: bool = True) ->
         (1.0, 2.0, 0.0)
     """
     _check(predicted, target)
-    cosine = cosine_similarity(predicted, target, dim=-1)
+    cosine = cosine_similarity(_rescale(predicted), _rescale(target), dim=-1)
     return 1 - (cosine if oriented else cosine.abs())
 
 
@@ -36,15 +38,15 @@ def angle_error(predicted: Tensor, target: Tensor, oriented: bool = True) -> Ten
     Unlike the arc cosine it keeps its precision near 0 and 180 degrees.
 
     Args:
-        predicted: (..., 3).
-        target: (..., 3).
+        predicted: (..., 3), of any length; a normal of length zero is at right angles to everything.
+        target: (..., 3), likewise.
         oriented: False takes a normal and its opposite for the same: at most 90 degrees.
 
     Shape:
         (...,), in [0, 180].
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: shapes, types or devices differ.
 
     Example:
         >>> import torch
@@ -53,9 +55,11 @@ def angle_error(predicted: Tensor, target: Tensor, oriented: bool = True) -> Ten
         (135.0, 45.0)
     """
     _check(predicted, target)
+    predicted, target = _rescale(predicted), _rescale(target)
     dot = (predicted * target).sum(dim=-1)
     cross = torch.linalg.cross(predicted, target, dim=-1).norm(dim=-1)
-    return torch.atan2(cross, dot if oriented else dot.abs()).rad2deg()
+    angle = torch.atan2(cross, dot if oriented else dot.abs()).rad2deg()
+    return angle.masked_fill((cross == 0) & (dot == 0), 90.0)
 
 
 def _check(predicted: Tensor, target: Tensor) -> None:
@@ -64,3 +68,12 @@ def _check(predicted: Tensor, target: Tensor) -> None:
             "expected predicted and target of one shape (..., 3), "
             f"but got {tuple(predicted.shape)} and {tuple(target.shape)}"
         )
+    check_floating("predicted", predicted)
+    check_device(predicted=predicted, target=target)
+    if predicted.dtype != target.dtype:
+        raise ValueError(f"expected predicted and target of one type, but got {predicted.dtype} and {target.dtype}")
+
+
+def _rescale(normals: Tensor) -> Tensor:
+    """The largest coordinate 1, so that products neither overflow nor vanish."""
+    return normals / normals.detach().abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(normals.dtype).tiny)

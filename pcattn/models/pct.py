@@ -149,7 +149,7 @@ class PCTBackbone(nn.Module):
 
     def outputs(self, pos: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Positions of the tokens (B, T, 3), and the outputs of all layers side by side, before they are fused."""
-        pos, x = self.embedding(pos, check_points(pos, features, self.num_features))
+        pos, x = self.embedding(pos, check_points(pos, features, self.num_features, self.fuse.linear.weight))
         geometry = Geometry(pos)
         position = self.position(pos) if self.position is not None else None
         outputs = [x] if self.fuse_embedding else []

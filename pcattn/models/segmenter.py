@@ -10,6 +10,7 @@ from pcattn.layers import LBR
 from pcattn.models.pct import PCTBackbone
 from pcattn.normalization import normalize
 from pcattn.ops import interpolate
+from pcattn.ops.checks import check_device, check_labels, is_integer
 from pcattn.registry import construct
 
 
@@ -91,16 +92,13 @@ def one_hot(category: Tensor | None, pos: Tensor, num_categories: int) -> Tensor
     """Categories (B,) of the clouds (B, N, 3) as (B, num_categories).
 
     Raises:
-        ValueError: they are missing, have another shape, or are out of range.
+        ValueError: they are missing, have another shape, or on the CPU one is out of range.
     """
-    if category is None or category.shape != pos.shape[:1] or category.is_floating_point():
+    if category is None or category.shape != pos.shape[:1] or not is_integer(category):
         got = "none" if category is None else f"{category.dtype} of shape {tuple(category.shape)}"
         raise ValueError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")
-    # On a GPU the values stay unread: looking at them would wait for the device.
-    if category.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = int(category.min()), int(category.max())
-        if low < 0 or high >= num_categories:
-            raise ValueError(f"expected category in [0, {num_categories}), but got {low} to {high}")
+    check_device(pos=pos, category=category)
+    check_labels("category", category, num_categories)
     return category[:, None] == torch.arange(num_categories, device=category.device)
 
 

@@ -11,8 +11,9 @@ results do not depend on the order of the points, and are the same in every run.
 
 Clouds of different sizes are padded to one size; `lengths` (B,) says how many points of each are real.
 
-Real points have to be finite: NaN and infinity raise `ValueError` on the CPU. On a GPU the values stay unread, because
-looking at them would wait for the device; the result for a cloud that holds them is then arbitrary.
+Real points have to be finite, and indices to be those of points: anything else raises `ValueError` on the CPU. On a GPU
+the values stay unread, because looking at them would wait for the device; the result for a cloud with NaN or infinity
+is then arbitrary, and an index out of range is undefined (`pcattn.ops.checks`).
 """
 
 from typing import NamedTuple
@@ -22,6 +23,15 @@ from torch import Tensor
 
 from pcattn.ops import reference
 from pcattn.ops.backends import BACKENDS, fps_backend, group_backend, knn_backend
+from pcattn.ops.checks import (
+    check_count,
+    check_device,
+    check_finite,
+    check_floating,
+    check_indices,
+    check_lengths,
+    check_points,
+)
 
 __all__ = ["KNN", "ball_query", "farthest_point_sample", "gather", "group", "interpolate", "knn"]
 
@@ -140,12 +150,12 @@ def farthest_point_sample(
     Raises:
         ValueError: shapes do not fit, an argument is out of range, or `backend` cannot run (with every reason).
     """
-    _check_points("pos", pos)
-    _check_lengths("lengths", lengths, pos, 1)
-    _check_finite("pos", pos, lengths)
+    check_points("pos", pos)
+    check_device(pos=pos, lengths=lengths)
+    check_lengths("lengths", lengths, pos, 1)
+    check_finite("pos", pos, lengths)
     _check_backend(backend)
-    if not 1 <= num_samples <= pos.shape[1]:
-        raise ValueError(f"expected 1 <= num_samples <= {pos.shape[1]} (the number of points), but got {num_samples}")
+    check_count("num_samples", num_samples, pos.shape[1], "the number of points")
     if rule not in _FPS_RULES:
         raise ValueError(f"expected rule to be one of {', '.join(_FPS_RULES)}, but got {rule!r}")
     return _farthest_point_sample(_search_dtype(pos.detach()), num_samples, rule, lengths, backend)
@@ -156,19 +166,21 @@ def gather(features: Tensor, indices: Tensor) -> Tensor:
 
     Args:
         features: (B, N, C).
-        indices: (B, ...), int64, values in [0, N).
+        indices: (B, ...), integers in [0, N).
 
     Shape:
         (B, ..., C).
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or on the CPU an index is out of range.
     """
     if features.dim() != 3 or indices.dim() < 1 or indices.shape[0] != features.shape[0]:
         raise ValueError(
             "expected features (B, N, C) and indices (B, ...) with the same B, "
             f"but got {tuple(features.shape)} and {tuple(indices.shape)}"
         )
+    check_device(features=features, indices=indices)
+    check_indices("indices", indices, features.shape[1])
     return reference.gather(features, indices)
 
 
@@ -187,17 +199,24 @@ def group(features: Tensor, neighbours: Tensor, centres: Tensor | None = None, *
         (B, M, k, 2C).
 
     Raises:
-        ValueError: shapes do not fit, or `backend` cannot run (with every reason).
+        ValueError: shapes do not fit, on the CPU an index is out of range, or `backend` cannot run (with every reason).
     """
-    batch, num_points = features.shape[:2]
     expected = tuple(neighbours.shape[:2]) if centres is None else tuple(centres.shape)
-    if features.dim() != 3 or neighbours.dim() != 3 or neighbours.shape[0] != batch or expected != neighbours.shape[:2]:
+    fits = features.dim() == neighbours.dim() == 3 and neighbours.shape[0] == features.shape[0]
+    if not fits or expected != neighbours.shape[:2]:
         got = "none" if centres is None else tuple(centres.shape)
         raise ValueError(
             "expected features (B, N, C), neighbours (B, M, k) and centres (B, M), "
             f"but got {tuple(features.shape)}, {tuple(neighbours.shape)} and {got}"
         )
-    if centres is None:
+    batch, num_points, _ = features.shape
+    if features.dtype == torch.bool:
+        raise ValueError(f"expected features to be numbers, but got {features.dtype}")
+    check_device(features=features, neighbours=neighbours, centres=centres)
+    check_indices("neighbours", neighbours, num_points)
+    if centres is not None:
+        check_indices("centres", centres, num_points)
+    else:
         if neighbours.shape[1] != num_points:
             raise ValueError(
                 f"expected neighbours of all {num_points} points where centres are not given, "
@@ -224,7 +243,8 @@ def interpolate(
         f(q) = \frac{\sum_i w_i f_i}{\sum_i w_i}, \qquad w_i = \frac{1}{\|q - s_i\|^2}
 
     There is no epsilon: at a support point the result is the feature of that point (the mean, if several lie there),
-    and it does not depend on the scale of the cloud. Gradients flow to `features`, and to the positions.
+    and it does not depend on the scale of the cloud. Gradients flow to `features`, and to the positions. Features are
+    not looked at: where one is NaN, so is what is interpolated from it.
 
     Args:
         query: (B, M, D).
@@ -244,9 +264,15 @@ def interpolate(
             "expected support (B, N, D) and features (B, N, C) with the same B and N, "
             f"but got {tuple(support.shape)} and {tuple(features.shape)}"
         )
+    check_points("query", query)
+    check_points("support", support)
+    check_floating("features", features)
+    check_device(support=support, features=features)
+    # In float64 the squares of coordinates of 1e-30 and of 1e30 are numbers, too.
+    exact = query.double()
     distances, indices = knn(
-        query,
-        support,
+        exact,
+        exact if query is support else support.double(),
         min(k, support.shape[1]),
         query_lengths=query_lengths,
         support_lengths=support_lengths,
@@ -258,7 +284,7 @@ def interpolate(
     weights = (distances[..., :1].detach() + tiny) / (distances.masked_fill(~present, 1.0) + tiny)
     weights = weights.masked_fill(~present, 0.0)
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=tiny)
-    return torch.einsum("bmk,bmkc->bmc", weights.to(features.dtype), gather(features, indices))
+    return torch.einsum("bmk,bmkc->bmc", weights.to(features.dtype), reference.gather(features, indices))
 
 
 def _search(
@@ -272,64 +298,36 @@ def _search(
     query_indices: Tensor | None,
     backend: str,
 ) -> KNN:
-    _check_points("query", query)
-    _check_points("support", support)
+    check_points("query", query)
+    check_points("support", support)
+    check_device(
+        query=query,
+        support=support,
+        query_lengths=query_lengths,
+        support_lengths=support_lengths,
+        query_indices=query_indices,
+    )
     if query.shape[0] != support.shape[0] or query.shape[2] != support.shape[2]:
         raise ValueError(
             "expected query (B, M, D) and support (B, N, D) with the same B and D, "
             f"but got {tuple(query.shape)} and {tuple(support.shape)}"
         )
-    if not 1 <= k <= support.shape[1]:
-        raise ValueError(f"expected 1 <= k <= {support.shape[1]} (the number of support points), but got k={k}")
-    if query_indices is not None and query_indices.shape != query.shape[:2]:
-        raise ValueError(
-            f"expected query_indices to be {tuple(query.shape[:2])}, but got shape {tuple(query_indices.shape)}"
-        )
-    _check_lengths("query_lengths", query_lengths, query, 0)
-    _check_lengths("support_lengths", support_lengths, support, 0)
-    _check_finite("query", query, query_lengths)
-    _check_finite("support", support, support_lengths)
+    check_count("k", k, support.shape[1], "the number of support points")
+    if query_indices is not None:
+        if query_indices.shape != query.shape[:2]:
+            raise ValueError(
+                f"expected query_indices to be {tuple(query.shape[:2])}, but got shape {tuple(query_indices.shape)}"
+            )
+        check_indices("query_indices", query_indices, support.shape[1])
+    check_lengths("query_lengths", query_lengths, query, 0)
+    check_lengths("support_lengths", support_lengths, support, 0)
+    check_finite("query", query, query_lengths)
+    check_finite("support", support, support_lengths)
     _check_backend(backend)
     query, support = _search_dtype(query), _search_dtype(support)
     if query.dtype != support.dtype:
         query, support = query.double(), support.double()
     return KNN(*_knn(query, support, k, metric, limit, query_lengths, support_lengths, query_indices, backend))
-
-
-def _check_points(name: str, points: Tensor) -> None:
-    if points.dim() != 3 or 0 in points.shape:
-        raise ValueError(f"expected {name} to be (B, N, D) and not empty, but got shape {tuple(points.shape)}")
-    if not points.is_floating_point():
-        raise ValueError(f"expected {name} to be floating point, but got {points.dtype}")
-
-
-def _check_finite(name: str, points: Tensor, lengths: Tensor | None) -> None:
-    """Refuse NaN and infinity among the real points: they have no order, and any answer would be wrong silently."""
-    # On a GPU the values stay unread, see `_check_lengths`.
-    if points.device.type != "cpu" or torch.compiler.is_compiling() or bool(points.detach().isfinite().all()):
-        return
-    broken = ~points.detach().isfinite().all(dim=2)  # (B, N)
-    if lengths is not None:
-        broken &= torch.arange(points.shape[1]) < lengths[:, None]
-    if bool(broken.any()):
-        cloud, point = broken.nonzero()[0].tolist()
-        values = ", ".join(f"{value:g}" for value in points[cloud, point].tolist()[:3])
-        raise ValueError(f"expected {name} to be finite, but point {point} of cloud {cloud} is ({values})")
-
-
-def _check_lengths(name: str, lengths: Tensor | None, points: Tensor, smallest: int) -> None:
-    if lengths is None:
-        return
-    if lengths.shape != points.shape[:1] or lengths.is_floating_point():
-        raise ValueError(
-            f"expected {name} to be integers of shape {tuple(points.shape[:1])}, "
-            f"but got {lengths.dtype} of shape {tuple(lengths.shape)}"
-        )
-    # On a GPU the values stay unread: looking at them would wait for the device. They are clamped there.
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = int(lengths.min()), int(lengths.max())
-        if low < smallest or high > points.shape[1]:
-            raise ValueError(f"expected {name} in [{smallest}, {points.shape[1]}], but got {low} to {high}")
 
 
 def _check_backend(backend: str) -> None:

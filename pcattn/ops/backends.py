@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor
 
 #: names that the argument `backend` takes
@@ -32,7 +33,10 @@ def can_run_triton_fps(pos: Tensor) -> list[str]:
 
 def can_run_triton_group(features: Tensor) -> list[str]:
     """Reasons why the Triton kernel of `group` cannot run; none means that it can."""
-    return triton_reasons(features)
+    reasons = triton_reasons(features)
+    if features.dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1":
+        reasons.append("Triton's interpreter takes bfloat16 for integers")  # a GPU does not
+    return reasons
 
 
 def can_run_numba(points: Tensor) -> list[str]:

@@ -15,13 +15,10 @@ from torchmetrics import MeanMetric
 
 from pcattn.tasks.optimization import OPTIMIZERS, AveragedWeights, build_optimizer, build_schedule
 from pcattn.tasks.voting import draw_votes
+from pcattn.tasks.watch import FiniteWatch, NonFiniteError
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
-
-
-class NonFiniteError(ValueError):
-    """A batch holds NaN or infinity, or leads to a loss that is one."""
 
 
 class PointCloudTask(LightningModule):
@@ -68,10 +65,21 @@ class PointCloudTask(LightningModule):
         self.votes, self.all_points = votes, all_points
         self.eval_loss = MeanMetric()
         self._train_loss = torch.zeros(2)  # sum over the clouds of the epoch so far, and their number
+        self.watch = FiniteWatch()
 
     def logits(self, batch: PointBatch) -> Tensor:
         """What the network answers to a batch."""
         raise NotImplementedError
+
+    def finite_logits(self, batch: PointBatch) -> Tensor:
+        """`logits`, which metrics would take for any class where they are NaN.
+
+        Raises:
+            NonFiniteError: some are not finite; on a GPU with the next batch, or when the metrics are computed.
+        """
+        logits = self.logits(batch)
+        self.watch.see(logits.detach().isfinite().all(), lambda _: self._explain(batch, logits))
+        return logits
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
@@ -108,8 +116,8 @@ class PointCloudTask(LightningModule):
         torch.manual_seed(batch.seed)
 
     def on_validation_batch_start(self, batch: PointBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refuse clouds with NaN or infinity, which metrics would count as any class."""
-        if cause := _not_finite(batch):
+        """Refuse clouds with NaN or infinity; on a GPU `finite_logits` finds out, without waiting for it."""
+        if batch.pos.device.type == "cpu" and (cause := _not_finite(batch)):
             raise NonFiniteError(f"expected finite clouds, but {cause}")
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
@@ -144,6 +152,7 @@ class PointCloudTask(LightningModule):
         Each process has those of its own batches, unless batch normalisation is synchronised. The mean over the
         processes is what a single one would have seen on average.
         """
+        self.watch.flush()
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():
                 if buffer.is_floating_point():
@@ -151,11 +160,24 @@ class PointCloudTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics over all validation samples, of all processes."""
+        self.watch.flush()
         self.log_dict(self.compute_metrics("val"), prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all test samples."""
+        self.watch.flush()
         self.log_dict(self.compute_metrics("test"), prog_bar=True, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save no weights that the last step has spoilt, and the loss of an epoch that has not ended."""
+        self.watch.flush()
+        checkpoint["train_loss"] = self._summed_train_loss().cpu()
+
+    def on_train_end(self) -> None:
+        """Look at the last step."""
+        self.watch.flush()
+
+    on_predict_end = on_train_end
 
     def configure_callbacks(self) -> list[Callback]:
         """The averaging of the weights, where it is asked for."""
@@ -175,12 +197,14 @@ class PointCloudTask(LightningModule):
         """Count a loss in `train/loss`, the mean over the epoch, once it is known to be a number.
 
         Raises:
-            NonFiniteError: it is not. The batch lies in a file in the run then, and the weights are those before it.
+            NonFiniteError: it is not. The batch lies in a file in the run then. On the CPU the weights are those before
+                it; on a GPU the error comes with the next batch, and no checkpoint holds what the weights became.
         """
-        if not bool(loss.detach().isfinite()):
-            raise NonFiniteError(self._save_batch(loss, batch))
+        value, epoch, step = loss.detach(), self.current_epoch, self.global_step
+        self.watch.see(value.isfinite(), lambda late: self._save_batch(value, batch, epoch, step, late))
         size = len(batch.pos)
-        self._train_loss = self._train_loss.to(loss.device) + torch.tensor([size * loss.item(), size]).to(loss.device)
+        # Added up where the loss is: reading it would wait for the GPU in every step.
+        self._train_loss = self._train_loss.to(value.device) + torch.stack((value * size, torch.full_like(value, size)))
 
     def on_train_epoch_end(self) -> None:
         """Log `train/loss`, before the checkpoint of the epoch is saved: killed in between, a run would lack it."""
@@ -191,12 +215,8 @@ class PointCloudTask(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics | {"epoch": self.current_epoch}, step=self.global_step - 1)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loss of an epoch that has not ended."""
-        checkpoint["train_loss"] = self._summed_train_loss().cpu()
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with it, in one of the processes."""
+        """Go on with that loss, in one of the processes."""
         if "train_loss" in checkpoint and self._trainer is not None and self._trainer.is_global_zero:
             self._train_loss = checkpoint["train_loss"]
 
@@ -204,24 +224,30 @@ class PointCloudTask(LightningModule):
         """Of all processes."""
         return self.trainer.strategy.reduce(self._train_loss.to(self.device).clone(), reduce_op="sum")
 
-    def _save_batch(self, loss: Tensor, batch: PointBatch) -> str:
-        """Save a batch whose loss is not finite; what happened, in words."""
+    def _save_batch(self, loss: Tensor, batch: PointBatch, epoch: int, step: int, late: bool) -> str:
+        """Save a batch whose loss is not finite; what happened, in words. Late means after a step that it spoilt."""
         folder = Path(self.trainer.default_root_dir)
-        path = folder / f"nonfinite-epoch{self.current_epoch}-step{self.global_step}.pt"
+        path = folder / f"nonfinite-epoch{epoch}-step{step}.pt"
         fields = {name: value for name, value in batch._asdict().items() if value is not None}
-        identity = {"epoch": self.current_epoch, "step": self.global_step, "loss": float(loss.detach())}
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(identity | fields, path)
-        cause = _not_finite(batch)
-        if cause is None and not all(bool(parameter.isfinite().all()) for parameter in self.parameters()):
-            cause = "the weights are not finite"
-        clouds = ", ".join(map(str, batch.indices[:8].tolist())) + (", ..." if len(batch.indices) > 8 else "")
+        torch.save({"epoch": epoch, "step": step, "loss": float(loss)} | fields, path)
+        cause = _not_finite(batch) or (None if late else self._not_finite_weights())
+        otherwise = "clouds are finite" if late else "clouds and weights are finite"
         return (
-            f"expected a finite loss, but got {float(loss.detach())} in epoch {self.current_epoch}, step "
-            f"{self.global_step} (batch of clouds {clouds}): "
-            f"{cause or 'clouds and weights are finite, so training diverges: try a smaller lr'}. "
+            f"expected a finite loss, but got {float(loss)} in epoch {epoch}, step {step} (batch of clouds "
+            f"{_listed(batch.indices)}): {cause or f'{otherwise}, so training diverges: try a smaller lr'}. "
             f"The batch is saved in {path}"
         )
+
+    def _explain(self, batch: PointBatch, logits: Tensor) -> str:
+        """What is wrong with logits that are not finite, in words."""
+        clouds = batch.indices[~logits.isfinite().flatten(1).all(dim=1)]
+        cause = _not_finite(batch) or self._not_finite_weights() or "clouds and weights are finite, products are not"
+        return f"expected finite logits, but the network has others for clouds {_listed(clouds)}: {cause}"
+
+    def _not_finite_weights(self) -> str | None:
+        finite = all(bool(values.isfinite().all()) for values in self.network.state_dict().values())
+        return None if finite else "the weights are not finite"
 
 
 def _not_finite(batch: PointBatch) -> str | None:
@@ -229,6 +255,9 @@ def _not_finite(batch: PointBatch) -> str | None:
     for name in ("pos", "normals", "features"):
         field = getattr(batch, name)
         if field is not None and not bool((finite := field.isfinite().all(dim=2).all(dim=1)).all()):
-            clouds = ", ".join(map(str, batch.indices[~finite].tolist()[:8]))
-            return f"{name} of clouds {clouds} of the data set has NaN or infinity"
+            return f"{name} of clouds {_listed(batch.indices[~finite])} of the data set has NaN or infinity"
     return None
+
+
+def _listed(clouds: Tensor) -> str:
+    return ", ".join(map(str, clouds[:8].tolist())) + (", ..." if len(clouds) > 8 else "")

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcattn.models import build_classifier
+from pcattn.ops.checks import check_labels
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
 from pcattn.tasks.optimization import compile_network
@@ -78,6 +79,7 @@ class Classification(PointCloudTask):
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"expected {num_classes} class_names, one a class, but got {len(class_names)}")
         self.save_hyperparameters()
+        self.num_classes = num_classes
         self.network = build_classifier(
             num_classes,
             variant,
@@ -103,9 +105,10 @@ class Classification(PointCloudTask):
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy of a batch, whose clouds may be mixed."""
+        check_labels("label", batch.label, self.num_classes, batch.indices)
         logits = self.logits(batch)
         if batch.mixed_label is None or batch.mixed_weight is None:
-            loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
+            loss = F.cross_entropy(logits, batch.label.long(), label_smoothing=self.label_smoothing)
         else:
             loss = mixed_cross_entropy(logits, batch.mixed_label, batch.mixed_weight, self.label_smoothing)
         self.log_train_loss(loss, batch)
@@ -113,14 +116,15 @@ class Classification(PointCloudTask):
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
         """Index, predicted class, and probabilities of each cloud of a batch."""
-        probabilities = self.logits(batch).softmax(dim=1)
+        probabilities = self.finite_logits(batch).softmax(dim=1)
         return {"indices": batch.indices, "label": probabilities.argmax(dim=1), "probabilities": probabilities}
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
-        logits = self.logits(batch)
+        check_labels("label", batch.label, self.num_classes, batch.indices)
+        logits = self.finite_logits(batch)
         self.confusion.update(logits, batch.label)
-        self.eval_loss.update(F.cross_entropy(logits, batch.label, reduction="none"))
+        self.eval_loss.update(F.cross_entropy(logits, batch.label.long(), reduction="none"))
 
     def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
         """Add the mean of the looks' probabilities to the metrics of votes."""

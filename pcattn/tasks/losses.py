@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pcattn.ops.checks import check_device, check_floating, check_labels
+
 
 def torch_smoothing(label_smoothing: float, num_classes: int) -> float:
     """The `label_smoothing` of torch's cross-entropy that spreads eps over the K - 1 classes that are not the true one.
@@ -32,9 +34,20 @@ def mixed_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, label_smo
 
     Shape:
         ().
+
+    Raises:
+        ValueError: shapes do not fit, or on the CPU a label is out of range.
     """
+    if logits.dim() != 2 or label.dim() != 2 or len(label) != len(logits) or weight.shape != label.shape:
+        raise ValueError(
+            f"expected logits (B, K), label (B, L) and weight (B, L), but got {tuple(logits.shape)}, "
+            f"{tuple(label.shape)} and {tuple(weight.shape)}"
+        )
+    check_floating("logits", logits)
+    check_device(logits=logits, label=label, weight=weight)
+    check_labels("label", label, logits.shape[1])
     repeated = logits[:, :, None].expand(-1, -1, label.shape[1])  # (B, K, L)
-    loss = torch.nn.functional.cross_entropy(repeated, label, label_smoothing=label_smoothing, reduction="none")
+    loss = torch.nn.functional.cross_entropy(repeated, label.long(), label_smoothing=label_smoothing, reduction="none")
     return (weight * loss).sum(dim=1).mean()
 
 
@@ -59,7 +72,19 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
 
     Source: Berman et al. 2018, https://arxiv.org/abs/1705.08790, section 3; of each shape by itself, as the instance
         mIoU counts.
+
+    Raises:
+        ValueError: shapes do not fit, or on the CPU a target is out of range.
     """
+    if probabilities.dim() != 3 or 0 in probabilities.shape or target.shape != probabilities.shape[:2]:
+        raise ValueError(
+            "expected probabilities (B, N, P), not empty, and target (B, N), "
+            f"but got {tuple(probabilities.shape)} and {tuple(target.shape)}"
+        )
+    check_floating("probabilities", probabilities)
+    check_device(probabilities=probabilities, target=target)
+    check_labels("target", target, probabilities.shape[2])
+    target = target.long()
     truth = torch.nn.functional.one_hot(target, probabilities.shape[2])  # (B, N, P)
     errors, order = (truth - probabilities).abs().sort(dim=1, descending=True)
     found = truth.gather(1, order).cumsum(dim=1)

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from pcattn.metrics import PartIoU, predict_parts
 from pcattn.metrics.functional import PartIoUResult
 from pcattn.models import build_segmenter
+from pcattn.ops.checks import check_labels
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
 from pcattn.tasks.optimization import compile_network
@@ -131,12 +132,15 @@ class PartSegmentation(PointCloudTask):
 
     def logits(self, batch: PointBatch) -> Tensor:
         """Logits (B, N, num_parts) of a batch."""
+        if batch.category is not None:
+            check_labels("category", batch.category, len(self.parts), batch.indices)
         return self(batch.pos, batch.category, batch.channels)
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy over the points of a batch, and the Lovász term."""
+        check_labels("label", batch.label, self.iou.table.num_parts, batch.indices)
         logits = self.logits(batch)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten(), label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten().long(), label_smoothing=self.label_smoothing)
         if self.lovasz:
             loss = loss + self.lovasz * lovasz_softmax(logits.softmax(dim=2), batch.label)
         self.log_train_loss(loss, batch)
@@ -144,13 +148,14 @@ class PartSegmentation(PointCloudTask):
 
     def evaluate(self, batch: PointBatch) -> None:
         """Add a batch to the metrics."""
-        logits = self.logits(batch)
+        check_labels("label", batch.label, self.iou.table.num_parts, batch.indices)
+        logits = self.finite_logits(batch)
         self.num_points = logits.shape[1]
         self.iou.update(logits, batch.label, batch.category)
         predicted = predict_parts(logits, batch.category, self.parts, self.protocol)
         # Means of shapes, weighted by their points: the mean over all points.
         self.accuracy.update((predicted == batch.label).float().mean(dim=1), self.num_points)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten(), reduction="none")
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten().long(), reduction="none")
         self.eval_loss.update(loss.view_as(predicted).mean(dim=1), self.num_points)
 
     def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
@@ -253,7 +258,7 @@ class PartSegmentation(PointCloudTask):
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
         """Index and predicted parts of each cloud of a batch."""
-        logits = self.logits(batch)
+        logits = self.finite_logits(batch)
         return {
             "indices": batch.indices,
             "parts": predict_parts(logits, batch.category, self.parts, self.protocol),

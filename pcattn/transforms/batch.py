@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
+from pcattn.ops.checks import check_count, check_points
+
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
 
@@ -15,17 +17,38 @@ Transform = Callable[["PointBatch", Generator], "PointBatch"]
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
-    """Random numbers from U[low, high), with the device and dtype of `like`."""
+    """Random numbers from U[low, high), with the device and dtype of the positions `like`."""
+    check_positions(like, generator)
     return torch.empty(shape, device=like.device, dtype=like.dtype).uniform_(low, high, generator=generator)
+
+
+def normal(shape: tuple[int, ...], like: Tensor, generator: Generator) -> Tensor:
+    """Standard normal random numbers, with the device and dtype of the positions `like`."""
+    check_positions(like, generator)
+    return torch.empty(shape, device=like.device, dtype=like.dtype).normal_(generator=generator)
 
 
 def beta(size: int, concentration: float, like: Tensor, generator: Generator) -> Tensor:
     """Random numbers (size,) from Beta(concentration, concentration), with the device and dtype of `like`."""
+    check_positions(like, generator)
     # `torch.distributions` draws by the same operator, but has no way to name a generator.
     gamma = torch._standard_gamma(
         torch.full((2, size), concentration, device=like.device, dtype=torch.float64), generator=generator
     ).clamp(min=torch.finfo(torch.float64).tiny)
     return (gamma[0] / gamma.sum(dim=0)).to(like.dtype)
+
+
+def check_positions(pos: Tensor, generator: Generator) -> None:
+    """Refuse what no transform can work on. Values are not looked at: NaN stays NaN, and the task will stop at it.
+
+    Raises:
+        ValueError: positions of another shape or type, or a generator of another device.
+    """
+    check_points("pos", pos)
+    if pos.shape[2] != 3:
+        raise ValueError(f"expected pos to be (B, N, 3), but got shape {tuple(pos.shape)}")
+    if generator.device.type != pos.device.type:
+        raise ValueError(f"expected a generator on {pos.device}, as pos is, but got one on {generator.device}")
 
 
 def point_fields(batch: PointBatch) -> dict[str, Tensor]:
@@ -57,9 +80,9 @@ def subsample(batch: PointBatch, num_points: int, generator: Generator | None = 
     Raises:
         ValueError: the clouds have fewer points.
     """
+    check_points("pos", batch.pos)
     batch_size, available, _ = batch.pos.shape
-    if num_points > available:
-        raise ValueError(f"expected num_points to be at most {available} (the points of a cloud), but got {num_points}")
+    check_count("num_points", num_points, available, "the points of a cloud")
     if num_points == available:
         return batch
     if generator is None:

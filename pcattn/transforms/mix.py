@@ -16,9 +16,11 @@ from torch.nn.functional import normalize
 
 from pcattn.transforms.batch import (
     beta,
+    check_positions,
     expect_not_negative,
     expect_positive,
     expect_probability,
+    normal,
     point_fields,
     take,
     take_rows,
@@ -110,6 +112,7 @@ class PointCutMix:
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Replace points of every cloud of the batch by those of another."""
+        check_positions(batch.pos, generator)
         batch_size, num_points, _ = batch.pos.shape
         other = _select(batch, partners(batch, generator))
         other = take(other, assign(batch.pos, other.pos, self.rounds, generator))
@@ -147,6 +150,7 @@ class RSMix:
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Replace a ball of every cloud of the batch by one of another."""
+        check_positions(batch.pos, generator)
         batch_size, num_points, _ = batch.pos.shape
         other = _select(batch, partners(batch, generator))
         radius = beta(batch_size, self.concentration, batch.pos, generator)[:, None]
@@ -168,6 +172,7 @@ def partners(batch: PointBatch, generator: Generator) -> Tensor:
 
     Unlike a random permutation it gives no cloud to itself, unless it is the only one of its category.
     """
+    check_positions(batch.pos, generator)
     noise = torch.rand(len(batch.pos), generator=generator, device=batch.pos.device, dtype=torch.float64)
     category = torch.zeros_like(noise, dtype=torch.long) if batch.category is None else batch.category
     order = (category + noise).argsort()
@@ -200,7 +205,7 @@ def assign(pos: Tensor, other: Tensor, rounds: int, generator: Generator) -> Ten
         paired = num_points // (2 * stride) * 2 * stride
         # Neighbours among the points, then among the points that these are assigned to.
         cloud = pos if step % 2 == 0 else take_rows(other, assigned)
-        direction = torch.empty(batch_size, 3, 1, device=pos.device, dtype=pos.dtype).normal_(generator=generator)
+        direction = normal((batch_size, 3, 1), pos, generator)
         order = (cloud @ direction).squeeze(2).argsort(dim=1)[:, :paired].reshape(batch_size, -1, 2, stride)
         i, j = order[:, :, 0].flatten(1), order[:, :, 1].flatten(1)
         of_i, of_j = assigned.gather(1, i), assigned.gather(1, j)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator
 
-from pcattn.transforms.batch import expect_not_negative, expect_probability, take, uniform
+from pcattn.transforms.batch import check_positions, expect_not_negative, expect_probability, normal, take, uniform
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -30,7 +30,7 @@ class Jitter:
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Shift every point of the batch."""
-        noise = torch.empty_like(batch.pos).normal_(0, 1, generator=generator) * self.std
+        noise = normal(tuple(batch.pos.shape), batch.pos, generator) * self.std
         return batch._replace(pos=batch.pos + noise.clamp_(-self.clip, self.clip))
 
 
@@ -79,6 +79,7 @@ class FeatureDropout:
             raise ValueError(
                 "expected features for feature_dropout (like features: [normals]), but the clouds have positions alone"
             )
+        check_positions(batch.pos, generator)
         batch_size, num_points, _ = batch.pos.shape
         shape = (batch_size, num_points if self.per_point else 1, 1)
         dropped = uniform(shape, 0.0, 1.0, batch.pos, generator) < self.probability

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from pcattn.transforms.batch import expect_not_negative, expect_probability, uniform
+from pcattn.transforms.batch import expect_not_negative, expect_probability, normal, uniform
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -99,8 +99,7 @@ class RotateSO3:
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Turn every cloud of the batch."""
-        quaternion = torch.empty(len(batch.pos), 4, device=batch.pos.device, dtype=batch.pos.dtype)
-        w, x, y, z = normalize(quaternion.normal_(generator=generator), dim=1).unbind(dim=1)
+        w, x, y, z = normalize(normal((len(batch.pos), 4), batch.pos, generator), dim=1).unbind(dim=1)
         rows = (
             torch.stack((1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)), dim=1),
             torch.stack((2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)), dim=1),

@@ -1,0 +1,38 @@
+"""The configurations that come with the package, by name: `pcattn fit -c smoke`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+# Installed they lie in the package; in the repository, beside it.
+_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+
+
+def bundled() -> dict[str, Path]:
+    """All of them, by name."""
+    folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_configuration(name: str) -> str:
+    """A file as it is; the file of a bundled configuration by its name; anything else as it is.
+
+    The name may be written as in the repository, `configs/smoke.yaml`, where there is no such file.
+    """
+    path = Path(name)
+    if path.exists() or path.parent not in (Path(), Path("configs")) or path.suffix not in ("", ".yaml"):
+        return name
+    return str(bundled().get(path.stem, name))
+
+
+def with_files(words: Sequence[str]) -> list[str]:
+    """A command line with the names of bundled configurations replaced by their files."""
+    found = list(words)
+    for place, word in enumerate(found):
+        option, equals, value = word.partition("=")
+        if option in ("-c", "--config") and equals:
+            found[place] = f"{option}={find_configuration(value)}"
+        elif place and found[place - 1] in ("-c", "--config"):
+            found[place] = find_configuration(word)
+    return found
