@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -128,6 +129,11 @@ class PointCloudCLI(LightningCLI):
                 terminated = self.trainer.received_sigterm or self.last.requested == signal.SIGTERM
                 raise SystemExit(143 if terminated else 130) from stop
             raise
+        except OSError as error:
+            if error.errno is None or error.filename is not None or not hasattr(self, "run"):
+                raise
+            # Of a full disk the system tells no file.
+            raise OSError(f"expected to write to {self.run}, but {error.strerror}") from error
         finally:
             self._discard_unused()
 
@@ -434,6 +440,12 @@ def _command(name: str) -> str:
     return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
 
 
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """Errors of the system in a thread that writes logs are raised again by who hands it the next one."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
     for message in (
@@ -446,6 +458,7 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    threading.excepthook = _thread_failed
     words = sys.argv[1:] if args is None else args
     for command, module in OTHER_COMMANDS.items():
         length = len(command.split())

@@ -22,6 +22,9 @@ from pcattn.runs import CHECKPOINTS
 #: Signals that ask a training to stop.
 _REQUESTS = (signal.SIGINT, signal.SIGTERM)
 
+#: Several processes have to agree that it is time to save, which holds all of them up: they ask only now and then.
+_STEPS_BETWEEN_QUESTIONS = 128
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that take their name when they are complete and on disk.
@@ -140,9 +143,11 @@ class LastCheckpoint(RunCheckpoint):
         self._stop_if_requested()
 
     def _save_within_epoch(self, trainer: Trainer, batch_idx: int) -> None:
+        if trainer.world_size > 1 and (batch_idx + 1) % _STEPS_BETWEEN_QUESTIONS:
+            return
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         due = self.requested is not None or time.monotonic() - self._saved >= self.interval
-        # All processes save together.
+        # All processes save together, when it is time by the clock of the first.
         if stepped and not self._should_skip_saving_checkpoint(trainer) and trainer.strategy.broadcast(due):
             trainer.save_checkpoint(self.format_checkpoint_name({}), weights_only=False)
             self._saved = time.monotonic()

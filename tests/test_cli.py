@@ -209,6 +209,7 @@ class TestErrors:
             (["--model.network_kwargs.dim", "0"], "multiple of 4"),
             (["--model.label_smoothing", "0.99"], "label_smoothing <= 0.975"),
             (["--checkpoint.monitor", "val/accuracy"], "val/oa"),
+            (["--checkpoint.minutes", "-1"], "v>=0"),
             (["--run", "/dev/null/run"], "/dev/null/run"),
             (["--ckpt_path", "last"], "there is none"),
             (["--ckpt_path", "no/such/file.ckpt"], "best, last or a file"),
