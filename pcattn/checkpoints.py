@@ -95,9 +95,11 @@ def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = 
     from pcattn.tasks import Classification, PartSegmentation
 
     tasks = {task.__name__: task for task in (Classification, PartSegmentation)}
-    attention = checkpoint.hyper_parameters.get("attention")
-    for kind, name, known in (("task", checkpoint.task, tasks), ("attention", attention, ATTENTION)):
-        if name is not None and "." in name and not trust:
+    attention = checkpoint.hyper_parameters.get("attention") or []
+    attentions = [attention] if isinstance(attention, str) else attention
+    named = [("task", checkpoint.task, list(tasks)), *(("attention", name, list(ATTENTION)) for name in attentions)]
+    for kind, name, known in named:
+        if "." in name and not trust:
             raise ValueError(
                 f"expected {kind} to be one of {', '.join(known)}, but {source} names {name!r}, which is code to be "
                 "imported and run: pass trust=True (--trust) if you trust where the file comes from"

@@ -21,6 +21,8 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
         ValueError: no such entry, or nothing to import under this path. An import path runs the module it names:
             take configurations from people you would take code from.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"expected {kind} to be one name, but got {name}")
     if name in registry:
         return registry[name]
     module_name, _, attribute = name.rpartition(".")

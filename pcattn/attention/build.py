@@ -1,5 +1,6 @@
 """From a name in a configuration to an attention core."""
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -41,8 +42,20 @@ def build_attention(name: str, dim: int, **kwargs: Any) -> nn.Module:
     return construct("attention", name, resolve("attention", name, ATTENTION), dim, **kwargs)
 
 
+def accepted(name: str, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that a mechanism takes by name.
+
+    Raises:
+        ValueError: no such mechanism.
+    """
+    parameters = inspect.signature(resolve("attention", name, ATTENTION)).parameters
+    return {key: value for key, value in offered.items() if key in parameters}
+
+
 def layer_kwargs(attention_kwargs: dict[str, Any] | None, depth: int) -> list[dict[str, Any]]:
     """The arguments of each of `depth` layers: a list of that length gives every layer its own value.
+
+    A None in such a list is no value: that layer has the mechanism's own.
 
     Raises:
         ValueError: a list has another length.
@@ -56,5 +69,6 @@ def layer_kwargs(attention_kwargs: dict[str, Any] | None, depth: int) -> list[di
                 f"but got {len(values)}: {value}"
             )
         for layer, item in zip(layers, values, strict=True):
-            layer[key] = item
+            if item is not None or values is not value:
+                layer[key] = item
     return layers

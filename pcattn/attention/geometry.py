@@ -34,11 +34,13 @@ class Geometry:
         pos: (B, N, 3).
         search: neighbour search with the signature and the result of `pcattn.ops.knn`, for other metrics than the
             Euclidean one.
+        clip: shorten what a cloud is too small for, k to N and then a dilation to floor(N / k), in place of an error.
     """
 
-    def __init__(self, pos: Tensor, search: Callable[[Tensor, Tensor, int], KNN] = knn) -> None:
+    def __init__(self, pos: Tensor, search: Callable[[Tensor, Tensor, int], KNN] = knn, clip: bool = False) -> None:
         self.pos = pos
         self._search = search
+        self._clip = clip
         self._cache: dict[tuple[Any, ...], Any] = {}
 
     def neighbours(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
@@ -55,11 +57,12 @@ class Geometry:
             (B, N, k), int64.
 
         Raises:
-            ValueError: a cloud is too small for k and dilation, or mode is unknown.
+            ValueError: a cloud is too small for k and dilation, unless they are clipped, or mode is unknown.
         """
         if mode not in DILATION_MODES:
             raise ValueError(f"expected dilation_mode to be one of {', '.join(DILATION_MODES)}, but got {mode!r}")
         num_points = self.pos.shape[1]
+        k, dilation = self._fit(k, dilation)
         if not 1 <= k <= num_points:
             raise ValueError(f"expected 1 <= k <= {num_points} (the number of points), but got k={k}")
         if not 1 <= dilation <= num_points // k:
@@ -75,6 +78,7 @@ class Geometry:
 
     def offsets(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
         """Positions (B, N, k, 3) of the `neighbours` of every point, relative to the point."""
+        k, dilation = self._fit(k, dilation)
         key = ("offsets", k, dilation, mode if dilation > 1 else "")
         if key not in self._cache:
             self._cache[key] = gather(self.pos, self.neighbours(k, dilation, mode)) - self.pos[:, :, None]
@@ -94,6 +98,13 @@ class Geometry:
         if key not in self._cache:
             self._cache[key] = self._pencils(axis, grid, cell)
         return self._cache[key]
+
+    def _fit(self, k: int, dilation: int) -> tuple[int, int]:
+        """k and dilation as far as the cloud is large enough for them, if they are to be clipped."""
+        if not self._clip:
+            return k, dilation
+        k = min(k, self.pos.shape[1])
+        return k, min(dilation, self.pos.shape[1] // max(1, k))
 
     def _rank_neighbours(self, k: int, dilation: int) -> Tensor:
         index = torch.arange(self.pos.shape[1], device=self.pos.device).expand(self.pos.shape[:2])

@@ -1,17 +1,19 @@
 """Softmax attention over lists of neighbours, without holding the gathered keys and values of a whole cloud.
 
 The operation is registered with `torch.library`, so `torch.compile` and `torch.export` pass through it. On CUDA it runs
-as a Triton kernel where that can run; elsewhere it works through the points in chunks, forward and backward.
+as a Triton kernel, on the CPU as a numba kernel where those can run; elsewhere it works through the points in chunks,
+forward and backward.
 """
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pcattn.ops.backends import triton_reasons
+from pcattn.ops.backends import can_run_numba, triton_reasons
 
-BACKENDS = ("auto", "triton", "reference")
+BACKENDS = ("auto", "triton", "numba", "reference")
 
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TRITON_MAX_HEAD_DIM = 256
@@ -35,7 +37,7 @@ def neighborhood_attention(
         v: values (B, N, H, D).
         neighbours: (B, N, K), int64: row i lists the keys of query i.
         bias: (B, N, K, H), added to the logits.
-        backend: `"auto"` takes the first that can run; `"triton"` or `"reference"` that one only.
+        backend: `"auto"` takes the first that can run; `"triton"`, `"numba"` or `"reference"` that one only.
 
     Shape:
         (B, N, H, D), in the dtype of q. Computed in at least float32.
@@ -56,8 +58,9 @@ def neighborhood_attention(
         )
     if backend not in BACKENDS:
         raise ValueError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
-    if backend == "triton" and (reasons := can_run_triton(q)):
-        raise ValueError(f"expected a case that backend='triton' can run, but got: {'; '.join(reasons)}")
+    obstacles = {"triton": can_run_triton, "numba": can_run_numba}
+    if backend in obstacles and (reasons := obstacles[backend](q)):
+        raise ValueError(f"expected a case that backend={backend!r} can run, but got: {'; '.join(reasons)}")
     dtypes = {tensor.dtype for tensor in (q, k, v)}
     if len(dtypes) > 1:
         raise ValueError(f"expected q, k and v of one dtype, but got {', '.join(sorted(map(str, dtypes)))}")
@@ -74,8 +77,13 @@ def can_run_triton(q: Tensor) -> list[str]:
     return reasons
 
 
-def _use_triton(q: Tensor, backend: str) -> bool:
-    return backend == "triton" or (backend == "auto" and q.is_cuda and not can_run_triton(q))
+def _kernels(q: Tensor, backend: str) -> Any:
+    """The module whose `forward` and `backward` compute the operation; None: this one, in chunks."""
+    if backend == "triton" or (backend == "auto" and q.is_cuda and not can_run_triton(q)):
+        return import_module("pcattn.attention.triton_neighborhood")
+    if backend == "numba" or (backend == "auto" and not can_run_numba(q)):
+        return import_module("pcattn.attention.numba_neighborhood")
+    return None
 
 
 @torch.library.custom_op("pcattn::neighborhood_attention", mutates_args=())
@@ -83,10 +91,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     """The output, and the log-sum-exp (B, N, H) of the logits, from which the backward pass rebuilds the weights."""
-    if _use_triton(q, backend):
-        from pcattn.attention import triton_neighborhood
-
-        return triton_neighborhood.forward(q, k, v, neighbours, bias)
+    if (kernels := _kernels(q, backend)) is not None:
+        return kernels.forward(q, k, v, neighbours, bias)
     out, lse = _empty_outputs(q)
     with torch.autocast(q.device.type, enabled=False):
         k_rows, v_rows = k.flatten(0, 1), v.flatten(0, 1)
@@ -112,10 +118,8 @@ def _attend_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and of the bias (empty without one)."""
-    if _use_triton(q, backend):
-        from pcattn.attention import triton_neighborhood
-
-        return triton_neighborhood.backward(grad, q, k, v, neighbours, bias, out, lse)
+    if (kernels := _kernels(q, backend)) is not None:
+        return kernels.backward(grad, q, k, v, neighbours, bias, out, lse)
     dtype = lse.dtype
     scale = q.shape[-1] ** -0.5
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)

@@ -82,21 +82,26 @@ class PCTSegmenter(nn.Module):
         at_tokens, tokens = self.backbone(pos, features)
         of_cloud = [tokens.max(dim=1).values, tokens.mean(dim=1)]
         if self.category is not None:
-            of_cloud.append(self.category(self._one_hot(category, pos).to(tokens.dtype)))
+            of_cloud.append(self.category(one_hot(category, pos, self.num_categories).to(tokens.dtype)))
         points = (pos, at_tokens) if self.downsample else None
         return self.head(tokens, torch.cat(of_cloud, dim=1), points)
 
-    def _one_hot(self, category: Tensor | None, pos: Tensor) -> Tensor:
-        """Categories (B,) as (B, num_categories)."""
-        if category is None or category.shape != pos.shape[:1] or category.is_floating_point():
-            got = "none" if category is None else f"{category.dtype} of shape {tuple(category.shape)}"
-            raise ValueError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")
-        # On a GPU the values stay unread: looking at them would wait for the device.
-        if category.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(category.min()), int(category.max())
-            if low < 0 or high >= self.num_categories:
-                raise ValueError(f"expected category in [0, {self.num_categories}), but got {low} to {high}")
-        return category[:, None] == torch.arange(self.num_categories, device=category.device)
+
+def one_hot(category: Tensor | None, pos: Tensor, num_categories: int) -> Tensor:
+    """Categories (B,) of the clouds (B, N, 3) as (B, num_categories).
+
+    Raises:
+        ValueError: they are missing, have another shape, or are out of range.
+    """
+    if category is None or category.shape != pos.shape[:1] or category.is_floating_point():
+        got = "none" if category is None else f"{category.dtype} of shape {tuple(category.shape)}"
+        raise ValueError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")
+    # On a GPU the values stay unread: looking at them would wait for the device.
+    if category.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = int(category.min()), int(category.max())
+        if low < 0 or high >= num_categories:
+            raise ValueError(f"expected category in [0, {num_categories}), but got {low} to {high}")
+    return category[:, None] == torch.arange(num_categories, device=category.device)
 
 
 class SegmentationHead(nn.Module):

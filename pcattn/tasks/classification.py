@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pcattn.models import PCTClassifier
+from pcattn.models import build_classifier
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
 from pcattn.tasks.optimization import compile_network
@@ -28,8 +28,9 @@ class Classification(PointCloudTask):
 
     Args:
         num_classes: number of classes; the command line takes it from the data.
-        variant: network, see `pcattn.models.PCTClassifier`.
-        attention: name of the attention mechanism; None is the variant's own.
+        variant: network, a PCT (`pcattn.models.PCTClassifier`) or a hierarchical one (`HierarchicalBackbone`).
+        attention: name of the attention mechanism; None is the variant's own. A list, of a hierarchical network, has
+            one a level.
         attention_kwargs: arguments of the mechanism.
         network_kwargs: further arguments of the network (`dim`, `depth`, `k`, `dropout`, ...).
         num_features: channels of a point beside its position; the command line takes it from the data.
@@ -55,7 +56,7 @@ class Classification(PointCloudTask):
         self,
         num_classes: int,
         variant: str = "pct",
-        attention: str | None = None,
+        attention: list[str] | str | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         network_kwargs: dict[str, Any] | None = None,
         num_features: int = 0,
@@ -75,8 +76,13 @@ class Classification(PointCloudTask):
         if num_classes < 2:
             raise ValueError(f"expected at least two classes to tell apart, but got num_classes {num_classes}")
         self.save_hyperparameters()
-        self.network = PCTClassifier(
-            num_classes, variant, attention, attention_kwargs, num_features=num_features, **(network_kwargs or {})
+        self.network = build_classifier(
+            num_classes,
+            variant,
+            attention=attention,
+            attention_kwargs=attention_kwargs,
+            num_features=num_features,
+            **(network_kwargs or {}),
         )
         if compile:
             compile_network(self.network, compile)

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from pcattn.metrics import PartIoU, predict_parts
 from pcattn.metrics.functional import PartIoUResult
-from pcattn.models import PCTSegmenter
+from pcattn.models import build_segmenter
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
 from pcattn.tasks.optimization import compile_network
@@ -34,8 +34,9 @@ class PartSegmentation(PointCloudTask):
 
     Args:
         parts: part ids of each category; the command line takes them from the data (`per_point: true`).
-        variant: network, see `pcattn.models.PCTSegmenter`.
-        attention: name of the attention mechanism; None is the variant's own.
+        variant: network, a PCT (`pcattn.models.PCTSegmenter`) or a hierarchical one (`HierarchicalBackbone`).
+        attention: name of the attention mechanism; None is the variant's own. A list, of a hierarchical network, has
+            one a level.
         attention_kwargs: arguments of the mechanism.
         network_kwargs: further arguments of the network (`dim`, `depth`, `k`, `dropout`, ...).
         num_features: channels of a point beside its position; the command line takes it from the data.
@@ -67,7 +68,7 @@ class PartSegmentation(PointCloudTask):
         self,
         parts: list[list[int]],
         variant: str = "pct",
-        attention: str | None = None,
+        attention: list[str] | str | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         network_kwargs: dict[str, Any] | None = None,
         num_features: int = 0,
@@ -111,12 +112,12 @@ class PartSegmentation(PointCloudTask):
             raise ValueError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
         self.part_names = part_names or [str(part) for part in range(num_parts)]
         num_categories = len(parts) if conditioned and len(parts) > 1 else None
-        self.network = PCTSegmenter(
+        self.network = build_segmenter(
             num_parts,
             num_categories,
             variant,
-            attention,
-            attention_kwargs,
+            attention=attention,
+            attention_kwargs=attention_kwargs,
             num_features=num_features,
             **(network_kwargs or {}),
         )

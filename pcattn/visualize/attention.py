@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcattn.attention import AttentionLayer, AttentionMaps, Geometry
+from pcattn.attention import AttentionBlock, AttentionLayer, AttentionMaps, Geometry
 from pcattn.ops import knn
 from pcattn.visualize.scene import Cloud, Field, quantity
 
@@ -20,7 +20,7 @@ _RANKS = ("1st", "2nd", "3rd", "4th")
 
 def attention_layers(network: nn.Module) -> list[nn.Module]:
     """The cores of the attention layers of a network, in their order."""
-    return [module.core for module in network.modules() if isinstance(module, AttentionLayer)]
+    return [module.core for module in network.modules() if isinstance(module, (AttentionLayer, AttentionBlock))]
 
 
 @torch.no_grad()

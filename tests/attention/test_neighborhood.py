@@ -1,4 +1,4 @@
-"""Neighbourhood attention on points of a grid against the authors' operators, and its chunked form."""
+"""Neighbourhood attention on points of a grid against the authors' operators, and its CPU kernels."""
 
 import pytest
 import torch
@@ -25,9 +25,12 @@ def load_core(arrays, table=None, **kwargs):
     return core
 
 
-@pytest.fixture(params=[1, 1 << 18], ids=["small chunks", "large chunks"], autouse=True)
-def _chunks(request, monkeypatch):
-    monkeypatch.setattr(neighborhood_op, "_CHUNK_ELEMENTS", {"cpu": request.param})
+@pytest.fixture(params=[None, 1, 1 << 18], ids=["numba", "small chunks", "large chunks"], autouse=True)
+def _backend(request, monkeypatch):
+    """Everything by the kernel, and by the reference with one query and with all queries in a chunk."""
+    if request.param is not None:
+        monkeypatch.setattr(neighborhood_op, "_kernels", lambda *_: None)
+        monkeypatch.setattr(neighborhood_op, "_CHUNK_ELEMENTS", {"cpu": request.param})
 
 
 @pytest.fixture
@@ -132,7 +135,7 @@ def gathered(q, k, v, neighbours, bias):
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_chunks_equal_gather(with_bias):
+def test_equals_gather(with_bias):
     """Forward and gradients; lists may name a key twice."""
     q, k, v, grad = torch.randn(4, 2, 17, 3, 5, dtype=torch.float64)
     neighbours = torch.randint(0, 17, (2, 17, 6))
@@ -144,6 +147,19 @@ def test_chunks_equal_gather(with_bias):
         results.append((out, *torch.autograd.grad(out, leaves, grad)))
     for expected, actual in zip(*results, strict=True):
         assert_near(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """Sums in float32: the result is that of float32, rounded once."""
+    q, k, v = torch.randn(3, 2, 9, 2, 8, dtype=dtype).requires_grad_().unbind()
+    neighbours = torch.randint(0, 9, (2, 9, 4))
+    out = neighborhood_attention(q, k, v, neighbours)
+    exact = neighborhood_attention(q.float(), k.float(), v.float(), neighbours)
+    torch.testing.assert_close(out, exact.to(dtype), atol=0, rtol=2 * torch.finfo(dtype).eps)
+    for grad in torch.autograd.grad(out.sum(), (q, k, v)):
+        assert grad.dtype == dtype
+        assert grad.isfinite().all()
 
 
 def test_operation_is_registered_soundly():
@@ -164,7 +180,7 @@ def test_operation_is_registered_soundly():
         ({"k": torch.zeros(1, 5, 2, 4, dtype=torch.float64)}, "one dtype"),
         ({"neighbours": torch.zeros(1, 4, 3, dtype=torch.long)}, "expected neighbours"),
         ({"bias": torch.zeros(1, 5, 3, 1)}, "expected bias"),
-        ({"backend": "fast"}, "backend to be one of auto, triton, reference"),
+        ({"backend": "fast"}, "backend to be one of auto, triton, numba, reference"),
         ({"backend": "triton"}, "backend='triton' can run, but got: "),
     ],
 )
