@@ -452,6 +452,7 @@ def main(args: list[str] | None = None) -> None:
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
         "LightningCLI's args parameter.*",
+        ".*Precision bf16-mixed is not supported by the model summary.*",
         ".*directory .* exists and is not empty.*",  # a resumed run's own
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:compile.* is for GPUs")
 def build(settings: dict[str, Any], attention: str | None) -> PointCloudTask:
     """The task of a configuration, narrow, with another attention if one is named."""
     known = {"parts": [[0, 1], [2, 3, 4]]} if settings["data"].get("per_point") else {"num_classes": 40}
-    arguments = settings["model"]["init_args"] | known | {"network_kwargs": TINY}
+    arguments = settings["model"]["init_args"] | known
+    if not arguments["variant"].startswith("hierarchical"):  # those have widths and depths of their own
+        arguments["network_kwargs"] = TINY
     arguments["attention"] = attention or arguments["attention"]
     return resolve("task", settings["model"]["class_path"], {})(**arguments)
 
