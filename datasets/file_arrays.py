@@ -92,10 +92,11 @@ def read_npz(path: Path, columns: Sequence[str] | None) -> Columns:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             # Members may share their bytes.
-            check_expansion("of all members", sum(member.file_size for member in members), path.stat().st_size)
+            file_size = path.stat().st_size
+            check_expansion("of all members", sum(member.file_size for member in members), file_size, file_size)
             for member in members:
                 with archive.open(member) as file:
-                    _check_member(member, file)
+                    _check_member(member, file, file_size)
         with np.load(path, allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
@@ -189,7 +190,7 @@ def _from_array(array: np.ndarray, columns: Sequence[str] | None) -> Columns:
     return {name: array[:, index] for index, name in enumerate(names)}
 
 
-def _check_member(member: zipfile.ZipInfo, file: IO[bytes]) -> None:
+def _check_member(member: zipfile.ZipInfo, file: IO[bytes], file_size: int) -> None:
     """Refuse an array whose header says another size than the archive does, and one too small to hold either."""
     size = _promised_size(file)
     if size is not None:
@@ -197,7 +198,7 @@ def _check_member(member: zipfile.ZipInfo, file: IO[bytes]) -> None:
             raise ValueError(
                 f"expected {size} bytes of {member.filename} as its header says, but got {member.file_size}"
             )
-        check_expansion(member.filename, size, member.compress_size)
+        check_expansion(member.filename, size, member.compress_size, file_size)
 
 
 def _promised_size(file: IO[bytes]) -> int | None:

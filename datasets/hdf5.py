@@ -66,5 +66,5 @@ def _read(file: Any, name: str, file_size: int) -> NDArray[Any]:
         raise ValueError(f"{name} in another file")
     stored = min(array.id.get_storage_size(), file_size)
     if array.size:  # a chunk is decompressed as a whole, however little of it belongs to the array
-        check_expansion(name, max(array.size, prod(array.chunks or ())) * array.dtype.itemsize, stored)
+        check_expansion(name, max(array.size, prod(array.chunks or ())) * array.dtype.itemsize, stored, file_size)
     return array[:]

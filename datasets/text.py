@@ -53,6 +53,9 @@ def read_table(path: Path, min_columns: int = 3) -> NDArray[np.float32]:
         text = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise DatasetBrokenError(path, error.strerror or str(error)) from error
+    returns = np.flatnonzero(text[:-1] == ord("\r"))
+    if not np.isin(text[returns + 1], (ord("\r"), ord("\n"))).all():  # its lines would run into each other
+        raise DatasetBrokenError(path, "expected lines that end in LF or CR LF, but some end in CR alone")
     columns = _count_columns(text)
     if columns == 0:
         raise DatasetBrokenError(path, "expected lines of numbers, but got none")

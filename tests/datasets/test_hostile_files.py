@@ -17,6 +17,7 @@ import pytest
 
 from pcattn.datasets import DatasetBrokenError, DatasetError, PointCloudFolder, ShapeNetPart, read_cloud
 from pcattn.datasets.download import DownloadError, unpack
+from pcattn.datasets.expansion import check_expansion
 from pcattn.datasets.folder_layout import find_layout
 from pcattn.datasets.hdf5 import read_arrays
 from pcattn.datasets.modelnet_layouts import TextLayout
@@ -237,6 +238,16 @@ class TestHDF5:
         with h5py.File(path, "w") as file:
             file.create_group("data")
         refused(path, None, "something else than numbers in data", self.read)
+
+
+def test_what_compresses_well_is_no_bomb() -> None:
+    """Labels beside coordinates; but nothing that deflate cannot make, nor a large array that is the whole file."""
+    mega = 1 << 20
+    check_expansion("label", 400 * mega, 2 * mega, 500 * mega)
+    check_expansion("label", 200 * mega, mega, mega)
+    for size, stored, file_size in ((1033, 1, 500 * mega), (400 * mega, 2 * mega, 2 * mega)):
+        with pytest.raises(ValueError, match=f"array label that fits its {stored} bytes in the file, but got {size}"):
+            check_expansion("label", size, stored, file_size)
 
 
 class TestArchives:

@@ -104,7 +104,8 @@ def _table(path: Path) -> None:
 
     table = read_table(path, 3)
     _expect(table.ndim == 2 and table.shape[1] >= 3 and len(table) and np.isfinite(table).all(), "table")
-    expected = np.loadtxt(io.StringIO(path.read_text().translate(str.maketrans(",;", "  "))), np.float64, ndmin=2)
+    plain = path.read_text(encoding="latin-1").translate(str.maketrans(",;", "  "))
+    expected = np.loadtxt(io.StringIO(plain), np.float64, ndmin=2)
     _expect(np.allclose(table, expected.astype(np.float32), 1e-6, 1e-44), "other numbers than those of numpy")
 
 
