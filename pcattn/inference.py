@@ -26,6 +26,7 @@ from pcattn.datasets.preprocess import COMPUTED, check, name_channels, preproces
 from pcattn.ops import interpolate
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.base import PointCloudTask
+from pcattn.tasks.voting import mean_of_looks
 
 # Clouds that go through the network at once, and points that predictions are carried to at once: bounds of memory.
 _BATCH = 16
@@ -265,11 +266,8 @@ def carry(pos: Tensor, draws: Tensor, probabilities: Tensor) -> tuple[Tensor, Te
     Shape:
         parts (N,) in [0, P) and their probabilities (N,), on the CPU.
     """
-    device, num_parts = probabilities.device, probabilities.shape[2]
-    drawn, slots = draws.flatten().unique(return_inverse=True)
-    sums = torch.zeros(len(drawn), num_parts, device=device)
-    sums.index_add_(0, slots.to(device), probabilities.flatten(0, 1))
-    known = sums / slots.bincount().to(device)[:, None]  # (S, P), the mean over the draws of a point
+    device = probabilities.device
+    drawn, known = mean_of_looks(draws, probabilities)
     if len(drawn) == len(pos):
         best = known.max(dim=1)
         return best.indices.cpu(), best.values.cpu()

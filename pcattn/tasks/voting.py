@@ -59,13 +59,25 @@ def carry(cloud: PointBatch, looks: PointBatch, probabilities: Tensor) -> tuple[
         probabilities: (V, N, P).
 
     Returns:
-        (1, n, P) of the first look alone, and the mean over all looks.
+        (1, n, P) of the first look alone, and of all looks together.
 
-    Every look is interpolated by itself between its three nearest points (`pcattn.ops.interpolate`); a point that was
-    looked at keeps what was found there.
+    A point that was looked at keeps what was found there, in the mean over its looks; all others take the mean of the
+    three nearest of those (`pcattn.ops.interpolate`). The same as `pcattn.inference` does.
     """
     points: Any = looks.point_indices
-    first = total = interpolate(cloud.pos, cloud.pos[:, points[0]], probabilities[:1])
-    for look in range(1, len(probabilities)):  # one by one: n may be large
-        total = total + interpolate(cloud.pos, cloud.pos[:, points[look]], probabilities[look : look + 1])
-    return first, total / len(probabilities)
+    first = interpolate(cloud.pos, cloud.pos[:, points[0]], probabilities[:1])
+    drawn, known = mean_of_looks(points, probabilities)
+    return first, interpolate(cloud.pos, cloud.pos[:, drawn], known[None])
+
+
+def mean_of_looks(points: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The points (S,) of a cloud that were looked at, and the mean (S, P) of what was found there.
+
+    Args:
+        points: (V, N), indices of the points of V looks, on any device.
+        probabilities: (V, N, P).
+    """
+    drawn, slots = points.flatten().unique(return_inverse=True)
+    slots = slots.to(probabilities.device)
+    sums = probabilities.new_zeros(len(drawn), probabilities.shape[2]).index_add(0, slots, probabilities.flatten(0, 1))
+    return drawn, sums / slots.bincount(minlength=len(drawn))[:, None]

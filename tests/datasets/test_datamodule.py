@@ -172,8 +172,32 @@ class TestSizesThatDiffer:
         with pytest.raises(DatasetError, match=r"expected num_points, because .* differ in size \(10 to 29 points\)"):
             loaded(dataset="ManySizes", num_points=None)
 
-    def test_more_points_than_there_are(self) -> None:
-        assert loaded(dataset="ManySizes", num_points=64).example().pos.shape == (2, 64, 3)
+    def test_smaller_clouds_are_filled_up(self) -> None:
+        """To the size of the largest at most, as clouds of equal size: beyond it there would be nothing but copies."""
+        assert loaded(dataset="ManySizes", num_points=29).example().pos.shape == (2, 29, 3)
+        with pytest.raises(DatasetError, match=r"at most 29, the points of the largest cloud of .*, but got 30"):
+            loaded(dataset="ManySizes", num_points=30)
+
+
+class TestLabels:
+    """Labels that no output of the network stands for are found when the data is read, not by a GPU in training."""
+
+    def test_of_clouds(self) -> None:
+        data = PointCloudDataModule("x", f"{__name__}.ManySizes", num_points=12)
+        clouds = data._read("train")
+        clouds.label = clouds.label.clone()
+        clouds.label[5] = -100  # torch's cross-entropy leaves it out without a word
+        with pytest.raises(DatasetError, match=r"label in .* in \[0, 2\), but got -100 for cloud 5 of the data set"):
+            data.setup("fit")
+
+    def test_of_points(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(PointCloudDataModule, "parts", property(lambda self: [[0, 1, 2]]))
+        data = PointCloudDataModule("x", f"{__name__}.ManySizes", num_points=12)
+        clouds = data._read("train")
+        clouds.label = torch.zeros(len(clouds.pos), dtype=torch.long)
+        clouds.label[10 + 11 + 3] = 7
+        with pytest.raises(DatasetError, match=r"in \[0, 3\), but got 7 for point 3 of cloud 2$"):
+            data.setup("fit")
 
 
 class TestPreprocessing:

@@ -262,7 +262,7 @@ class TestSegmenter:
     def test_category_conditions(self) -> None:
         network, pos = segmenter().eval(), torch.randn(1, 16, 3)
         assert not torch.equal(network(pos, torch.tensor([0])), network(pos, torch.tensor([1])))
-        with pytest.raises(ValueError, match=r"in \[0, 3\), but got 3 to 3"):
+        with pytest.raises(ValueError, match=r"in \[0, 3\), but got 3 for cloud 0"):
             network(pos, torch.tensor([3]))
         without = segmenter(None).eval()
         assert torch.equal(without(pos), without(pos, torch.tensor([1])))

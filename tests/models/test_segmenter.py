@@ -117,7 +117,7 @@ class TestSegmenter:
             (None, r"shape \(2,\), but got none"),
             (torch.zeros(3, dtype=torch.long), r"shape \(2,\), but got torch.int64 of shape \(3,\)"),
             (torch.zeros(2), "but got torch.float32"),
-            (torch.tensor([0, 3]), r"in \[0, 3\), but got 0 to 3"),
+            (torch.tensor([0, 3]), r"in \[0, 3\), but got 3 for cloud 1"),
         ],
     )
     def test_bad_category(self, category: Tensor | None, message: str) -> None:

@@ -145,7 +145,7 @@ class TestKNN:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_terminates_on_non_finite_input(self, value: float, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the values stay unread, as on a GPU."""
-        monkeypatch.setattr("pcattn.ops._check_finite", lambda *_: None)
+        monkeypatch.setattr("pcattn.ops.check_finite", lambda *_: None)
         for dim in (3, 16):
             cloud = torch.randn(1, 100, dim)
             cloud[0, ::9] = value

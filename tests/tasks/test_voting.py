@@ -62,22 +62,25 @@ class TestDrawVotes:
 
 
 class TestCarry:
-    def test_each_look_is_interpolated_by_itself(self) -> None:
-        cloud = make_cloud(30)
+    def test_against_brute_force(self) -> None:
+        """The mean over the looks at a point; elsewhere that of the three nearest points that were looked at."""
+        cloud = make_cloud(60)
         looks = draw_votes(cloud, torch.arange(10), 3)
         found = torch.rand(3, 10, 4).softmax(dim=2)
         first, mean = carry(cloud, looks, found)
-        expected = torch.zeros(3, 30, 4)
-        for look, points in enumerate(looks.point_indices):
-            for i in range(30):
-                distance = (cloud.pos[0, i] - cloud.pos[0, points]).square().sum(dim=1)
+        for result, number in ((first, 1), (mean, 3)):
+            points, values = looks.point_indices[:number].flatten(), found[:number].flatten(0, 1)
+            places = sorted(set(points.tolist()))
+            at_places = torch.stack([values[points == place].mean(dim=0) for place in places])
+            expected = torch.zeros(60, 4)
+            for i in range(60):
+                distance = (cloud.pos[0, i] - cloud.pos[0, places]).square().sum(dim=1)
                 nearest = distance.argsort()[:3]
                 weight = 1 / distance[nearest]
                 same = distance[nearest] == 0
                 weight = same.float() if same.any() else weight / weight.sum()
-                expected[look, i] = weight @ found[look, nearest]
-        torch.testing.assert_close(first, expected[:1], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(mean, expected.mean(dim=0, keepdim=True), rtol=1e-4, atol=1e-5)
+                expected[i] = weight @ at_places[nearest]
+            torch.testing.assert_close(result[0], expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(first[0, :10], found[0])  # what was looked at stays
 
     def test_one_look_at_all_points(self) -> None:
