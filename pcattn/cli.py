@@ -45,6 +45,7 @@ LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 #: Commands beside those, and the module whose `main(args)` runs each.
 OTHER_COMMANDS = {
     "bench attention": "pcattn.bench.attention",
+    "bench networks": "pcattn.bench.networks",
     "bench ops": "pcattn.bench.ops",
     "bench train": "pcattn.bench.train",
     "bundle": "pcattn.bundle",

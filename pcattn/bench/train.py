@@ -1,4 +1,4 @@
-"""`pcattn bench train`: steps of training, ours beside the textbook PCT, and what feeds them."""
+"""`pcattn bench train`: steps of training, our classifiers beside the textbook PCT, and what feeds them."""
 
 import argparse
 import copy
@@ -21,7 +21,7 @@ from pcattn.bench.attention import peak_memory
 from pcattn.bench.textbook import TextbookPCT
 from pcattn.bench.timing import interleave, summary, synchronize
 from pcattn.datasets import PointCloudDataModule
-from pcattn.models import PCTClassifier
+from pcattn.models import PCTBackbone, PCTClassifier, build_classifier
 
 #: Networks by name, as (variant, attention).
 NETWORKS = {
@@ -30,11 +30,16 @@ NETWORKS = {
     "pct external": ("pct", "external"),
     "spct": ("spct", "offset"),
     "npct": ("npct", "self"),
+    "hierarchical_tiny": ("hierarchical_tiny", "neighborhood"),
 }
 TEXTBOOK = "textbook pct"
 
 #: Where the time of a step goes.
 SHARES = ("sampling", "grouping", "attention", "rest")
+
+#: Arguments that make a network small: of the PCT family, and of the hierarchical networks.
+NARROW: dict[str, Any] = {"dim": 16, "k": 8, "depth": 1, "out_dim": 32}
+NARROW_LEVELS: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "num_heads": [2, 2], "k": 8}
 
 #: Clouds in the data set that data loading is measured with.
 LOADED_CLOUDS = 2048
@@ -98,7 +103,7 @@ def bench_train(
     device: str = "cpu",
     repeats: int = 5,
     compiled: bool = False,
-    network_kwargs: dict[str, Any] | None = None,
+    narrow: bool = False,
     report: Callable[[str], Any] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure training steps (forward, backward, SGD) in turns, and the loading of what they consume.
@@ -110,7 +115,7 @@ def bench_train(
         device: `"cpu"` or `"cuda"`.
         repeats: timed steps of each, after two to warm up.
         compiled: measure every network compiled as well.
-        network_kwargs: further arguments of all networks (`dim`, `k`, `depth`).
+        narrow: measure small networks, see `NARROW`.
         report: called with lines of text on the way.
 
     Returns:
@@ -121,21 +126,25 @@ def bench_train(
         `resident_loading`: likewise where the clouds lie on the device.
     """
     pos, label = clouds(batch, num_points).to(device), torch.arange(batch, device=device) % 40
-    kwargs: dict[str, Any] = {"fps_rule": "pointnet2", "dropout": 0.0, **(network_kwargs or {})}
+    of_pct, of_levels = (NARROW, NARROW_LEVELS) if narrow else ({}, {})
 
-    def build(name: str) -> PCTClassifier:
+    def build(name: str) -> nn.Module:
         torch.manual_seed(0)
         variant, attention = NETWORKS[name]
-        sampling = {} if variant == "pct" else {"fps_rule": "centroid"}
-        return PCTClassifier(40, variant, attention, **{**kwargs, **sampling}).to(device)
+        kwargs = of_pct if variant in PCTBackbone.VARIANTS else of_levels
+        sampling = {"fps_rule": "pointnet2"} if variant == "pct" else {}
+        return build_classifier(40, variant, attention=attention, dropout=0.0, **kwargs, **sampling).to(device)
 
-    models: dict[str, nn.Module] = {TEXTBOOK: TextbookPCT(build("pct"), **(network_kwargs or {})).to(device)}
+    def build_textbook() -> TextbookPCT:
+        return TextbookPCT(cast("PCTClassifier", build("pct")), **of_pct).to(device)
+
+    models: dict[str, nn.Module] = {TEXTBOOK: build_textbook()}
     for name in networks:
         models[name] = build(name)
         if compiled:
             models[f"{name}, compiled"] = build(name)
             models[f"{name}, compiled"].compile()
-    errors = _gradient_errors(build("pct"), TextbookPCT(build("pct"), **(network_kwargs or {})).to(device), pos, label)
+    errors = _gradient_errors(build("pct"), build_textbook(), pos, label)
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Callable[[], None]] = {}
     for name, model in models.items():
@@ -170,7 +179,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, pos: Tensor, label
     optimizer.step()
 
 
-def _gradient_errors(network: PCTClassifier, textbook: TextbookPCT, pos: Tensor, label: Tensor) -> dict[str, float]:
+def _gradient_errors(network: nn.Module, textbook: TextbookPCT, pos: Tensor, label: Tensor) -> dict[str, float]:
     """Relative distance of the gradients of the network and of the textbook from the network's in float64."""
 
     def gradients(model: nn.Module, points: Tensor) -> Tensor:
@@ -258,10 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"expected --{option} of at least {least}, but got {getattr(args, name)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    batch, num_points, network_kwargs = args.batch, args.num_points, {}
-    if args.quick:
-        batch, num_points, network_kwargs = 4, 128, {"dim": 16, "k": 8, "depth": 1, "out_dim": 32}
+    batch, num_points = (4, 128) if args.quick else (args.batch, args.num_points)
     say = partial(print, file=sys.stderr, flush=True)
-    result = bench_train(args.networks, batch, num_points, args.device, args.repeats, args.compile, network_kwargs, say)
+    result = bench_train(args.networks, batch, num_points, args.device, args.repeats, args.compile, args.quick, say)
     print(json.dumps(result, indent=1) if args.json else table(result))
     return 0

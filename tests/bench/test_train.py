@@ -23,11 +23,12 @@ def test_textbook_is_the_same_function() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "LOADED_CLOUDS", 64)
-    args = ["--quick", "--repeats", "1", "--device", "cpu", "--networks", "pct", "npct", "--json"]
+    args = ["--quick", "--repeats", "1", "--device", "cpu", "--json"]
+    args += ["--networks", "pct", "npct", "hierarchical_tiny"]
     assert train.main(args) == 0
     result = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in result["rows"]}
-    assert set(rows) == {"textbook pct", "pct", "npct"}
+    assert set(rows) == {"textbook pct", "pct", "npct", "hierarchical_tiny"}
     assert rows["textbook pct"]["speedup"] == 1
     for row in rows.values():
         assert sum(row["shares"].values()) == pytest.approx(1)
@@ -35,6 +36,7 @@ def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         assert row["peak_mib"] > 0
     for where in train.SHARES:
         assert rows["pct"]["shares"][where] > 0
+        assert rows["hierarchical_tiny"]["shares"][where] > 0
     assert rows["npct"]["shares"]["sampling"] == rows["npct"]["shares"]["grouping"] == 0
     assert all(0 < error < 1e-2 for error in result["gradient_errors"].values())
     assert result["loading"] > 0
