@@ -30,7 +30,6 @@ def normal(shape: tuple[int, ...], like: Tensor, generator: Generator) -> Tensor
 
 def beta(size: int, concentration: float, like: Tensor, generator: Generator) -> Tensor:
     """Random numbers (size,) from Beta(concentration, concentration), with the device and dtype of `like`."""
-    check_positions(like, generator)
     # `torch.distributions` draws by the same operator, but has no way to name a generator.
     gamma = torch._standard_gamma(
         torch.full((2, size), concentration, device=like.device, dtype=torch.float64), generator=generator

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pcattn.attention import Geometry
 from pcattn.layers import LBR, LocalAggregation
 from pcattn.models import PCTClassifier
 from pcattn.normalization import normalize
@@ -149,7 +150,7 @@ class TestClassifier:
             embedded = backbone.embedding(pos, pos)[1] + backbone.position(pos)
             torch.testing.assert_close(seen[0], embedded)
             first = backbone.layers[0]
-            core = first.core(embedded, None)
+            core = first.core(embedded, Geometry(pos))
             torch.testing.assert_close(seen[1], embedded + first.lbr(embedded - core) + backbone.position(pos))
 
     def test_without_attention_points_do_not_meet_before_the_pool(self) -> None:

@@ -30,7 +30,7 @@ class TestSubsample:
         assert torch.equal(subsample(batch, 50).pos, batch.pos[:, :50])
 
     def test_too_many(self) -> None:
-        with pytest.raises(ValueError, match="at most 200"):
+        with pytest.raises(ValueError, match="num_points <= 200"):
             subsample(make_batch(), 201)
 
 
