@@ -202,7 +202,7 @@ def main(args: Sequence[str]) -> int:
         "Further options are those of fit.",
     )
     parser.add_argument("-c", "--config", required=True, help="configuration of the trainings")
-    parser.add_argument("--attentions", nargs="+", default=list(ATTENTION), help="default: all")
+    parser.add_argument("--attentions", nargs="*", default=list(ATTENTION), help="default: all; none: --also alone")
     parser.add_argument(
         "--also",
         nargs=2,
@@ -223,6 +223,8 @@ def main(args: Sequence[str]) -> int:
             resolve("attention", name, ATTENTION)  # a wrong one is found out before the first training
         networks = {name: ["--model.attention", name] for name in known.attentions}
         networks |= {name: shlex.split(further) for name, further in known.also}
+        if not networks:
+            parser.error("expected at least one network, of --attentions or --also")
         rows = compare(known.config, networks, known.seeds, out, options)
     except (OSError, ValueError) as error:
         parser.exit(2, f"pcattn: error: {error}\n")

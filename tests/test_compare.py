@@ -95,27 +95,16 @@ class TestCommand:
         root = write_modelnet40(tmp_path / "data", train=(80,))
         config = write_tiny_config(tmp_path / "tiny.yaml", root)
         out = tmp_path / "out"
-        assert (
-            run(
-                [
-                    "-c",
-                    str(config),
-                    "--seeds",
-                    "0",
-                    "--out",
-                    str(out),
-                    "--also",
-                    "nonsense",
-                    "--model.attention nonsense",
-                    "--attentions",
-                    "self",
-                ]
-            )
-            == 1
-        )
+        args = ["-c", str(config), "--seeds", "0", "--out", str(out), "--attentions"]
+        assert run([*args, "--also", "nonsense", "--model.attention nonsense"]) == 1
         assert "nonsense, seed 0 failed" in capsys.readouterr().err
         assert "expected attention to be one of" in (out / "nonsense-seed0.log").read_text()
 
     def test_no_config(self, capsys: pytest.CaptureFixture) -> None:
         assert run(["-c", "no.yaml"]) == 2
         assert "no.yaml" in capsys.readouterr().err
+
+    def test_no_network(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        config = write_tiny_config(tmp_path / "tiny.yaml", tmp_path)
+        assert run(["-c", str(config), "--attentions"]) == 2
+        assert "expected at least one network" in capsys.readouterr().err
