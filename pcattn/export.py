@@ -144,7 +144,7 @@ def _export_onnx(model: Model, path: Path) -> str:
     if found := obstacles(program.graph.nodes):
         raise ValueError(
             f"expected a network that ONNX can hold, but {'; '.join(found)} "
-            "(attention self, offset and external have been seen to work)"
+            "(attention self, offset, external and neighborhood have been seen to work)"
         )
     names = list(describe(model)["inputs"])
     with warnings.catch_warnings():

@@ -29,6 +29,17 @@ def offset_attention(q: Any, v: Any) -> tuple[Any, Any]:
     return op.Div(out, op.Add(totals, op.Constant(value_float=1e-9))), totals
 
 
+def neighborhood_attention(q: Any, k: Any, v: Any, neighbours: Any, bias: Any = None, *_: Any) -> tuple[Any, Any]:
+    """See `pcattn.attention.neighborhood_op`; keys and values of all neighbours are held at once."""
+    at = op.Unsqueeze(neighbours, _ints(3))  # (B, N, K, 1)
+    keys, values = (op.GatherND(rows, at, batch_dims=1) for rows in (k, v))  # (B, N, K, H, D)
+    products = op.ReduceSum(op.Mul(op.Unsqueeze(q, _ints(2)), keys), _ints(4), keepdims=0)
+    logits = op.Div(products, op.Sqrt(op.CastLike(op.Shape(q, start=3), q)))
+    logits = logits if bias is None else op.Add(logits, bias)
+    weights = op.Unsqueeze(op.Softmax(logits, axis=2), _ints(4))
+    return op.ReduceSum(op.Mul(weights, values), _ints(2), keepdims=0), op.ReduceLogSumExp(logits, _ints(2), keepdims=0)
+
+
 def knn(query: Any, support: Any, k: Any, *_: Any) -> tuple[Any, Any]:
     """See `pcattn.ops.knn`: Euclidean, of clouds without padding; direct differences in float64."""
     query = op.Unsqueeze(op.Cast(query, to=TensorProto.DOUBLE), _ints(2))
@@ -45,6 +56,13 @@ def farthest_point_sample(pos: Any, num_samples: Any, *_: Any) -> Any:
     """See `pcattn.ops.farthest_point_sample`: the rule `"centroid"`, of clouds without padding."""
     count = op.Constant(value_int=num_samples) if isinstance(num_samples, int) else op.Squeeze(num_samples)
     return _farthest_points(pos, count)
+
+
+def stable_sort(x: Any, *, stable: Any = True, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """See `torch.sort`: TopK orders equal values by index. In float64, which holds what is sorted here exactly."""
+    count = op.Gather(op.Shape(x), _ints(dim))
+    values, indices = op.TopK(op.Cast(x, to=TensorProto.DOUBLE), count, axis=dim, largest=int(descending), sorted=1)
+    return op.CastLike(values, x), indices
 
 
 @onnxscript.script(_LOCAL, default_opset=op)
@@ -70,8 +88,10 @@ def _farthest_points(pos: FLOAT[...], count: INT64) -> INT64[...]:  # type: igno
 #: What takes the place of each operation.
 TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.pcattn.offset_attention.default: offset_attention,
+    torch.ops.pcattn.neighborhood_attention.default: neighborhood_attention,
     torch.ops.pcattn.knn.default: knn,
     torch.ops.pcattn.farthest_point_sample.default: farthest_point_sample,
+    torch.ops.aten.sort.stable: stable_sort,
 }
 
 

@@ -63,6 +63,15 @@ class TestONNX:
         words = export.export(lively(task, {"num_points": 32}), tmp_path / "a.onnx", "onnx")
         assert "any number of clouds of any number of points" in words
 
+    def test_hierarchical(self, tmp_path: Path) -> None:
+        """Neighbour lists, sorted into classes by dilation, and attention over them; compared by `export` itself."""
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        network = {"dims": [8, 16], "depths": [2, 0], "num_heads": [2, 2], "k": 4, "dilation": 2}
+        task = Classification(3, "hierarchical_tiny", network_kwargs=network)
+        words = export.export(lively(task, {"num_points": 32}), tmp_path / "a.onnx", "onnx")
+        assert "any number of clouds of 32 points" in words
+
     def test_refused(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxscript")
         model = lively(Classification(3, "spct", "axial", network_kwargs={"dim": 16, "depth": 1}), {"num_points": 32})

@@ -52,7 +52,7 @@ def bench_networks(
         torch.manual_seed(0)
         network = build_segmenter(NUM_PARTS, None, name, attention=attention, **(network_kwargs or {})).to(device)
         _step(network, clouds(1, min(sizes)).to(device))  # whatever is loaded on first use is not part of a step
-        for num_points in sorted(sizes):
+        for num_points in sorted(set(sizes)):
             step = partial(_step, network, clouds(1, num_points).to(device))
             peak = peak_mib(step, device)
             with OperationTimer(device) as timer:

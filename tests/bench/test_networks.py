@@ -12,7 +12,7 @@ TINY = '{"dims": [8, 8], "depths": [1, 1], "num_heads": [1, 1], "k": 4, "dilatio
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--sizes", "128", "64", "--device", "cpu", "--network-kwargs", TINY]
+    args = ["--sizes", "128", "64", "128", "--device", "cpu", "--network-kwargs", TINY]
     assert networks.main([*args, "--json"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
