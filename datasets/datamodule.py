@@ -296,8 +296,12 @@ class PointCloudDataModule(LightningDataModule):
         return self._loader("test", torch.arange(len(self._splits["test"])))
 
     def predict_dataloader(self) -> DataLoader:
-        """Batches of the test split, in order."""
-        return self.test_dataloader()
+        """Batches of the test split, in order.
+
+        By the ordinary loader: Lightning makes another one of its class, whose sampler counts what is predicted.
+        """
+        loader = self.test_dataloader()
+        return DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None)
 
     def on_after_batch_transfer(self, batch: PointBatch, dataloader_idx: int) -> PointBatch:
         """Subsample and augment in training, on the device of the batch."""

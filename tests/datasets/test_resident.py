@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from torch.utils.data import DataLoader
 
 from pcattn.datasets import DenseClouds, EpochSampler, PointBatch, PointCloudDataModule
 from pcattn.datasets.dense import EpochLoader
@@ -153,6 +154,14 @@ class TestInTraining:
         resumed = self.fit(root, True, 3, path=tmp_path / "one.ckpt").batches
         for one, other in zip(resumed["train"], expected["train"][5:], strict=True):
             assert_equal(one, other)
+
+    def test_prediction_takes_the_ordinary_loader(self) -> None:
+        """Lightning makes the loader of a prediction a second time, by arguments that it knows."""
+        data = PointCloudDataModule("x", f"{__name__}.Parts", num_points=12, val_fraction=0.4, resident=True)
+        data.setup("predict")
+        assert type(data.predict_dataloader()) is DataLoader
+        for got, expected in zip(data.predict_dataloader(), data.test_dataloader(), strict=True):
+            assert_equal(got, expected)
 
     def test_nothing_is_moved_in_the_loop(self) -> None:
         data = PointCloudDataModule("x", f"{__name__}.Parts", num_points=12, val_fraction=0.4, resident=True)
