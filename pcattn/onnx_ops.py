@@ -42,14 +42,14 @@ def neighborhood_attention(q: Any, k: Any, v: Any, neighbours: Any, bias: Any = 
 
 def knn(query: Any, support: Any, k: Any, *_: Any) -> tuple[Any, Any]:
     """See `pcattn.ops.knn`: Euclidean, of clouds without padding; direct differences in float64."""
-    query = op.Unsqueeze(op.Cast(query, to=TensorProto.DOUBLE), _ints(2))
-    support = op.Unsqueeze(op.Cast(support, to=TensorProto.DOUBLE), _ints(1))
-    difference = op.Sub(query, support)
+    queries = op.Unsqueeze(op.Cast(query, to=TensorProto.DOUBLE), _ints(2))
+    points = op.Unsqueeze(op.Cast(support, to=TensorProto.DOUBLE), _ints(1))
+    difference = op.Sub(queries, points)
     squares = op.ReduceSum(op.Mul(difference, difference), _ints(3), keepdims=0)
     # k is free where it is the number of points of a small cloud.
     count = _ints(k) if isinstance(k, int) else op.Reshape(k, _ints(1))
     distances, indices = op.TopK(squares, count, axis=-1, largest=0, sorted=1)
-    return op.Cast(distances, to=TensorProto.FLOAT), indices
+    return op.CastLike(distances, query), indices
 
 
 def farthest_point_sample(pos: Any, num_samples: Any, *_: Any) -> Any:

@@ -60,7 +60,12 @@ class TestCode:
         "arguments",
         [
             {"hyper_parameters": {"attention": "trapped.code"}},
-            {"hyper_parameters": {"attention": ["trapped.code", "self"], "network_kwargs": {}}},
+            {
+                "hyper_parameters": {
+                    "variant": "hierarchical_tiny",
+                    "attention": ["self", "trapped.code", "self", "self"],
+                }
+            },
             {"hyper_parameters": {"_class_path": "trapped.code"}},
             {"datamodule_hyper_parameters": {"dataset": "trapped.code"}},
             {"datamodule_hyper_parameters": {"augmentation": [{"trapped.code": None}]}},

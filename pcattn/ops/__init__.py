@@ -278,12 +278,11 @@ def interpolate(
         support_lengths=support_lengths,
         backend=backend,
     )
-    # Weights relative to the nearest point do not overflow; the common factor cancels.
-    tiny = torch.finfo(distances.dtype).tiny
-    present = distances.isfinite()
-    weights = (distances[..., :1].detach() + tiny) / (distances.masked_fill(~present, 1.0) + tiny)
-    weights = weights.masked_fill(~present, 0.0)
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=tiny)
+    # Weights relative to the nearest point, whose own is 1, do not overflow; the common factor cancels.
+    absent, zero = ~distances.isfinite(), distances == 0
+    weights = distances[..., :1].detach() / distances.masked_fill(absent | zero, 1.0)
+    weights = weights.masked_fill(zero, 1.0).masked_fill(absent, 0.0)
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
     return torch.einsum("bmk,bmkc->bmc", weights.to(features.dtype), reference.gather(features, indices))
 
 

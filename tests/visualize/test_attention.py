@@ -28,6 +28,7 @@ def shown(model: PCTClassifier, pos: torch.Tensor, layer: int, point: int, head:
 def test_heads(pos: torch.Tensor) -> None:
     """The second layer attends from what the first one made of the points; the maps are its own."""
     model = network("neighborhood", num_heads=2, k=5)
+    hooks = dict(attention_layers(model)[1]._forward_pre_hooks)
     cloud = shown(model, pos, 1, 7)
     assert list(cloud.fields) == ["layer 1, head 0", "layer 1, head 1"]
     assert cloud.marked == 7
@@ -36,7 +37,7 @@ def test_heads(pos: torch.Tensor) -> None:
         assert set(np.flatnonzero(field.values)) == nearest
         assert field.values.sum() == pytest.approx(1)
     assert list(shown(model, pos, 1, 7, head=1).fields) == ["layer 1, head 1"]
-    assert not attention_layers(model)[1]._forward_pre_hooks
+    assert dict(attention_layers(model)[1]._forward_pre_hooks) == hooks
 
 
 def test_tokens(pos: torch.Tensor) -> None:
