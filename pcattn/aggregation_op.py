@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pcattn.normalization import is_plain_training, update_statistics
 from pcattn.ops._threads import run_split
+from pcattn.ops.checks import check_indices
 from pcattn.ops.reference import flat_indices
 
 # Elements of a block, for each thread: a few of them fit into a core's cache.
@@ -57,7 +58,16 @@ def aggregate(
 
     Shape:
         (B, M, D), D = `linear.out_features`.
+
+    Raises:
+        ValueError: shapes do not fit, or a neighbour is none of the N points: the kernels would read other memory.
     """
+    if neighbours.dim() != 3 or neighbours.shape[:2] != centres.shape[:2] or len(points) != len(centres):
+        raise ValueError(
+            "expected points (B, N, C), centres (B, M, C) and neighbours (B, M, k), "
+            f"but got {tuple(points.shape)}, {tuple(centres.shape)} and {tuple(neighbours.shape)}"
+        )
+    check_indices("neighbours", neighbours, points.shape[1])
     flat = flat_indices(neighbours, points.shape[1]).view(-1, neighbours.shape[2])
     out, *statistics = _Aggregate.apply(
         points.flatten(0, 1), centres.flatten(0, 1), flat, first.weight, first.bias, linear.weight, second.weight,

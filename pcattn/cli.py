@@ -144,7 +144,10 @@ class PointCloudCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
-            parser_kwargs={"description": f"Attention on point clouds. Further commands: {', '.join(OTHER_COMMANDS)}."},
+            parser_kwargs={
+                "prog": "pcattn",
+                "description": f"Attention on point clouds. Further commands: {', '.join(OTHER_COMMANDS)}.",
+            },
             seed_everything_default=0,
             auto_configure_optimizers=False,
             # The data module shards by itself. Its sampler is a function of seed and epoch.
@@ -466,6 +469,9 @@ def main(args: list[str] | None = None) -> None:
         length = len(command.split())
         if words[:length] == command.split():
             raise SystemExit(importlib.import_module(module).main(words[length:]))
+    if words in (["bench", "-h"], ["bench", "--help"]):
+        print("usage: pcattn", "\n       pcattn ".join(name for name in OTHER_COMMANDS if name.startswith("bench ")))
+        raise SystemExit(0)
     if words and not words[0].startswith("-") and words[0] not in LIGHTNING_COMMANDS:
         fail(f"expected one of {', '.join((*LIGHTNING_COMMANDS, *OTHER_COMMANDS))}, but got {' '.join(words[:2])!r}")
     try:

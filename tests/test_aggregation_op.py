@@ -119,3 +119,17 @@ def test_only_in_training_on_the_cpu() -> None:
     assert not aggregation_op.can_aggregate(features, exchanged.norm, exchanged.second.norm)
     layer.eval()
     assert not aggregation_op.can_aggregate(features, *norms)
+
+
+@pytest.mark.parametrize("wrong", [-1, 20])
+def test_neighbours_out_of_range(wrong: int) -> None:
+    layer, (features, centres, neighbours) = make(SIZES[0])
+    neighbours[1, 2, 3] = wrong
+    with pytest.raises(ValueError, match=rf"expected neighbours in \[0, 20\), .* but got {wrong} \(cloud 1\)"):
+        layer(features, centres, neighbours)
+
+
+def test_shapes_that_do_not_fit() -> None:
+    layer, (features, centres, neighbours) = make(SIZES[0])
+    with pytest.raises(ValueError, match=r"expected points .* but got .*\(2, 9, 8\) and \(2, 8, 5\)"):
+        layer(features, centres, neighbours[:, 1:])

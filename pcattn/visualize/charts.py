@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,20 +15,16 @@ from pcattn.visualize.plain_text import plain_text
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
-    """The logged values of every metric by epoch, from `metrics.csv` and those of interrupted trainings before it.
-
-    An epoch that was begun twice counts as it was the last time.
-    """
-    numbered = sorted(run.glob("metrics-*.csv"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
+    """The logged values of every metric by epoch, from `metrics.csv`; the last one of each epoch."""
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return {}
     curves: dict[str, dict[float, float]] = {}
-    for path in [*numbered, run / "metrics.csv"]:
-        if not path.is_file():
-            continue
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and row.get("epoch") and name not in ("epoch", "step"):
-                        curves.setdefault(name, {})[float(row["epoch"])] = float(value)
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and row.get("epoch") and name not in ("epoch", "step"):
+                    curves.setdefault(name, {})[float(row["epoch"])] = float(value)
     return {name: sorted(values.items()) for name, values in curves.items()}
 
 

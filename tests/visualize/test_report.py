@@ -61,10 +61,10 @@ def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_curves_of_a_resumed_run(tmp_path: Path) -> None:
-    """Epochs follow each other over the files; one that was repeated counts as it was the last time."""
-    (tmp_path / "metrics-1.csv").write_text("epoch,step,train/loss,val/oa\n0,1,3.0,\n0,1,,0.1\n1,2,2.0,\n")
-    (tmp_path / "metrics.csv").write_text("epoch,step,train/loss,val/oa\n1,2,2.5,\n1,2,,0.2\n,3,9,\n")
+def test_curves(tmp_path: Path) -> None:
+    """The last validation of an epoch counts; rows without an epoch do not."""
+    rows = ["0,1,3.0,", "0,1,,0.1", "1,2,2.5,", "1,2,,0.15", "1,3,,0.2", ",4,9,"]
+    (tmp_path / "metrics.csv").write_text("\n".join(["epoch,step,train/loss,val/oa", *rows]) + "\n")
     assert read_curves(tmp_path) == {"train/loss": [(0, 3.0), (1, 2.5)], "val/oa": [(0, 0.1), (1, 0.2)]}
     assert read_curves(tmp_path / "none") == {}
 
