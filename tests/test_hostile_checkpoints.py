@@ -64,6 +64,7 @@ class TestCode:
                 "hyper_parameters": {
                     "variant": "hierarchical_tiny",
                     "attention": ["self", "trapped.code", "self", "self"],
+                    "network_kwargs": {},
                 }
             },
             {"hyper_parameters": {"_class_path": "trapped.code"}},
