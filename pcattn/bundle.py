@@ -49,7 +49,7 @@ def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER, which: st
         "seed": settings["seed_everything"],
         "epoch": checkpoint.training["epochs"],
         "epochs": settings["trainer"]["max_epochs"],
-        "metrics": checkpoint.training.get("metrics") or json.loads(results.read_text()).get("best", {}),
+        "metrics": json.loads(results.read_text()).get("best", {}) if which == "best" else {},
     }
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save_weights(checkpoints.build(checkpoint, str(run)), path, checkpoint.data, training)

@@ -242,7 +242,9 @@ def _course(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
     try:
         course: dict[str, Any] = {"epochs": stored.get("epoch", -1) + 1, "steps": stored.get("global_step", 0)}
         for callback in (stored.get("callbacks") or {}).values():
-            if callback.get("monitor") and callback.get("current_score") is not None:
+            # The score is that of the checkpoint that was saved for it. last.ckpt holds it, too, but deserves its own.
+            own = os.path.basename(str(callback.get("best_model_path"))) == path.name
+            if own and callback.get("monitor") and callback.get("current_score") is not None:
                 course["metrics"] = {callback["monitor"]: float(callback["current_score"])}
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"expected {path} to tell its epoch and scores, but reading them failed: {error}") from error

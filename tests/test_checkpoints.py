@@ -31,7 +31,7 @@ def classifier(**kwargs: Any) -> Classification:
 def write_ckpt(path: Path, task: nn.Module, **changes: Any) -> Path:
     """A checkpoint in the layout of Lightning."""
     hyper_parameters = {**task.hparams, "_class_path": f"pcattn.tasks.{type(task).__name__}", "_instantiator": "a.b"}
-    scores = {"monitor": "val/oa", "current_score": torch.tensor(0.75), "best_model_score": torch.tensor(0.8)}
+    scores = {"monitor": "val/oa", "current_score": torch.tensor(0.75), "best_model_path": f"elsewhere/{path.name}"}
     stored = {
         "epoch": 4,
         "global_step": 100,
@@ -110,6 +110,11 @@ class TestLoad:
         assert not model.task.training
         for name, tensor in task.network.state_dict().items():
             assert torch.equal(model.task.network.state_dict()[name], tensor)
+
+    def test_last_has_not_the_score_of_the_best(self, tmp_path: Path) -> None:
+        best = write_ckpt(tmp_path / "best.ckpt", classifier())
+        last = best.rename(tmp_path / "last.ckpt")
+        assert checkpoints.read(last).training == {"epochs": 5, "steps": 100}
 
     def test_segmenter_without_class_path(self, tmp_path: Path) -> None:
         """As a training from Python leaves it; and with what the command line adds."""
