@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcattn.bench.timing import peak_mib
+from pcattn.bench.timing import peak_mib, synchronize
 from pcattn.bench.train import SHARES, OperationTimer, clouds
 from pcattn.models import SEGMENTERS, build_segmenter
 
@@ -55,10 +55,13 @@ def bench_networks(
         for num_points in sorted(set(sizes)):
             step = partial(_step, network, clouds(1, num_points).to(device))
             peak = peak_mib(step, device)
-            with OperationTimer(device) as timer:
-                start = timer.clock()
+            timer = OperationTimer(device)
+            start = timer.clock()
+            step()
+            synchronize(device)
+            seconds = timer.clock() - start
+            with timer:  # a step for itself: it waits for a GPU after every operation
                 step()
-                seconds = timer.clock() - start
             total = sum(timer.seconds.values())
             shares = {where: timer.seconds[where] / total for where in SHARES}
             rows.append(
@@ -141,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = partial(print, file=sys.stderr, flush=True)
     try:
         result = bench_networks(args.networks, args.sizes, args.attention, args.network_kwargs, args.device, say)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         parser.exit(2, f"pcattn: error: {error}\n")
     print(json.dumps(result, indent=1) if args.json else table(result))
     return 0
