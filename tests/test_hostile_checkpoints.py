@@ -213,7 +213,7 @@ class TestSizes:
             {"state_dict": {"network.a": 1}},
             {"callbacks": [1]},
             {"epoch": "a"},
-            {"callbacks": {"a": {"monitor": "b", "current_score": torch.ones(2)}}},
+            {"callbacks": {"a": {"monitor": "b", "current_score": torch.ones(2), "best_model_path": "a.ckpt"}}},
             {"datamodule_hyper_parameters": 7},
         ],
         ids=lambda change: "-".join(f"{k}-{v}"[:30] for k, v in change.items()),

@@ -17,7 +17,6 @@ from . import kill
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)  # what is forked must not have threads
     return kill.prepare(tmp_path_factory.mktemp("kill"))
 
 

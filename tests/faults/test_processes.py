@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pcattn.datasets import DatasetError, PointCloudFolder, folder
 from pcattn.datasets.files import Cloud
@@ -48,7 +47,6 @@ def test_a_killed_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_two_trainings_build_one_cache(tmp_path: Path) -> None:
     """Both begin without one, end with it, and are the same."""
-    torch.set_num_threads(1)  # what is forked must not have threads
     config = kill.write_tiny_config(tmp_path / "tiny.yaml", kill.write_resampled(tmp_path / "data", num_points=64))
     context = multiprocessing.get_context("fork")
     names = ("first", "second")
