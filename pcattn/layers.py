@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pcattn.aggregation_op import aggregate, can_aggregate, pool
 from pcattn.normalization import normalize
 from pcattn.ops import gather
-from pcattn.ops.checks import check_device, check_dtype, check_floating, reads_values
+from pcattn.ops.checks import check_device, check_dtype, reads_values
 
 #: The largest coordinate and feature that a network takes: products of products of larger ones leave float32.
 LARGEST_INPUT = 1e12
@@ -87,14 +87,14 @@ class LocalAggregation(nn.Module):
         return self.second(self.act(normalize(self.norm, grouped))).max(dim=2).values
 
 
-def check_points(pos: Tensor, features: Tensor | None, num_features: int, like: Tensor | None = None) -> Tensor:
+def network_input(pos: Tensor, features: Tensor | None, num_features: int, like: Tensor) -> Tensor:
     """The input of a network, checked: positions (B, N, 3) and features (B, N, F), concatenated to (B, N, 3 + F).
 
     Args:
         pos: (B, N, 3).
         features: (B, N, F).
         num_features: F.
-        like: a weight of the network, of whose type the input has to be; None leaves that open.
+        like: a weight of the network, of whose type the input has to be.
 
     Raises:
         ValueError: a shape or a type differs from what the network was built for, or a value is NaN, infinite or beyond
@@ -107,9 +107,7 @@ def check_points(pos: Tensor, features: Tensor | None, num_features: int, like: 
     for name, values in (("pos", pos), ("features", features)):
         if values is None:
             continue
-        check_floating(name, values)
-        if like is not None:
-            check_dtype(name, values, like, "the weights")
+        check_dtype(name, values, like, "the weights")
         if reads_values(values):
             _check_values(name, values)
     if not num_features:

@@ -100,7 +100,8 @@ class LastCheckpoint(RunCheckpoint):
 
     Args:
         run: folder of the run.
-        minutes: time between two checkpoints within an epoch; 0 saves after every step.
+        minutes: time between two checkpoints within an epoch; 0 saves after every step. With several processes it is
+            looked at every `_STEPS_BETWEEN_QUESTIONS` steps.
 
     Attributes:
         requested: the signal that asked to stop, if any.

@@ -44,7 +44,8 @@ def neighborhood_attention(
         (B, N, H, D), in the dtype of q. Computed in at least float32.
 
     Raises:
-        ValueError: shapes do not fit, or the backend cannot run; the message lists the reasons.
+        ValueError: shapes do not fit, on the CPU a neighbour is none of the N points, or the backend cannot run; the
+            message lists the reasons.
     """
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(
@@ -53,7 +54,6 @@ def neighborhood_attention(
         )
     if neighbours.dim() != 3 or neighbours.shape[:2] != q.shape[:2]:
         raise ValueError(f"expected neighbours (B, N, K) = {tuple(q.shape[:2])} + (K,), but got {neighbours.shape}")
-    check_indices("neighbours", neighbours, q.shape[1])
     if bias is not None and bias.shape != (*neighbours.shape, q.shape[2]):
         raise ValueError(
             f"expected bias (B, N, K, H) = {(*neighbours.shape, q.shape[2])}, but got shape {tuple(bias.shape)}"
@@ -95,6 +95,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     """The output, and the log-sum-exp (B, N, H) of the logits, from which the backward pass rebuilds the weights."""
+    # Here and not in the function above: a compiled graph has no values to look at until it runs.
+    check_indices("neighbours", neighbours, k.shape[1])
     if (kernels := _kernels(q, backend)) is not None:
         return kernels.forward(q, k, v, neighbours, bias)
     out, lse = _empty_outputs(q)

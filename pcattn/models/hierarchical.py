@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention import AttentionBlock, Geometry, accepted, layer_kwargs
-from pcattn.layers import LBR, LocalAggregation, check_points
+from pcattn.layers import LBR, LocalAggregation, network_input
 from pcattn.models.levels import Level, build_levels
 from pcattn.models.pct import ClassificationHead
 from pcattn.registry import construct
@@ -124,7 +124,7 @@ class HierarchicalBackbone(nn.Module):
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> tuple[list[Level], list[Tensor]]:
         """Levels and their tokens."""
-        x = self.embedding(check_points(pos, features, self.num_features, self.embedding.linear.weight))
+        x = self.embedding(network_input(pos, features, self.num_features, self.embedding.linear.weight))
         levels, tokens = build_levels(pos, self.strides, self.k), []
         for level, group, blocks in zip(levels, self.groups, self.layers, strict=True):
             x = group(torch.cat((pos.to(x.dtype), x), dim=2), level.centres, level.neighbours)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention import AttentionLayer, Geometry, layer_kwargs
-from pcattn.layers import LBR, LocalAggregation, check_points
+from pcattn.layers import LBR, LocalAggregation, network_input
 from pcattn.ops import farthest_point_sample, gather, knn
 from pcattn.registry import construct
 
@@ -149,7 +149,7 @@ class PCTBackbone(nn.Module):
 
     def outputs(self, pos: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Positions of the tokens (B, T, 3), and the outputs of all layers side by side, before they are fused."""
-        pos, x = self.embedding(pos, check_points(pos, features, self.num_features, self.fuse.linear.weight))
+        pos, x = self.embedding(pos, network_input(pos, features, self.num_features, self.fuse.linear.weight))
         geometry = Geometry(pos)
         position = self.position(pos) if self.position is not None else None
         outputs = [x] if self.fuse_embedding else []

@@ -50,9 +50,9 @@ def open_run(source: str | Path, trust: bool = False) -> Run:
         raise ValueError(f"expected {path} to tell where its data lies, but it does not: it was not written by fit")
     known = inspect.signature(PointCloudDataModule).parameters
     arguments = {name: value for name, value in checkpoint.data.items() if name in known}
-    if (
-        not trust and (code := find_import_path(arguments.get("dataset_kwargs"))) is not None
-    ):  # resolved when it is read
+    # A data set resolves its own arguments, later and out of reach of `names_only`.
+    code = None if trust else find_import_path(arguments.get("dataset_kwargs"))
+    if code is not None:
         raise ValueError(f"expected {path} to name no code, but its dataset_kwargs name {code!r}: --trust imports it")
     with names_only(None if trust else str(path)):
         data = construct("data module", "of the checkpoint", PointCloudDataModule, **arguments)
