@@ -23,7 +23,7 @@ class Size(NamedTuple):
 
 #: Networks by name.
 SIZES = {
-    "hierarchical_tiny": Size((32, 64, 96, 160), (2, 2, 2, 2), (2, 4, 6, 10)),
+    "hierarchical_tiny": Size((48, 64, 96, 128), (2, 2, 2, 2), (3, 4, 6, 8)),
     "hierarchical_small": Size((48, 96, 192, 256), (2, 2, 4, 2), (3, 6, 12, 16)),
     "hierarchical_base": Size((64, 128, 256, 512), (3, 4, 8, 3), (4, 8, 16, 32)),
 }
@@ -108,7 +108,8 @@ class HierarchicalBackbone(nn.Module):
         self.embedding = LBR(3 + num_features, self.dims[0])
         # Positions go along with the features: relative ones tell an aggregation the shape of its neighbourhood.
         self.groups = nn.ModuleList(
-            LocalAggregation(3 + below, dim) for below, dim in zip([self.dims[0], *self.dims], self.dims, strict=False)
+            LocalAggregation(3 + below, dim, num_relative=3)
+            for below, dim in zip([self.dims[0], *self.dims], self.dims, strict=False)
         )
         self.layers = nn.ModuleList()
         rate, step = 0.0, drop_path / max(1, sum(depths) - 1)
@@ -127,11 +128,22 @@ class HierarchicalBackbone(nn.Module):
         x = self.embedding(network_input(pos, features, self.num_features, self.embedding.linear.weight))
         levels, tokens = build_levels(pos, self.strides, self.k), []
         for level, group, blocks in zip(levels, self.groups, self.layers, strict=True):
-            x = group(torch.cat((pos.to(x.dtype), x), dim=2), level.centres, level.neighbours)
+            relative = _in_units(pos, level.spacing).to(x.dtype)
+            x = group(torch.cat((relative, x), dim=2), level.centres, level.neighbours)
             pos = level.geometry.pos
             x = blocks(x, level.geometry)
             tokens.append(x)
         return levels, tokens
+
+
+def _in_units(pos: Tensor, spacing: Tensor) -> Tensor:
+    """Positions around their mean in units of `spacing`, of a thousandth of their extent where that is more.
+
+    Without the bound, points that nearly all coincide would leave float32.
+    """
+    pos = pos - pos.mean(dim=1, keepdim=True)
+    extent = pos.abs().amax(dim=(1, 2), keepdim=True)
+    return pos / torch.maximum(spacing, extent * 1e-3)
 
 
 class _Stack(nn.ModuleList):
@@ -181,15 +193,17 @@ class HierarchicalClassifier(nn.Module):
         attention: str | Sequence[str] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         dropout: float = 0.5,
+        pool_dim: int = 128,
         **backbone: Any,
     ) -> None:
         super().__init__()
         self.backbone = construct(
             "network", variant, HierarchicalBackbone, variant, attention, attention_kwargs, **backbone
         )
-        self.head = ClassificationHead(2 * self.backbone.dims[-1], num_classes, dropout)
+        self.pools = nn.ModuleList(LBR(dim, pool_dim, negative_slope=0.2) for dim in self.backbone.dims)
+        self.head = ClassificationHead(pool_dim * len(self.pools), num_classes, dropout)
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits of each cloud."""
-        x = self.backbone(pos, features)[1][-1]
-        return self.head(torch.cat((x.max(dim=1).values, x.mean(dim=1)), dim=1))
+        _, tokens = self.backbone(pos, features)
+        return self.head(torch.cat([pool.max(x) for pool, x in zip(self.pools, tokens, strict=True)], dim=1))
