@@ -33,8 +33,11 @@ class HierarchicalBackbone(nn.Module):
     r"""Levels of ever fewer and wider tokens, each a stack of attention blocks (`AttentionBlock`).
 
     An LBR embeds every point. Each level then samples its points (farthest point sampling), gathers at each of them the
-    features and positions of its k nearest neighbours in the level before (`LocalAggregation`, a maximum), and applies
-    its blocks. These alternate near and far, as in DiNAT: dilation 1, :math:`\delta`, 1, ...
+    features and relative positions of its k nearest neighbours in the level before (`LocalAggregation`, a maximum), and
+    applies its blocks. These alternate near and far, as in DiNAT: dilation 1, :math:`\delta`, 1, ...
+
+    Relative positions are measured in root mean square distances of a level's neighbours, so that they are numbers
+    around one on every level and for any number of points.
 
     With fewer points lists become shorter, k to N and the dilation to DiNAT's bound
     :math:`\delta \le \lfloor N / k \rfloor`, with N the number of points of the level: any cloud of N >= 1 points will
@@ -137,12 +140,12 @@ class HierarchicalBackbone(nn.Module):
 
 
 def _in_units(pos: Tensor, spacing: Tensor) -> Tensor:
-    """Positions around their mean in units of `spacing`, of a thousandth of their extent where that is more.
+    """Positions (B, N, 3) from the first one, in units of `spacing`; of a thousandth of their extent where that is more.
 
-    Without the bound, points that nearly all coincide would leave float32.
+    Without the bound, clouds most of whose points coincide would leave float32.
     """
-    pos = pos - pos.mean(dim=1, keepdim=True)
-    extent = pos.abs().amax(dim=(1, 2), keepdim=True)
+    pos = pos - pos[:, :1]
+    extent = (pos.amax(dim=1, keepdim=True) - pos.amin(dim=1, keepdim=True)).amax(dim=2, keepdim=True)
     return pos / torch.maximum(spacing, extent * 1e-3)
 
 
@@ -169,7 +172,8 @@ def _per_level(name: str, value: int | Sequence[int], num_levels: int, least: in
 class HierarchicalClassifier(nn.Module):
     """The hierarchical transformer for classification.
 
-    Maximum and mean of the last level's tokens of a `HierarchicalBackbone`, through PCT's head (`ClassificationHead`).
+    The tokens of every level of a `HierarchicalBackbone` pass an LBR of the level's own (slope 0.2); their maxima over
+    the cloud, side by side, go through PCT's head (`ClassificationHead`).
 
     Args:
         num_classes: number of logits.
@@ -177,6 +181,7 @@ class HierarchicalClassifier(nn.Module):
         attention: name of the mechanism, or a list with one a level; None is neighbourhood attention.
         attention_kwargs: arguments of the mechanism.
         dropout: probability in the head.
+        pool_dim: channels of each level's maximum.
         **backbone: further arguments of `HierarchicalBackbone`.
 
     Shape:
