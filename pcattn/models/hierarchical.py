@@ -1,7 +1,7 @@
 """A hierarchical transformer on points: the design of NAT and DiNAT (Hassani et al. 2022) on sampled clouds."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ class HierarchicalBackbone(nn.Module):
 
 
 def _in_units(pos: Tensor, spacing: Tensor) -> Tensor:
-    """Positions (B, N, 3) from the first one, in units of `spacing`; of a thousandth of their extent where that is more.
+    """Positions (B, N, 3) from the first one, in units of `spacing`, or a thousandth of their extent if that is more.
 
     Without the bound, clouds most of whose points coincide would leave float32.
     """
@@ -211,4 +211,4 @@ class HierarchicalClassifier(nn.Module):
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits of each cloud."""
         _, tokens = self.backbone(pos, features)
-        return self.head(torch.cat([pool.max(x) for pool, x in zip(self.pools, tokens, strict=True)], dim=1))
+        return self.head(torch.cat([cast(LBR, pool).max(x) for pool, x in zip(self.pools, tokens, strict=True)], dim=1))
