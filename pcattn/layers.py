@@ -59,6 +59,8 @@ class LocalAggregation(nn.Module):
     Args:
         in_dim: channels C of the input features.
         out_dim: channels of both LBRs.
+        num_relative: of the first channels only the difference f_j - f_i enters: positions whose origin and unit say
+            nothing.
 
     Shape:
         features (B, N, C), centres (B, M) and neighbours (B, M, k) indices -> (B, M, out_dim). centres None: every
@@ -67,16 +69,18 @@ class LocalAggregation(nn.Module):
     Source: Point Cloud Transformer, Guo et al. 2021, https://arxiv.org/abs/2012.09688.
     """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, num_relative: int = 0) -> None:
         super().__init__()
-        self.linear = nn.Linear(2 * in_dim, out_dim, bias=False)
+        self.in_dim, self.num_relative = in_dim, num_relative
+        self.linear = nn.Linear(2 * in_dim - num_relative, out_dim, bias=False)
         self.norm = nn.BatchNorm1d(out_dim)
         self.act = nn.ReLU()
         self.second = LBR(out_dim, out_dim)
 
     def forward(self, features: Tensor, centres: Tensor | None, neighbours: Tensor) -> Tensor:
         """Aggregate the features of `neighbours` at `centres`."""
-        of_neighbour, of_centre = self.linear.weight.chunk(2, dim=1)
+        of_neighbour, of_centre = self.linear.weight.split((self.in_dim, self.in_dim - self.num_relative), dim=1)
+        of_centre = nn.functional.pad(of_centre, (self.num_relative, 0))
         from_points = nn.functional.linear(features, of_neighbour)
         at_centre = features if centres is None else gather(features, centres)
         from_centre = nn.functional.linear(at_centre, of_centre - of_neighbour)

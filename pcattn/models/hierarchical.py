@@ -1,7 +1,7 @@
 """A hierarchical transformer on points: the design of NAT and DiNAT (Hassani et al. 2022) on sampled clouds."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Size(NamedTuple):
 
 #: Networks by name.
 SIZES = {
-    "hierarchical_tiny": Size((32, 64, 96, 160), (2, 2, 2, 2), (2, 4, 6, 10)),
+    "hierarchical_tiny": Size((48, 64, 96, 128), (2, 2, 2, 2), (3, 4, 6, 8)),
     "hierarchical_small": Size((48, 96, 192, 256), (2, 2, 4, 2), (3, 6, 12, 16)),
     "hierarchical_base": Size((64, 128, 256, 512), (3, 4, 8, 3), (4, 8, 16, 32)),
 }
@@ -33,8 +33,11 @@ class HierarchicalBackbone(nn.Module):
     r"""Levels of ever fewer and wider tokens, each a stack of attention blocks (`AttentionBlock`).
 
     An LBR embeds every point. Each level then samples its points (farthest point sampling), gathers at each of them the
-    features and positions of its k nearest neighbours in the level before (`LocalAggregation`, a maximum), and applies
-    its blocks. These alternate near and far, as in DiNAT: dilation 1, :math:`\delta`, 1, ...
+    features and relative positions of its k nearest neighbours in the level before (`LocalAggregation`, a maximum), and
+    applies its blocks. These alternate near and far, as in DiNAT: dilation 1, :math:`\delta`, 1, ...
+
+    Relative positions are measured in root mean square distances of a level's neighbours, so that they are numbers
+    around one on every level and for any number of points.
 
     With fewer points lists become shorter, k to N and the dilation to DiNAT's bound
     :math:`\delta \le \lfloor N / k \rfloor`, with N the number of points of the level: any cloud of N >= 1 points will
@@ -108,7 +111,8 @@ class HierarchicalBackbone(nn.Module):
         self.embedding = LBR(3 + num_features, self.dims[0])
         # Positions go along with the features: relative ones tell an aggregation the shape of its neighbourhood.
         self.groups = nn.ModuleList(
-            LocalAggregation(3 + below, dim) for below, dim in zip([self.dims[0], *self.dims], self.dims, strict=False)
+            LocalAggregation(3 + below, dim, num_relative=3)
+            for below, dim in zip([self.dims[0], *self.dims], self.dims, strict=False)
         )
         self.layers = nn.ModuleList()
         rate, step = 0.0, drop_path / max(1, sum(depths) - 1)
@@ -127,11 +131,22 @@ class HierarchicalBackbone(nn.Module):
         x = self.embedding(network_input(pos, features, self.num_features, self.embedding.linear.weight))
         levels, tokens = build_levels(pos, self.strides, self.k), []
         for level, group, blocks in zip(levels, self.groups, self.layers, strict=True):
-            x = group(torch.cat((pos.to(x.dtype), x), dim=2), level.centres, level.neighbours)
+            relative = _in_units(pos, level.spacing).to(x.dtype)
+            x = group(torch.cat((relative, x), dim=2), level.centres, level.neighbours)
             pos = level.geometry.pos
             x = blocks(x, level.geometry)
             tokens.append(x)
         return levels, tokens
+
+
+def _in_units(pos: Tensor, spacing: Tensor) -> Tensor:
+    """Positions (B, N, 3) from the first one, in units of `spacing`, or a thousandth of their extent if that is more.
+
+    Without the bound, clouds most of whose points coincide would leave float32.
+    """
+    pos = pos - pos[:, :1]
+    extent = (pos.amax(dim=1, keepdim=True) - pos.amin(dim=1, keepdim=True)).amax(dim=2, keepdim=True)
+    return pos / torch.maximum(spacing, extent * 1e-3)
 
 
 class _Stack(nn.ModuleList):
@@ -157,7 +172,8 @@ def _per_level(name: str, value: int | Sequence[int], num_levels: int, least: in
 class HierarchicalClassifier(nn.Module):
     """The hierarchical transformer for classification.
 
-    Maximum and mean of the last level's tokens of a `HierarchicalBackbone`, through PCT's head (`ClassificationHead`).
+    The tokens of every level of a `HierarchicalBackbone` pass an LBR of the level's own (slope 0.2); their maxima over
+    the cloud, side by side, go through PCT's head (`ClassificationHead`).
 
     Args:
         num_classes: number of logits.
@@ -165,6 +181,7 @@ class HierarchicalClassifier(nn.Module):
         attention: name of the mechanism, or a list with one a level; None is neighbourhood attention.
         attention_kwargs: arguments of the mechanism.
         dropout: probability in the head.
+        pool_dim: channels of each level's maximum.
         **backbone: further arguments of `HierarchicalBackbone`.
 
     Shape:
@@ -181,15 +198,17 @@ class HierarchicalClassifier(nn.Module):
         attention: str | Sequence[str] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         dropout: float = 0.5,
+        pool_dim: int = 128,
         **backbone: Any,
     ) -> None:
         super().__init__()
         self.backbone = construct(
             "network", variant, HierarchicalBackbone, variant, attention, attention_kwargs, **backbone
         )
-        self.head = ClassificationHead(2 * self.backbone.dims[-1], num_classes, dropout)
+        self.pools = nn.ModuleList(LBR(dim, pool_dim, negative_slope=0.2) for dim in self.backbone.dims)
+        self.head = ClassificationHead(pool_dim * len(self.pools), num_classes, dropout)
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits of each cloud."""
-        x = self.backbone(pos, features)[1][-1]
-        return self.head(torch.cat((x.max(dim=1).values, x.mean(dim=1)), dim=1))
+        _, tokens = self.backbone(pos, features)
+        return self.head(torch.cat([cast(LBR, pool).max(x) for pool, x in zip(self.pools, tokens, strict=True)], dim=1))

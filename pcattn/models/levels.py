@@ -16,6 +16,7 @@ class Level(NamedTuple):
     geometry: Geometry  #: of its points, (B, M, 3)
     centres: Tensor | None  #: (B, M), its points among those of the level before; None: they are the same
     neighbours: Tensor  #: (B, M, k), the nearest points of the level before, the centre itself first
+    spacing: Tensor  #: (B, 1, 1), root mean square distance of the centres to their neighbours
 
 
 def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
@@ -36,13 +37,22 @@ def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
         num_samples = max(1, num_points // stride)
         lists = below.neighbours(k)
         if num_samples == num_points:
-            levels.append(Level(below, None, lists))
+            levels.append(Level(below, None, lists, _spacing(below.offsets(k))))
             continue
         if sampled:
             # shape, because len() would fix a batch that export leaves free.
             centres = torch.arange(num_samples, device=pos.device).expand(pos.shape[0], -1)
         else:
             centres, sampled = farthest_point_sample(below.pos, num_samples), True
-        below = Geometry(gather(below.pos, centres), clip=True)
-        levels.append(Level(below, centres, gather(lists, centres)))
+        lists = gather(lists, centres)
+        chosen = gather(below.pos, centres)
+        spacing = _spacing(gather(below.pos, lists) - chosen[:, :, None])
+        below = Geometry(chosen, clip=True)
+        levels.append(Level(below, centres, lists, spacing))
     return levels
+
+
+def _spacing(offsets: Tensor) -> Tensor:
+    """Root mean square (B, 1, 1) of the lengths of (B, M, k, 3)."""
+    square = offsets.square().sum(dim=-1).mean(dim=(1, 2))
+    return square.clamp_min(torch.finfo(offsets.dtype).tiny).sqrt()[:, None, None]

@@ -31,9 +31,9 @@ def num_parameters(module: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     ("variant", "of_classifier", "of_segmenter"),
     [
-        ("hierarchical_tiny", 1_049_140, 1_140_798),
-        ("hierarchical_small", 3_109_594, 3_292_420),
-        ("hierarchical_base", 12_547_572, 12_876_286),
+        ("hierarchical_tiny", 1_053_490, 977_500),
+        ("hierarchical_small", 3_184_618, 3_290_644),
+        ("hierarchical_base", 12_406_452, 12_873_406),
     ],
 )
 def test_parameter_counts(variant: str, of_classifier: int, of_segmenter: int) -> None:
@@ -70,6 +70,16 @@ class TestLevels:
         sizes = [level.geometry.pos.shape[1] for level in levels]
         assert sizes == [max(1, num_points // 2), 1, 1]
         assert all(level.neighbours.shape[2] <= num_points for level in levels)
+
+    @pytest.mark.parametrize("strides", [[1, 4], [2, 2]])
+    def test_spacing(self, strides: list[int]) -> None:
+        pos = torch.randn(2, 40, 3, dtype=torch.float64)
+        below = pos
+        for level in build_levels(pos, strides, k=5):
+            near = gather(below, level.neighbours)
+            distance = (near - level.geometry.pos[:, :, None]).norm(dim=3)
+            torch.testing.assert_close(level.spacing[:, 0, 0], distance.square().mean(dim=(1, 2)).sqrt())
+            below = level.geometry.pos
 
     def test_lists_are_shared(self) -> None:
         """A level searches once for its first block, its third, and the aggregation above."""
@@ -174,6 +184,22 @@ class TestClassifier:
     def test_does_not_depend_on_the_order_of_points(self, mode: str) -> None:
         network, pos = classifier(dilation_mode=mode).double().eval(), torch.randn(2, 75, 3, dtype=torch.float64)
         torch.testing.assert_close(network(pos[:, torch.randperm(75)]), network(pos), atol=1e-10, rtol=0)
+
+    def test_aggregates_relative_positions_in_units_of_their_spacing(self) -> None:
+        """With features that do not say where they are, and no attention, size and place of a cloud do not matter."""
+        backbone = HierarchicalBackbone(**{**SMALL, "depths": [0, 0]}, num_features=1).double().eval()
+        with torch.no_grad():
+            backbone.embedding.linear.weight[:, :3] = 0
+        pos, features = torch.randn(2, 40, 3, dtype=torch.float64), torch.randn(2, 40, 1, dtype=torch.float64)
+        expected = backbone(pos, features)[1][-1]
+        torch.testing.assert_close(backbone(100 * pos + 7, features)[1][-1], expected, atol=1e-9, rtol=0)
+        assert not torch.allclose(backbone(pos * torch.tensor([1.0, 1.0, 2.0]), features)[1][-1], expected)
+
+    def test_every_level_is_pooled(self) -> None:
+        network, pos = classifier(pool_dim=6).eval(), torch.randn(2, 40, 3)
+        tokens = network.backbone(pos)[1]
+        pooled = [pool(x).max(dim=1).values for pool, x in zip(network.pools, tokens, strict=True)]
+        torch.testing.assert_close(network(pos), network.head(torch.cat(pooled, dim=1)))
 
     def test_does_not_depend_on_the_batch(self) -> None:
         network, pos = classifier().double().eval(), torch.randn(3, 64, 3, dtype=torch.float64)
@@ -290,10 +316,11 @@ def test_export_with_a_free_batch(build: Callable[[], torch.nn.Module]) -> None:
 
 
 def test_degenerate_clouds() -> None:
-    """All points in one place, on a line, and copies of three: finite, in training and evaluation."""
+    """All points in one place, on a line, copies of two and of three: finite, in training and evaluation."""
     line = torch.zeros(2, 32, 3)
     line[..., 0] = torch.linspace(-1, 1, 32)
-    clouds: list[Tensor] = [torch.full((2, 32, 3), 0.3), line, torch.randn(2, 3, 3).repeat(1, 11, 1)[:, :32]]
+    twins = torch.randn(2, 2, 3).repeat_interleave(16, dim=1)  # no point has a neighbour but copies of itself
+    clouds: list[Tensor] = [torch.full((2, 32, 3), 0.3), line, twins, torch.randn(2, 3, 3).repeat(1, 11, 1)[:, :32]]
     for train in (True, False):
         for network in (classifier().train(train), segmenter(None).train(train)):
             assert all(network(cloud).isfinite().all() for cloud in clouds)

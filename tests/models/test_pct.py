@@ -42,12 +42,13 @@ class TestLocalAggregation:
     def textbook(self, layer: LocalAggregation, features: Tensor, centres: Tensor, neighbours: Tensor) -> Tensor:
         """Group first, then both LBRs, as the paper writes it."""
         of_centre = gather(features, centres)[:, :, None].expand(-1, -1, neighbours.shape[2], -1)
-        grouped = torch.cat((gather(features, neighbours) - of_centre, of_centre), dim=3)
+        grouped = torch.cat((gather(features, neighbours) - of_centre, of_centre[..., layer.num_relative :]), dim=3)
         return layer.second(torch.relu(normalize(layer.norm, layer.linear(grouped)))).amax(dim=2)
 
+    @pytest.mark.parametrize("num_relative", [0, 3])
     @pytest.mark.parametrize("training", [True, False])
-    def test_factorised_equals_textbook(self, training: bool) -> None:
-        layer = LocalAggregation(6, 10).double().train(training)
+    def test_factorised_equals_textbook(self, training: bool, num_relative: int) -> None:
+        layer = LocalAggregation(6, 10, num_relative).double().train(training)
         features = torch.randn(2, 30, 6, dtype=torch.float64, requires_grad=True)
         pos = torch.randn(2, 30, 3, dtype=torch.float64)
         centres = farthest_point_sample(pos, 12)

@@ -42,7 +42,9 @@ def test_in_a_browser(flat: bool, tmp_path: Path) -> None:
 
     async def actions(browser) -> None:
         await browser.evaluate("document.getElementById('turn').click()")  # stand still, and where it began:
-        await browser.evaluate("Object.assign(camera, FIRST); redraw = true;")  # it has turned for as long as loading took
+        await browser.evaluate(
+            "Object.assign(camera, FIRST); redraw = true;"
+        )  # it has turned for as long as loading took
         await browser.settle()
         assert await browser.evaluate("gl === null") is flat
         box = await browser.evaluate(
