@@ -21,5 +21,7 @@ def _functions(module: str, names: Mapping[str, Any]) -> Iterator[FunctionType]:
         if isclass(value):
             if value.__module__ == module:
                 yield from _functions(module, vars(value))
-        elif isfunction(function := unwrap(value)) and function.__module__ == module:
+            continue
+        function = unwrap(value, stop=lambda wrapper: hasattr(wrapper, "py_func"))  # numba compiles no calls of a guide
+        if isfunction(function) and function.__module__ == module:
             yield function
