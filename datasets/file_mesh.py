@@ -40,7 +40,7 @@ def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarra
     silent, logger.disabled = logger.disabled, True  # it tells of damaged files in tracebacks
     try:
         # No materials: they lie in other files, and the points have no use for them. No merging of vertices either.
-        mesh = trimesh.load_mesh(io.BytesIO(body), file_type=kind, process=False, skip_materials=True)
+        mesh = trimesh.load_mesh(io.BytesIO(_in_utf8(body, kind)), file_type=kind, process=False, skip_materials=True)
         pos, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
         visual: Any = mesh.visual
         colors = visual.vertex_colors[:, :3] if visual.kind == "vertex" else None
@@ -100,3 +100,14 @@ def _read_vertices(body: bytes) -> dict[str, np.ndarray]:
     if names is None:
         raise ValueError(f"expected vertices of 3, 4 or 6 numbers, but got {table.shape[1]}")
     return {name: table[:, index] for index, name in enumerate(names) if name != "w"}
+
+
+def _in_utf8(body: bytes, kind: str) -> bytes:
+    """The same in UTF-8. The library would guess the alphabet of anything else, which takes longer than to read it, and
+    concerns names alone, none of which is kept."""
+    binary = kind == "stl" and len(body) >= 84 and len(body) == 84 + 50 * int.from_bytes(body[80:84], "little")
+    try:
+        (body[:80] if binary else body).decode()
+    except UnicodeDecodeError:
+        return bytes(80) + body[80:] if binary else body.decode(errors="replace").encode()
+    return body

@@ -3,4 +3,7 @@
 
 def printable(text: object) -> str:
     """The text with everything that does not print (control characters, marks of direction, broken UTF-8) escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

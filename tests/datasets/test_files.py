@@ -372,6 +372,20 @@ class TestMeshes:
         assert read_cloud(path, num_points=50).pos.shape == (50, 3)
         broken(path, bytes(80) + struct.pack("<I", 10**9) + facet, "a mesh")
 
+    def test_names_of_any_alphabet(self, tmp_path: Path) -> None:
+        name = "Stühle\x85".encode("latin-1")
+        facet = struct.pack("<12fH", 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0)
+        lines = b"facet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop\nendfacet\n"
+        for suffix, body in {
+            "off": b"OFF\n# %s\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n" % name,
+            "obj": b"o %s\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n" % name,
+            "stl": name.ljust(80) + struct.pack("<I", 1) + facet,
+            "STL": b"solid %s\n%sendsolid %s\n" % (name, lines, name),
+        }.items():
+            path = tmp_path / f"mesh.{suffix}"
+            path.write_bytes(body)
+            np.testing.assert_array_equal(read_cloud(path, mesh="vertices").pos, [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+
     def test_broken(self, tmp_path: Path) -> None:
         path = tmp_path / "mesh.off"
         broken(path, b"OFF\n1000000000000 2 0\n0 0 0\n", "a mesh")

@@ -5,13 +5,13 @@ import json
 import os
 import resource
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from pcattn import checkpoints
 from pcattn.datasets import cache, folder_layout, modelnet_layouts, scanobjectnn, shapenet_layouts
@@ -177,10 +177,10 @@ def _archive(path: Path) -> None:
 
 def _checkpoint(path: Path) -> None:
     pickled = path.read_bytes()
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/version", b"3\n")
-        archive.writestr("archive/data/0", bytes(64))
+    writer = torch._C.PyTorchFileWriter(str(path))  # as torch.save does
+    writer.write_record("data.pkl", pickled, len(pickled))
+    writer.write_record("data/0", bytes(64), 64)
+    writer.write_end_of_file()
     _plain(checkpoints.read(path))
 
 
