@@ -101,7 +101,7 @@ def write(path: Path, pos: np.ndarray, attributes: dict[str, np.ndarray]) -> Non
             rows = np.empty(min(_ROWS, len(pos) - start), dtype)
             for name, values in columns.items():
                 rows[name] = values[start : start + _ROWS]
-            rows.tofile(file)
+            file.write(rows.data)  # `tofile` does not tell why it could not
 
 
 def _read_header(file: BinaryIO) -> tuple[str, list[_Element]]:

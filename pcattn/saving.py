@@ -16,7 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from pcattn.atomic import replacing
+from pcattn.atomic import write_bytes
 from pcattn.runs import CHECKPOINTS
 
 #: Signals that ask a training to stop.
@@ -40,14 +40,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: it cannot be written; the one before is as it was.
         """
         path = Path(path)
-        content = io.BytesIO()  # torch reports a full disk in words of its own, Python as an error of the system
+        content = io.BytesIO()
         torch.save(checkpoint, content)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
+            write_bytes(path, content.getbuffer())
         except OSError as error:
             before = "the one before is as it was" if path.is_file() else "there is none before it"
             raise OSError(f"{error} ({content.tell() / 1e6:.1f} MB); {before}") from error

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from pcattn.atomic import replacing
 from pcattn.models import build_classifier
 from pcattn.ops.checks import check_labels
 from pcattn.tasks.base import PointCloudTask
@@ -176,7 +177,7 @@ class Classification(PointCloudTask):
         """Write `predictions.csv`: the predicted class of each cloud and its probability."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.csv"
-        with path.open("w", newline="") as file:
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["index", "label", "class", "probability"])
             for batch in batches:

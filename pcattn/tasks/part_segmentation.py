@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from pcattn.atomic import replacing, write_text
 from pcattn.metrics import PartIoU, predict_parts
 from pcattn.metrics.functional import PartIoUResult
 from pcattn.models import build_segmenter
@@ -249,11 +250,11 @@ class PartSegmentation(PointCloudTask):
         folder.mkdir(parents=True, exist_ok=True)
         table, summary = folder / f"{split}_categories.csv", folder / f"{split}_categories.json"
         rows = self.last_summary["categories"]
-        with table.open("w", newline="") as file:
+        with replacing(table) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        summary.write_text(json.dumps({"split": split, **self.last_summary}, indent=2) + "\n")
+        write_text(summary, json.dumps({"split": split, **self.last_summary}, indent=2) + "\n")
         return [table, summary]
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -269,5 +270,6 @@ class PartSegmentation(PointCloudTask):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.npz"
         indices, parts = (torch.cat([batch[name] for batch in batches]).cpu() for name in ("indices", "parts"))
-        np.savez_compressed(path, indices=indices.numpy(), parts=parts.numpy())
+        with replacing(path) as temporary:
+            np.savez_compressed(temporary, indices=indices.numpy(), parts=parts.numpy())
         return path

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcattn.atomic import write_text
 from pcattn.printable import printable
 from pcattn.runs import run_of_checkpoint
 from pcattn.visualize import charts, evaluated
@@ -89,8 +90,8 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
         sections.append(Section("Configuration", verbatim=config.read_text()))
     title = f"{run.name}: {_describe(opened.task)}"
     page, text = run / "report.html", run / "report.md"
-    page.write_text(_html(title, sections), encoding="utf-8")
-    text.write_text(_markdown(title, sections, run), encoding="utf-8")
+    write_text(page, _html(title, sections))
+    write_text(text, _markdown(title, sections, run))
     return page, text
 
 
