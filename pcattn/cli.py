@@ -309,8 +309,7 @@ class PointCloudCLI(LightningCLI):
             fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {self.best.monitor}")
         try:
             self.datamodule.setup("fit")
-            # Uncompiled: a batch of this size does not come again.
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with torch.no_grad():  # and not yet compiled: a batch of this size does not come again
                 self.model.eval().evaluate(self.datamodule.example())
         except ValueError as error:
             fail(str(error), error)

@@ -20,7 +20,6 @@ from pcattn.models import build_segmenter
 from pcattn.ops.checks import check_labels
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
-from pcattn.tasks.optimization import compile_network
 from pcattn.tasks.voting import carry
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class PartSegmentation(PointCloudTask):
         ema_decay: float | None = None,
         compile: bool | str = False,
     ) -> None:
-        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, all_points)
+        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, all_points, compile)
         if not parts:
             raise ValueError(f"expected parts of each category (data with per_point: true), but got {parts}")
         if not lovasz >= 0:
@@ -123,8 +122,6 @@ class PartSegmentation(PointCloudTask):
             num_features=num_features,
             **(network_kwargs or {}),
         )
-        if compile:
-            compile_network(self.network, compile)
         self.label_smoothing = torch_smoothing(label_smoothing, num_parts)
 
     def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
