@@ -45,7 +45,7 @@ READERS: dict[str, Callable[[Path, Sequence[str] | None], Any]] = {
 SUFFIXES = tuple(READERS)
 
 #: Points of a block that is read at once.
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 
 #: First bytes of files, what they are, and the suffixes under which that is right.
 _SIGNATURES: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (

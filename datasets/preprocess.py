@@ -18,7 +18,7 @@ from .normals import estimate_normals
 NORMALIZATIONS = ("sphere", "box", "none")
 
 #: Points that are computed with in float64 at once: a bound of memory.
-PART = 1 << 20
+PART = 1 << 18
 
 #: Features of several channels, by the names of these; any other feature is the channel of that name.
 FEATURES = {"normals": ("nx", "ny", "nz"), "color": ("red", "green", "blue")}
@@ -146,18 +146,19 @@ def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placeme
         normalize: see `preprocess`.
         up_axis: likewise.
     """
-    sums, lows, highs, number = [], [], [], 0
+    total, low, high = (torch.full((3,), value, dtype=torch.float64) for value in (0.0, torch.inf, -torch.inf))
+    number = 0
     for part in _parts(blocks):
-        sums.append(part.double().sum(dim=0))
-        lows.append(part.amin(dim=0))
-        highs.append(part.amax(dim=0))
+        total, low, high = (values.to(part.device) for values in (total, low, high))
+        total = total + part.double().sum(dim=0)
+        low, high = low.minimum(part.amin(dim=0).double()), high.maximum(part.amax(dim=0).double())
         number += len(part)
-    low, high = torch.stack(lows).amin(dim=0).double(), torch.stack(highs).amax(dim=0).double()
-    centre, radius = torch.zeros_like(low), torch.ones_like(low[0])
+    centre, radius = torch.zeros_like(total), torch.ones_like(total[0])
     if normalize == "sphere":
-        centre = torch.stack(sums).sum(dim=0) / number
-        squares = [(part.double() - centre).square().sum(dim=1).max() for part in _parts(blocks)]
-        radius = torch.stack(squares).max().sqrt()
+        centre, radius = total / number, torch.zeros_like(radius)
+        for part in _parts(blocks):
+            radius = radius.maximum((part.double() - centre).square().sum(dim=1).max())
+        radius = radius.sqrt()
     elif normalize == "box":
         centre, radius = (low + high) / 2, (high - low).max() / 2
     if not bool(radius.isfinite()):
