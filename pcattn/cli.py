@@ -375,7 +375,8 @@ class PointCloudCLI(LightningCLI):
             return []
 
     def _say_interrupted(self) -> None:
-        if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
+        there = runs.checkpoint_path(self.run, "last").is_file()
+        if self.subcommand == "fit" and there and runs.is_first_process():
             command = f"{_command('pcattn')} fit -c {self.run / 'config.yaml'} --ckpt_path last"
             print(f"\ninterrupted; this goes on from the last checkpoint:\n  {command}", file=sys.stderr)
 
