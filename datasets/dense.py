@@ -239,7 +239,7 @@ class DenseClouds(Dataset):
         """Placements of some clouds as tensors (B, ...), each computed from the complete cloud when first asked for."""
         for index in indices.tolist():
             if index not in self._placements:
-                self._placements[index] = placement(self._points(index), self.normalize, self.up_axis)
+                self._placements[index] = placement([self._points(index)], self.normalize, self.up_axis)
         return Placement(*map(torch.stack, zip(*(self._placements[index] for index in indices.tolist()), strict=True)))
 
 

@@ -22,18 +22,8 @@ def assemble(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, n
     Raises:
         ValueError: there is no x, y, z, or the columns differ in length or are not numbers.
     """
-    by_name = {name.lower(): name for name in columns}
-    if missing := [axis for axis in "xyz" if axis not in by_name]:
-        raise ValueError(f"expected x, y and z, but got no {missing[0]} among {', '.join(columns) or 'no columns'}")
-    first = columns[by_name["x"]]
-    for name, values in columns.items():
-        if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
-            raise ValueError(f"expected numbers in {name}, but got {values.dtype}")
-        if values.ndim not in (1, 2) or len(values) != len(first):
-            raise ValueError(f"expected {name} of {len(first)} points, but got an array of {values.shape}")
+    by_name = check_columns(columns)
     axes = [columns[by_name[axis]] for axis in "xyz"]
-    if any(axis.ndim != 1 for axis in axes):
-        raise ValueError("expected x, y and z to be one number each")
     single = all(axis.dtype.newbyteorder("=") == np.float32 for axis in axes)
     pos = _stack(axes, np.dtype(np.float32 if single else np.float64))
     used = {by_name[axis] for axis in "xyz"}
@@ -48,6 +38,26 @@ def assemble(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, n
         if name not in used:
             attributes[name] = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
     return pos, attributes
+
+
+def check_columns(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The names of columns (N,) or (N, C) by these names in lower case.
+
+    Raises:
+        ValueError: there is no x, y, z, or the columns differ in length or are not numbers.
+    """
+    by_name = {name.lower(): name for name in columns}
+    if missing := [axis for axis in "xyz" if axis not in by_name]:
+        raise ValueError(f"expected x, y and z, but got no {missing[0]} among {', '.join(columns) or 'no columns'}")
+    first = columns[by_name["x"]]
+    for name, values in columns.items():
+        if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+            raise ValueError(f"expected numbers in {name}, but got {values.dtype}")
+        if values.ndim not in (1, 2) or len(values) != len(first):
+            raise ValueError(f"expected {name} of {len(first)} points, but got an array of {values.shape}")
+    if any(columns[by_name[axis]].ndim != 1 for axis in "xyz"):
+        raise ValueError("expected x, y and z to be one number each")
+    return by_name
 
 
 def name_columns(table: np.ndarray, intensity: bool = False) -> list[str]:

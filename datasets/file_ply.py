@@ -9,9 +9,9 @@ Source: Greg Turk, The PLY Polygon File Format, 1994.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -75,13 +75,49 @@ def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarra
     return {name: vertices[name] for name in names}, faces
 
 
-def write(path: Path, pos: np.ndarray, attributes: dict[str, np.ndarray]) -> None:
-    """Binary little-endian PLY of positions (N, 3) and attributes (N,) or (N, C).
+class _Points(Protocol):
+    """Some points of a cloud."""
+
+    @property
+    def pos(self) -> np.ndarray:
+        """(N, 3)."""
+
+    @property
+    def attributes(self) -> dict[str, np.ndarray]:
+        """(N,) or (N, C) each."""
+
+
+def write(path: Path, num_points: int, blocks: Iterable[_Points]) -> None:
+    """Binary little-endian PLY of positions (N, 3) and attributes (N,) or (N, C), which come block by block.
 
     Raises:
         ValueError: an attribute has another length, is not numeric, does not fit into 32 bits, or has a name that PLY
-            cannot hold.
+            cannot hold; the blocks differ in this, or do not have `num_points` together.
     """
+    dtype, written = None, 0
+    with path.open("wb") as file:
+        for block in blocks:
+            columns = _columns(block.pos, block.attributes)
+            own = np.dtype([(name, values.dtype.newbyteorder("<")) for name, values in columns.items()])
+            if dtype is None:
+                dtype = own
+                lines = ["ply", "format binary_little_endian 1.0", f"element vertex {num_points}"]
+                lines += [f"property {_NAMES[values.dtype.str[1:]]} {name}" for name, values in columns.items()]
+                file.write("\n".join([*lines, "end_header", ""]).encode())
+            if own != dtype:
+                raise ValueError(f"expected blocks with the attributes {dtype}, but got {own}")
+            for start in range(0, len(block.pos), _ROWS):
+                rows = np.empty(min(_ROWS, len(block.pos) - start), dtype)
+                for name, values in columns.items():
+                    rows[name] = values[start : start + _ROWS]
+                file.write(rows.data)  # `tofile` does not tell why it could not
+            written += len(block.pos)
+    if written != num_points:
+        raise ValueError(f"expected {num_points} points, but got {written}")
+
+
+def _columns(pos: np.ndarray, attributes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns (N,) in types that PLY has, by their names there."""
     if pos.ndim != 2 or pos.shape[1] != 3:
         raise ValueError(f"expected pos (N, 3), but got {pos.shape}")
     columns = {axis: _storable(axis, pos[:, index]) for index, axis in enumerate("xyz")}
@@ -92,16 +128,7 @@ def write(path: Path, pos: np.ndarray, attributes: dict[str, np.ndarray]) -> Non
             if column in columns or not column.isprintable() or len(column.split()) != 1:
                 raise ValueError(f"expected attributes with names of their own, without spaces, but got {column!r}")
             columns[column] = _storable(column, part)
-    dtype = np.dtype([(name, values.dtype.newbyteorder("<")) for name, values in columns.items()])
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(pos)}"]
-    lines += [f"property {_NAMES[values.dtype.str[1:]]} {name}" for name, values in columns.items()]
-    with path.open("wb") as file:
-        file.write("\n".join([*lines, "end_header", ""]).encode())
-        for start in range(0, len(pos), _ROWS):
-            rows = np.empty(min(_ROWS, len(pos) - start), dtype)
-            for name, values in columns.items():
-                rows[name] = values[start : start + _ROWS]
-            rows.tofile(file)
+    return columns
 
 
 def _read_header(file: BinaryIO) -> tuple[str, list[_Element]]:

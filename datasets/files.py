@@ -5,8 +5,10 @@ PLY, PCD, text and numpy need nothing but numpy; OFF, OBJ and STL need trimesh; 
 
 from __future__ import annotations
 
+import mmap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from pcattn.atomic import replacing
 
 from . import file_arrays, file_mesh, file_pcd, file_ply
 from .errors import DatasetBrokenError, DatasetError
-from .file_columns import assemble
+from .file_columns import assemble, check_columns
 
 
 class Cloud(NamedTuple):
@@ -41,6 +43,9 @@ READERS: dict[str, Callable[[Path, Sequence[str] | None], Any]] = {
 
 #: File name suffixes that `read_cloud` takes.
 SUFFIXES = tuple(READERS)
+
+#: Points of a block that is read at once.
+BLOCK = 1 << 18
 
 #: First bytes of files, what they are, and the suffixes under which that is right.
 _SIGNATURES: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
@@ -89,55 +94,148 @@ def read_cloud(
         DatasetBrokenError: the file is missing, empty, truncated, of another format, or has NaN or infinite
             coordinates; the message names file and reason.
     """
-    path = Path(path)
-    if mesh not in ("sample", "vertices"):
-        raise ValueError(f"expected mesh to be sample or vertices, but got {mesh!r}")
-    if num_points < 1:
-        raise ValueError(f"expected num_points >= 1, but got {num_points}")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DatasetBrokenError(path, f"expected one of {', '.join(SUFFIXES)}, but got {path.suffix or 'no suffix'}")
-    try:
-        _check_signature(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # numpy on empty lines; what matters is raised
-            content = reader(path, columns)
-        fields, faces = content if isinstance(content, tuple) else (content, None)
-        pos, attributes = assemble(fields)
-        if faces is not None and mesh == "sample":
-            check_finite(path, "coordinates", pos)
-            pos, attributes = file_mesh.sample(pos, attributes, faces, num_points, seed)
-    except DatasetBrokenError:
-        raise
-    except OSError as error:
-        raise DatasetBrokenError(path, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise DatasetBrokenError(path, " ".join(str(error).split())) from error
-    except MemoryError as error:
-        raise DatasetBrokenError(path, "it is too large for the memory of this machine") from error
-    except ImportError as error:
-        raise DatasetError(f"reading {path} needs {error.name}: pip install {error.name}") from error
-    except Exception as error:  # whatever damaged bytes make the libraries below raise
-        reason = " ".join(str(error).split())
-        raise DatasetBrokenError(path, f"it cannot be read ({type(error).__name__}: {reason})") from error
-    if not len(pos):
-        raise DatasetBrokenError(path, "expected points, but it has none")
-    if drop_invalid:
-        valid = np.isfinite(pos).all(axis=1)
-        if not valid.any():
-            raise DatasetBrokenError(path, "expected finite coordinates, but no point has them")
-        pos, attributes = pos[valid], {name: values[valid] for name, values in attributes.items()}
-    check_finite(path, "coordinates", pos)
-    return Cloud(pos, attributes)
+    file = CloudFile(path, columns=columns, num_points=num_points, mesh=mesh, seed=seed, drop_invalid=drop_invalid)
+    (cloud,) = file.blocks(None)
+    return cloud
 
 
-def check_finite(path: Path, name: str, values: np.ndarray) -> None:
-    """Raise `DatasetBrokenError` if one of the values (N,) or (N, C), called `name`, is NaN or infinite."""
+class CloudFile:
+    """A cloud in a file, block by block.
+
+    Binary PLY and PCD and `.npy` are mapped: no more of them is in memory than what is looked at. What other formats
+    hold is read as a whole, and so is a mesh.
+
+    Args:
+        path: the file.
+        columns, num_points, mesh, seed, drop_invalid: see `read_cloud`.
+
+    Raises:
+        DatasetBrokenError: see `read_cloud`; what is wrong with a point is found where its block is read.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        columns: Sequence[str] | None = None,
+        num_points: int = 10_000,
+        mesh: str = "sample",
+        seed: int = 0,
+        drop_invalid: bool = False,
+    ) -> None:
+        self.path, self._drop_invalid = Path(path), drop_invalid
+        if mesh not in ("sample", "vertices"):
+            raise ValueError(f"expected mesh to be sample or vertices, but got {mesh!r}")
+        if num_points < 1:
+            raise ValueError(f"expected num_points >= 1, but got {num_points}")
+        self._whole: Cloud | None = None
+        with self._reading():
+            _check_signature(self.path)
+            reader = READERS[self.path.suffix.lower()]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # numpy on empty lines; what matters is raised
+                content = reader(self.path, columns)
+            self._fields, faces = content if isinstance(content, tuple) else (content, None)
+            if faces is not None and mesh == "sample":
+                pos, attributes = assemble(self._fields)
+                check_finite(self.path, "coordinates", pos)
+                self._whole = Cloud(*file_mesh.sample(pos, attributes, faces, num_points, seed))
+                self._rows = len(self._whole.pos)
+            else:
+                check_columns(self._fields)
+                self._rows = len(next(iter(self._fields.values())))
+        if not self._rows:
+            raise DatasetBrokenError(self.path, "expected points, but it has none")
+
+    @property
+    def num_points(self) -> int:
+        """How many points the blocks have together."""
+        return sum(len(block.pos) for block in self.blocks()) if self._drop_invalid else self._rows
+
+    def blocks(self, size: int | None = BLOCK) -> Blocks:
+        """The points in their order, `size` at a time (the last may have fewer); None takes all at once."""
+        return Blocks(self, size)
+
+    def read(self, size: int | None) -> Iterator[Cloud]:
+        """Go through the blocks, see `blocks`."""
+        found = 0
+        for start in range(0, self._rows, size or self._rows):
+            block = self._read(slice(start, start + (size or self._rows)))
+            if self._drop_invalid:
+                valid = np.isfinite(block.pos).all(axis=1)
+                block = Cloud(block.pos[valid], {name: values[valid] for name, values in block.attributes.items()})
+            else:
+                check_finite(self.path, "coordinates", block.pos, start)
+            found += len(block.pos)
+            if len(block.pos):
+                yield block
+        if not found:
+            raise DatasetBrokenError(self.path, "expected finite coordinates, but no point has them")
+
+    def _read(self, rows: slice) -> Cloud:
+        if self._whole is not None:
+            return Cloud(self._whole.pos[rows], {name: x[rows] for name, x in self._whole.attributes.items()})
+        with self._reading():
+            cloud = Cloud(*assemble({name: values[rows] for name, values in self._fields.items()}))
+        release(next(iter(self._fields.values())))
+        return cloud
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Whatever goes wrong as an error that names the file."""
+        suffix = self.path.suffix
+        if suffix.lower() not in READERS:
+            raise DatasetBrokenError(
+                self.path, f"expected one of {', '.join(SUFFIXES)}, but got {suffix or 'no suffix'}"
+            )
+        try:
+            yield
+        except DatasetBrokenError:
+            raise
+        except OSError as error:
+            raise DatasetBrokenError(self.path, error.strerror or str(error)) from error
+        except ValueError as error:
+            raise DatasetBrokenError(self.path, " ".join(str(error).split())) from error
+        except MemoryError as error:
+            raise DatasetBrokenError(self.path, "it is too large for the memory of this machine") from error
+        except ImportError as error:
+            raise DatasetError(f"reading {self.path} needs {error.name}: pip install {error.name}") from error
+        except Exception as error:  # whatever damaged bytes make the libraries below raise
+            reason = " ".join(str(error).split())
+            raise DatasetBrokenError(self.path, f"it cannot be read ({type(error).__name__}: {reason})") from error
+
+
+class Blocks:
+    """The blocks of a file, to be gone through as often as need be."""
+
+    def __init__(self, file: CloudFile, size: int | None) -> None:
+        self.file, self.size = file, size
+
+    def __iter__(self) -> Iterator[Cloud]:
+        return self.file.read(self.size)
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the pages of a mapped file that have been looked at; they are read again when needed."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def check_finite(path: Path, name: str, values: np.ndarray, first: int = 0) -> None:
+    """Raise `DatasetBrokenError` if one of the values (N,) or (N, C), called `name`, is NaN or infinite.
+
+    `first` is the number of the point that they begin with.
+    """
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():
         bad = len(values) - int(finite.sum())
         more = f" (and {bad - 1} more)" if bad > 1 else ""
-        raise DatasetBrokenError(path, f"expected finite {name}, but point {int(finite.argmin())}{more} has NaN or inf")
+        raise DatasetBrokenError(
+            path, f"expected finite {name}, but point {first + int(finite.argmin())}{more} has NaN or inf"
+        )
 
 
 def write_ply(path: str | Path, cloud: Cloud, *, overwrite: bool = False) -> None:
@@ -155,8 +253,20 @@ def write_ply(path: str | Path, cloud: Cloud, *, overwrite: bool = False) -> Non
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"expected a new file, but {path} exists already")
+    write_blocks(path, len(cloud.pos), [cloud], overwrite=overwrite)
+
+
+def write_blocks(path: Path, num_points: int, blocks: Iterable[Cloud], *, overwrite: bool = False) -> None:
+    """`write_ply` of a cloud that comes block by block, and takes its time.
+
+    Raises:
+        OSError: it cannot be written; or a file has come into being there meanwhile, and `overwrite` is false.
+        ValueError: the blocks cannot be stored, differ in their attributes, or have more or fewer points together.
+    """
     with replacing(path) as temporary:
-        file_ply.write(temporary, cloud.pos, cloud.attributes)
+        file_ply.write(temporary, num_points, blocks)
+        if path.exists() and not overwrite:
+            raise FileExistsError("it exists already")
 
 
 def _check_signature(path: Path) -> None:

@@ -6,7 +6,7 @@ The same in training, evaluation and use of a network: the data module keeps the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,8 @@ from .normals import estimate_normals
 
 NORMALIZATIONS = ("sphere", "box", "none")
 
-# Points that are computed with in float64 at once: a bound of memory.
-_PART = 1 << 20
+#: Points that are computed with in float64 at once: a bound of memory.
+PART = 1 << 18
 
 #: Features of several channels, by the names of these; any other feature is the channel of that name.
 FEATURES = {"normals": ("nx", "ny", "nz"), "color": ("red", "green", "blue")}
@@ -45,8 +45,9 @@ def preprocess(
     features: Sequence[str] = (),
     normalize: str = "sphere",
     up_axis: str = "z",
+    place: Placement | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Normalise one whole cloud and choose its features.
+    """Normalise one whole cloud, or some points of one, and choose their features.
 
     Args:
         pos: (N, 3), in any unit.
@@ -58,6 +59,7 @@ def preprocess(
         normalize: `"sphere"`: centroid at the origin, the farthest point at distance 1; `"box"`: the centre of the
             bounding box at the origin, the largest coordinate 1; `"none"`: as it is.
         up_axis: `"x"`, `"y"` or `"z"`; the axis that height is measured along.
+        place: where the cloud lies that these points are some of; None: they are all of it.
 
     Shape:
         pos (N, 3), and features (N, C) with the normals first, then the others as listed; None where none is chosen.
@@ -72,8 +74,9 @@ def preprocess(
         raise ValueError(f"expected pos to be real numbers, but got {pos.dtype}")
     check(features, normalize, up_axis)
     columns = [find_channels(name, channel_names) for name in in_order(features) if name != ESTIMATED_NORMALS]
-    place = placement(pos, normalize, up_axis)
-    chosen = select(channels, columns, height_of(pos, place, up_axis))
+    place = placement([pos], normalize, up_axis) if place is None else place
+    height = height_of(pos, place, up_axis) if HEIGHT in features else None
+    chosen = select(channels, columns, height)
     if ESTIMATED_NORMALS in features:
         normals = estimate_normals(pos[None])[0]
         chosen = normals if chosen is None else torch.cat((normals, chosen), dim=1)
@@ -129,33 +132,50 @@ def find_channels(feature: str, channel_names: Sequence[str], source: str = "the
     return [list(channel_names).index(name) for name in wanted]
 
 
-def select(channels: Tensor | None, columns: Sequence[list[int] | None], height: Tensor) -> Tensor | None:
+def select(channels: Tensor | None, columns: Sequence[list[int] | None], height: Tensor | None) -> Tensor | None:
     """The chosen columns of channels (..., F), the height (...) for None, as one tensor; None if none is chosen."""
-    chosen = [height[..., None] if channels is None or c is None else channels[..., c] for c in columns]
+    chosen = [height[..., None] if c is None else channels[..., c] for c in columns]  # type: ignore[index]
     return torch.cat(chosen, dim=-1) if chosen else None
 
 
-def placement(pos: Tensor, normalize: str, up_axis: str) -> Placement:
-    """Where a cloud (N, 3) lies; a cloud in one place is not scaled."""
-    centre, radius = pos.new_zeros(3, dtype=torch.float64), pos.new_ones((), dtype=torch.float64)
+def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placement:
+    """Where a cloud lies; a cloud in one place is not scaled.
+
+    Args:
+        blocks: its points, (N, 3) at a time; gone through twice.
+        normalize: see `preprocess`.
+        up_axis: likewise.
+    """
+    total, low, high = (torch.full((3,), value, dtype=torch.float64) for value in (0.0, torch.inf, -torch.inf))
+    number = 0
+    for part in _parts(blocks):
+        total, low, high = (values.to(part.device) for values in (total, low, high))
+        total = total + part.double().sum(dim=0)
+        low, high = low.minimum(part.amin(dim=0).double()), high.maximum(part.amax(dim=0).double())
+        number += len(part)
+    centre, radius = torch.zeros_like(total), torch.ones_like(total[0])
     if normalize == "sphere":
-        centre = torch.stack([part.double().sum(dim=0) for part in pos.split(_PART)]).sum(dim=0) / len(pos)
-        squares = [(part.double() - centre).square().sum(dim=1).max() for part in pos.split(_PART)]
-        radius = torch.stack(squares).max().sqrt()
+        centre, radius = total / number, torch.zeros_like(radius)
+        for part in _parts(blocks):
+            radius = radius.maximum((part.double() - centre).square().sum(dim=1).max())
+        radius = radius.sqrt()
     elif normalize == "box":
-        low, high = pos.amin(dim=0).double(), pos.amax(dim=0).double()
         centre, radius = (low + high) / 2, (high - low).max() / 2
     if not bool(radius.isfinite()):
         raise ValueError("expected finite positions whose squares are in range, but the cloud has others")
     radius = torch.where(radius > 0, radius, 1.0)
-    return Placement(centre, radius, pos[:, "xyz".index(up_axis)].min().double())
+    return Placement(centre, radius, low["xyz".index(up_axis)])
+
+
+def _parts(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (part for block in blocks for part in block.split(PART))
 
 
 def apply_placement(pos: Tensor, place: Placement) -> Tensor:
     """`(pos - centre) / radius`, computed in float64, for clouds (..., N, 3) and their placements (..., 3)."""
     centre, radius = place.centre[..., None, :], place.radius[..., None, None]
     placed = torch.empty_like(pos)
-    for part, target in zip(pos.split(_PART, dim=-2), placed.split(_PART, dim=-2), strict=True):
+    for part, target in zip(pos.split(PART, dim=-2), placed.split(PART, dim=-2), strict=True):
         target.copy_((part.double() - centre) / radius)
     return placed
 

@@ -35,6 +35,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, at once, complete and on disk, in place of one of this name.
+
+    For libraries that write in memory as well: on a full disk, torch and safetensors raise errors of their own, and the
+    former ends the process where it finds the disk full for a second time.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, at once and complete, in place of one of this name.
 

@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import re
-import zipfile
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,8 +19,9 @@ from torch import Tensor
 
 import pcattn
 from pcattn import runs
-from pcattn.atomic import replacing
+from pcattn.atomic import write_bytes
 from pcattn.registry import construct, names_only, resolve
+from pcattn.tensor_files import load_tensors
 
 if TYPE_CHECKING:
     from pcattn.tasks.base import PointCloudTask
@@ -137,7 +137,7 @@ def save_weights(
     Raises:
         ValueError: another dtype, a path that does not end in `.safetensors`, or weights beyond the range of float16.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     if dtype not in DTYPES:
@@ -163,15 +163,13 @@ def save_weights(
         "data": {name: value for name, value in _arguments(data).items() if name != "root"},
         "training": training or {},
     }
-    with replacing(path) as temporary:
-        save_file(state, temporary, {"format": "pt", _KEY: json.dumps(about)})
+    write_bytes(path, save(state, {"format": "pt", _KEY: json.dumps(about)}))
     return path
 
 
 def _read_ckpt(path: Path) -> Checkpoint:
     try:
-        _check_sizes(path)
-        stored = torch.load(path, weights_only=True, map_location="cpu")
+        stored = load_tensors(path)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""
@@ -249,16 +247,6 @@ def _course(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"expected {path} to tell its epoch and scores, but reading them failed: {error}") from error
     return course
-
-
-def _check_sizes(path: Path) -> None:
-    """Refuse a checkpoint that unpacks to more than the file has: torch compresses none."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > path.stat().st_size:
-        raise ValueError(f"{size} bytes in a file of {path.stat().st_size}")
 
 
 def _table(path: Path, stored: dict[str, Any], key: str, kind: type | None = None) -> dict[str, Any]:

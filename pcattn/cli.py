@@ -309,8 +309,7 @@ class PointCloudCLI(LightningCLI):
             fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {self.best.monitor}")
         try:
             self.datamodule.setup("fit")
-            # Uncompiled: a batch of this size does not come again.
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with torch.no_grad():  # and not yet compiled: a batch of this size does not come again
                 self.model.eval().evaluate(self.datamodule.example())
         except ValueError as error:
             fail(str(error), error)
@@ -376,7 +375,8 @@ class PointCloudCLI(LightningCLI):
             return []
 
     def _say_interrupted(self) -> None:
-        if self.subcommand == "fit" and runs.checkpoint_path(self.run, "last").is_file():
+        there = runs.checkpoint_path(self.run, "last").is_file()
+        if self.subcommand == "fit" and there and runs.is_first_process():
             command = f"{_command('pcattn')} fit -c {self.run / 'config.yaml'} --ckpt_path last"
             print(f"\ninterrupted; this goes on from the last checkpoint:\n  {command}", file=sys.stderr)
 

@@ -22,12 +22,15 @@ import torch
 from tqdm import tqdm
 
 from pcattn import runs
-from pcattn.atomic import write_text
+from pcattn.atomic import replacing, write_text
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.configurations import find_configuration
+from pcattn.datasets.storage import is_file_name
+from pcattn.printable import in_markdown, printable
 from pcattn.registry import resolve
 from pcattn.tasks.base import PointCloudTask
+from pcattn.visualize.plain_text import plain_text
 
 #: What results are compared by, of any task, and its name in words; a table is ordered by the first that it has.
 METRICS = {
@@ -71,10 +74,10 @@ def compare(
     trainings = [(name, seed) for seed in seeds for name in networks]
     with tqdm(trainings, unit="run") as progress:
         for name, seed in progress:
-            progress.set_description(f"{name}, seed {seed}")
+            progress.set_description(printable(f"{name}, seed {seed}"))
             run = out / f"{name}-seed{seed}"
             if not (run / "results.json").exists() and not _train(config, seed, run, [*options, *networks[name]]):
-                progress.write(f"{name}, seed {seed} failed: see {run}.log", file=sys.stderr)
+                progress.write(printable(f"{name}, seed {seed} failed: see {run}.log"), file=sys.stderr)
     finished = {
         name: [_read(run) for run in (out / f"{name}-seed{seed}" for seed in seeds) if (run / "results.json").exists()]
         for name in networks
@@ -201,36 +204,38 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         values += [f"{len(_first(row)[1]['values'])}", f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.0f}"]
         values += [f"{row['clouds_per_second']:.0f}", f"{row['peak_mib']:,.0f}"]
-        lines.append(f"| {row['network']} | {' | '.join(values)} |")
+        lines.append(f"| {in_markdown(row['network'])} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
+@plain_text()
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The first metric of every seed, its mean and spread, and against throughput, as an image."""
+    """The first metric of every seed with its mean and spread, and throughput beside it, as an image."""
     from matplotlib.figure import Figure
 
     rows = sorted(rows, key=lambda row: _first(row)[1]["mean"])
-    name = f"{rows[0]['split']} {METRICS[_first(rows[0])[0]]}, %"
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=False)
+    places = range(len(rows))
+    figure = Figure(figsize=(11, 1.1 + 0.35 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for place, row in enumerate(rows):
         metric = _first(row)[1]
         values = [100 * value for value in metric["values"]]
-        mean, std = 100 * metric["mean"], 100 * metric["std"]
         left.plot(values, [place] * len(values), "o", color="tab:gray", ms=4, alpha=0.7)
-        left.errorbar(mean, place, xerr=std, fmt="|", color="tab:blue", ms=14, capsize=4)
-        right.errorbar(row["clouds_per_second"], mean, std, fmt="o", color="tab:blue")
-        right.annotate(
-            row["network"], (row["clouds_per_second"], mean), xytext=(6, 4), textcoords="offset points", fontsize=8
+        left.errorbar(
+            100 * metric["mean"], place, xerr=100 * metric["std"], fmt="|", color="tab:blue", ms=14, capsize=4
         )
-    left.set_yticks(range(len(rows)), [row["network"] for row in rows])
-    left.set_xlabel(f"{name}: seeds, mean and standard deviation")
+    bars = right.barh(places, [row["clouds_per_second"] for row in rows], color="tab:blue", alpha=0.6, height=0.6)
+    right.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    left.set_yticks(places, [printable(row["network"]) for row in rows])
+    left.set_xlabel(f"{rows[0]['split']} {METRICS[_first(rows[0])[0]]}, %: seeds, mean and standard deviation")
     right.set_xlabel("clouds/s in training")
-    right.set_ylabel(name)
-    right.margins(x=0.2)
+    right.margins(x=0.15)
+    right.set_ylim(-0.7, len(rows) - 0.3)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+        axes.set_axisbelow(True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def main(args: Sequence[str]) -> int:
@@ -256,19 +261,22 @@ def main(args: Sequence[str]) -> int:
     known, options = parser.parse_known_args(args)
     known.config = find_configuration(known.config)
     if not Path(known.config).is_file():
-        parser.error(f"expected --config to be a file, but got {known.config}")
+        parser.error(f"expected --config to be a file, but got {printable(known.config)}")
     out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         for name in known.attentions:
             resolve("attention", name, ATTENTION)  # a wrong one is found out before the first training
         networks = {name: ["--model.attention", name] for name in known.attentions}
-        networks |= {name: shlex.split(further) for name, further in known.also}
+        for name, further in known.also:
+            if not is_file_name(name) or name in networks:
+                parser.error(f"expected --also NAME to be a name of its own for files, but got {printable(repr(name))}")
+            networks[name] = shlex.split(further)
         if not networks:
             parser.error("expected at least one network, of --attentions or --also")
         rows = compare(known.config, networks, known.seeds, out, options)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"pcattn: error: {error}\n")
+        parser.exit(2, f"pcattn: error: {printable(error)}\n")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130
@@ -279,5 +287,5 @@ def main(args: Sequence[str]) -> int:
         write_text(out / "compare.json", json.dumps(rows, indent=2) + "\n")
         write_text(out / "compare.md", table + "\n")
         plot(rows, out / "compare.png")
-        print(f"\n{table}\n\nwritten to {out}/compare.md, compare.json, compare.png")
+        print(f"\n{table}\n\nwritten to {printable(out)}/compare.md, compare.json, compare.png")
     return int(sum(len(_first(row)[1]["values"]) for row in rows) < len(networks) * len(known.seeds))

@@ -13,6 +13,7 @@ them is carried to all others.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,16 @@ from torch import Tensor
 
 from pcattn import checkpoints
 from pcattn.clouds import as_points, is_several
-from pcattn.datasets.preprocess import COMPUTED, check, name_channels, preprocess
+from pcattn.datasets.preprocess import (
+    COMPUTED,
+    ESTIMATED_NORMALS,
+    Placement,
+    apply_placement,
+    check,
+    name_channels,
+    placement,
+    preprocess,
+)
 from pcattn.ops import interpolate
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.base import PointCloudTask
@@ -36,6 +46,10 @@ _CHUNK = 1 << 18
 NUM_POINTS = 1024
 
 _MAX_POINTS = 10_000_000  # that a file may ask for
+
+# What is drawn of a cloud of more than `_MANY` points, if it is less than one of `_FEW`, is drawn one by one.
+_MANY = 1 << 22
+_FEW = 64
 
 
 class Classes(NamedTuple):
@@ -53,6 +67,26 @@ class Parts(NamedTuple):
     probabilities: NDArray[np.float32]  #: (N,), of that part
     names: list[str]  #: of all parts the network knows
     category: int  #: that the parts were chosen for
+
+
+class Drawn(NamedTuple):
+    """The points of a cloud that go through the network, as it takes them."""
+
+    pos: Tensor  #: (S, 3), normalised with the whole cloud, in the order of the cloud
+    features: Tensor | None  #: (S, F)
+    draws: Tensor  #: (V, n), in [0, S)
+    place: Placement  #: of the whole cloud
+    available: int  #: points of the whole cloud
+
+
+class _Positions:
+    """The positions of the blocks of a cloud, gone through as often as need be."""
+
+    def __init__(self, blocks: Iterable[Any], names: Sequence[str]) -> None:
+        self.blocks, self.names = blocks, names
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (as_points(block, self.names).pos for block in self.blocks)
 
 
 def load(source: str | os.PathLike[str], trust: bool = False, device: str | torch.device = "auto") -> Model:
@@ -140,9 +174,20 @@ class Model:
             raise ValueError(f"expected top_k >= 1, but got {top_k}")
         if is_several(points):
             return [self.classify(cloud, top_k, votes, seed) for cloud in points]
-        pos, features = self._prepare(points)
-        draws = draw(len(pos), self.num_points, votes, seed)
-        probabilities = self._forward(pos, features, draws, None).softmax(dim=1).mean(dim=0)
+        return self.classify_blocks([points], top_k, votes, seed)
+
+    def classify_blocks(self, blocks: Iterable[Any], top_k: int = 5, votes: int = 1, seed: int = 0) -> Classes:
+        """The most probable classes of a cloud that need not be in memory as a whole.
+
+        Args:
+            blocks: its points, some at a time, each as a cloud; gone through several times.
+            top_k, votes, seed: as for `classify`, whose result is the same.
+
+        Raises:
+            ValueError: as `classify`; or a feature needs the whole cloud, and there are several blocks.
+        """
+        drawn = self._draw(blocks, votes, seed)
+        probabilities = self._forward(drawn, None).softmax(dim=1).mean(dim=0)
         top = probabilities.topk(min(top_k, len(probabilities)))
         labels = top.indices.cpu().numpy()
         return Classes(labels, [self.class_names[label] for label in labels], top.values.cpu().numpy())
@@ -178,15 +223,31 @@ class Model:
             return [self.segment(cloud, of, votes, seed) for cloud, of in zip(points, categories, strict=True)]
         if category is None:
             category = getattr(points, "category", None)
+        (parts,) = self.segment_blocks([points], category, votes, seed)
+        return parts
+
+    def segment_blocks(
+        self, blocks: Iterable[Any], category: Any = None, votes: int = 1, seed: int = 0
+    ) -> Iterator[Parts]:
+        """The part of every point of a cloud that need not be in memory as a whole, block by block.
+
+        Args:
+            blocks: its points, some at a time, each as a cloud; gone through several times.
+            category, votes, seed: as for `segment`, whose result is the same.
+
+        Raises:
+            ValueError: as `segment`; or a feature needs the whole cloud, and there are several blocks.
+        """
         index = self.category_index(category)
-        pos, features = self._prepare(points)
-        draws = draw(len(pos), self.num_points, votes, seed)
-        logits = self._forward(pos, features, draws, index)
+        drawn = self._draw(blocks, votes, seed)
+        logits = self._forward(drawn, index)
         ids = torch.tensor(self.part_ids(index), device=logits.device)
-        labels, probabilities = carry(pos, draws, logits[..., ids].softmax(dim=2))
-        for chunk in labels.split(_CHUNK):
-            chunk.copy_(ids.cpu()[chunk])
-        return Parts(labels.numpy(), probabilities.numpy(), self.part_names, index)
+        _, known = mean_of_looks(drawn.draws, logits[..., ids].softmax(dim=2))
+        for pos in _Positions(blocks, self.channel_names):
+            labels, probabilities = carry(pos, drawn, known)
+            for chunk in labels.split(_CHUNK):
+                chunk.copy_(ids.cpu()[chunk])
+            yield Parts(labels.numpy(), probabilities.numpy(), self.part_names, index)
 
     def part_ids(self, category: int) -> list[int]:
         """The parts to choose from: those of the category, or all, as in the metrics of the training."""
@@ -211,18 +272,39 @@ class Model:
         known = ", ".join(self.class_names)
         raise ValueError(f"expected category to be one of {known}, or an index, but got {category!r}")
 
-    def _prepare(self, points: Any) -> tuple[Tensor, Tensor | None]:
-        """A cloud as the network was trained on: (N, 3), normalised as a whole, and features (N, F)."""
-        pos, features = preprocess(*as_points(points, self.channel_names), **self.preprocessing)
-        return pos.float(), None if features is None else features.float()
+    def _draw(self, blocks: Iterable[Any], votes: int, seed: int) -> Drawn:
+        """Choose the points that go through the network, and prepare them as in training."""
+        positions = _Positions(blocks, self.channel_names)
+        sizes = [len(pos) for pos in positions]
+        steps = {name: value for name, value in self.preprocessing.items() if name != "features"}
+        place = placement(positions, **steps)
+        whole = ESTIMATED_NORMALS in self.preprocessing["features"]
+        if whole and len(sizes) > 1:
+            raise ValueError(f"expected a cloud in one block, of which normals are estimated, but got {len(sizes)}")
+        draws = draw(sum(sizes), self.num_points, votes, seed)
+        chosen, slots = draws.unique(return_inverse=True)
+        parts, start = [], 0
+        for block, size in zip(blocks, sizes, strict=True):
+            points = as_points(block, self.channel_names)
+            inside = chosen[(chosen >= start) & (chosen < start + size)] - start
+            start += size
+            if whole:
+                pos, features = preprocess(*points, **self.preprocessing, place=place)
+                parts.append((pos[inside], None if features is None else features[inside]))
+            elif len(inside):
+                channels = None if points.channels is None else points.channels[inside]
+                parts.append(preprocess(points.pos[inside], channels, points.names, **self.preprocessing, place=place))
+        pos = torch.cat([pos for pos, _ in parts]).float()
+        features = [features.float() for _, features in parts if features is not None]
+        return Drawn(pos, torch.cat(features) if features else None, slots, place, sum(sizes))
 
     @torch.no_grad()
-    def _forward(self, pos: Tensor, features: Tensor | None, draws: Tensor, category: int | None) -> Tensor:
+    def _forward(self, drawn: Drawn, category: int | None) -> Tensor:
         """Logits of each draw of points, (V, K) or (V, n, P)."""
         logits = []
-        for indices in draws.split(_BATCH):
-            batch = pos[indices].to(self.device)
-            of_points = None if features is None else features[indices].to(self.device)
+        for indices in drawn.draws.split(_BATCH):
+            batch = drawn.pos[indices].to(self.device)
+            of_points = None if drawn.features is None else drawn.features[indices].to(self.device)
             if category is None:
                 logits.append(self.task(batch, of_points))
             else:
@@ -251,30 +333,33 @@ def draw(available: int, num_points: int, votes: int, seed: int) -> Tensor:
         raise ValueError(f"expected votes >= 1, but got {votes}")
     if available <= num_points:
         return (torch.arange(num_points) % available)[None]
+    if available > _MANY and _FEW * votes * num_points < available:  # the order of all would take 8 bytes a point
+        few = np.random.default_rng(seed).choice(available, votes * num_points, replace=False)
+        return torch.from_numpy(few).view(votes, num_points)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
     return order[torch.arange(votes * num_points) % available].view(votes, num_points)
 
 
-def carry(pos: Tensor, draws: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """The most probable part of every point of a cloud, from the probabilities of those that were drawn.
+def carry(pos: Tensor, drawn: Drawn, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable part of every point, from the probabilities of those that were drawn.
 
     Args:
-        pos: (N, 3), all points.
-        draws: (V, n), indices of the drawn ones.
-        probabilities: (V, n, P), what the network says of them.
+        pos: (N, 3), points of the cloud, before it is normalised.
+        drawn: the S points that went through the network.
+        known: (S, P), what it says of them.
 
     Shape:
         parts (N,) in [0, P) and their probabilities (N,), on the CPU.
     """
-    device = probabilities.device
-    drawn, known = mean_of_looks(draws, probabilities)
-    if len(drawn) == len(pos):
+    device = known.device
+    if len(known) == drawn.available == len(pos):
         best = known.max(dim=1)
         return best.indices.cpu(), best.values.cpu()
-    support = pos[drawn].to(device)[None]
+    support = drawn.pos.to(device)[None]
     parts, values = torch.empty(len(pos), dtype=torch.long), torch.empty(len(pos))
     for chunk, of_part, of_value in zip(pos.split(_CHUNK), parts.split(_CHUNK), values.split(_CHUNK), strict=True):
-        best = interpolate(chunk.to(device)[None], support, known[None])[0].max(dim=1)
+        normalized = apply_placement(chunk, drawn.place).float().to(device)
+        best = interpolate(normalized[None], support, known[None])[0].max(dim=1)
         of_part.copy_(best.indices)
         of_value.copy_(best.values.clamp(max=1.0))  # a mean of ones may exceed one by a rounding
     return parts, values

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 import pcattn
 from pcattn.atomic import write_text
-from pcattn.datasets.files import SUFFIXES, Cloud, read_cloud, write_ply
+from pcattn.datasets.files import BLOCK, SUFFIXES, Blocks, Cloud, CloudFile, write_blocks
+from pcattn.datasets.preprocess import ESTIMATED_NORMALS
 from pcattn.inference import Classes, Model, Parts
 from pcattn.printable import printable
 from pcattn.tasks import PartSegmentation
@@ -174,11 +175,11 @@ def main(args: Sequence[str]) -> int:
 
 
 def _classify(model: Model, path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    cloud = _read(path, options)
-    found: Classes = model.classify(cloud, options.top_k, options.votes, options.seed)
+    blocks = _read(model, path, options)
+    found: Classes = model.classify_blocks(blocks, options.top_k, options.votes, options.seed)
     return {
         "file": str(path),
-        "points": len(cloud.pos),
+        "points": blocks.file.num_points,
         "classes": [
             {"class": name, "label": int(label), "probability": round(float(probability), 6)}
             for name, label, probability in zip(found.names, found.labels, found.probabilities, strict=True)
@@ -192,26 +193,36 @@ def _segment(model: Model, path: Path, output: Path, category: int, options: arg
             raise FileExistsError(f"expected a new file, but {output} exists already: --overwrite replaces it")
         if output.resolve() == path.resolve():
             raise ValueError(f"expected another folder than that of the input for --out, but {output} is the input")
-    cloud = _read(path, options)
-    parts: Parts = model.segment(cloud, category, options.votes, options.seed)
+    blocks = _read(model, path, options)
+    num_points = blocks.file.num_points
     ids = model.part_ids(category)
+    counts = np.zeros(max(ids) + 1, dtype=np.int64)
+
+    def results() -> Iterator[Cloud]:
+        for block, parts in zip(
+            blocks, model.segment_blocks(blocks, category, options.votes, options.seed), strict=True
+        ):
+            counts[:] += np.bincount(parts.labels, minlength=len(counts))
+            yield segmented(block, parts, ids)
+
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_ply(output, segmented(cloud, parts, ids), overwrite=options.overwrite)
-    counts = np.bincount(parts.labels, minlength=max(ids) + 1)
+    write_blocks(output, num_points, results(), overwrite=options.overwrite)
     return {
         "file": str(path),
-        "points": len(cloud.pos),
+        "points": num_points,
         "category": model.class_names[category],
         "output": str(output),
         "parts": [
-            {"part": parts.names[label], "label": label, "color": color.tolist(), "points": int(counts[label])}
+            {"part": model.part_names[label], "label": label, "color": color.tolist(), "points": int(counts[label])}
             for label, color in zip(ids, palette(len(ids)), strict=True)
         ],
     }
 
 
-def _read(path: Path, options: argparse.Namespace) -> Cloud:
-    return read_cloud(path, num_points=options.mesh_points, seed=options.seed, drop_invalid=options.drop_invalid)
+def _read(model: Model, path: Path, options: argparse.Namespace) -> Blocks:
+    """A file block by block, or as a whole where normals are estimated: those of a point depend on others."""
+    file = CloudFile(path, num_points=options.mesh_points, seed=options.seed, drop_invalid=options.drop_invalid)
+    return file.blocks(None if ESTIMATED_NORMALS in model.preprocessing["features"] else BLOCK)
 
 
 def _finish(

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pcattn.atomic import replacing
+from pcattn.atomic import replacing, write_text
 from pcattn.cli import PointCloudCLI, fail
 from pcattn.corruptions import CORRUPTIONS, SEVERITIES, corrupt, find
 
@@ -77,7 +77,7 @@ class RobustnessCLI(PointCloudCLI):
         report |= summarize(errors, suite.severities, None if baseline is None else baseline["errors"])
         write(path, report)
         text = format_table(report, errors, suite.severities, suite.baseline)
-        path.with_suffix(".md").write_text(text + "\n")
+        write_text(path.with_suffix(".md"), text + "\n")
         print(f"\n{text}\n\nwritten to {path} and {path.with_suffix('.md').name}")
 
     validate = test
@@ -131,8 +131,7 @@ def already(report: dict[str, Any], step: tuple[str, int] | None) -> bool:
 def write(path: Path, report: dict[str, Any]) -> None:
     """Write a report, which appears at once and complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def summarize(errors: Errors, severities: Sequence[int], baseline: Errors | None = None) -> dict[str, Any]:
@@ -229,7 +228,8 @@ def plot(pos: Any, num_points: int, path: Path, seed: int = 0, index: int = 0, u
             panel.set_box_aspect((1, 1, 1), zoom=1.5)
             panel.set_axis_off()
             panel.set_title(f"{name} {severity}", fontsize=6, pad=0)
-    figure.savefig(path, dpi=90)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=90)
 
 
 def main(args: Sequence[str]) -> int:

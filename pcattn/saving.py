@@ -16,14 +16,14 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from pcattn.atomic import replacing
+from pcattn.atomic import write_bytes
 from pcattn.runs import CHECKPOINTS
 
 #: Signals that ask a training to stop.
 _REQUESTS = (signal.SIGINT, signal.SIGTERM)
 
 #: Several processes have to agree that it is time to save, which holds all of them up: they ask only now and then.
-_STEPS_BETWEEN_QUESTIONS = 128
+_STEPS_BETWEEN_QUESTIONS = 32
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -40,14 +40,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: it cannot be written; the one before is as it was.
         """
         path = Path(path)
-        content = io.BytesIO()  # torch reports a full disk in words of its own, Python as an error of the system
+        content = io.BytesIO()
         torch.save(checkpoint, content)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
+            write_bytes(path, content.getbuffer())
         except OSError as error:
             before = "the one before is as it was" if path.is_file() else "there is none before it"
             raise OSError(f"{error} ({content.tell() / 1e6:.1f} MB); {before}") from error
@@ -96,12 +93,12 @@ class LastCheckpoint(RunCheckpoint):
     optimiser, and after the validation where one is due.
 
     On SIGINT (Ctrl-C) or SIGTERM the training saves at the next such point and stops; a second one is Lightning's to
-    handle, which stops without saving. So it is with the first where there are several processes.
+    handle, which stops without saving. Of several processes any may get the signal. They look at it together, and at
+    the time, every `_STEPS_BETWEEN_QUESTIONS` steps and at the end of an epoch.
 
     Args:
         run: folder of the run.
-        minutes: time between two checkpoints within an epoch; 0 saves after every step. With several processes it is
-            looked at every `_STEPS_BETWEEN_QUESTIONS` steps.
+        minutes: time between two checkpoints within an epoch; 0 saves after every step.
 
     Attributes:
         requested: the signal that asked to stop, if any.
@@ -113,13 +110,16 @@ class LastCheckpoint(RunCheckpoint):
         self.requested: signal.Signals | None = None
         self._saved = time.monotonic()
         self._handlers: dict[signal.Signals, Any] = {}
+        self._notice = b""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to listen; Lightning restores the handlers of before when the training ends."""
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
-        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             return
+        when = "after this step" if trainer.world_size == 1 else f"within {_STEPS_BETWEEN_QUESTIONS} steps"
+        self._notice = f"\nsaving {when}; Ctrl-C once more stops without\n".encode()
         self._handlers = {number: signal.getsignal(number) for number in _REQUESTS}
         for number, handler in self._handlers.items():
             if handler != signal.SIG_IGN:  # as in jobs that a shell runs in the background
@@ -141,28 +141,32 @@ class LastCheckpoint(RunCheckpoint):
         """Save."""
         super().on_train_epoch_end(trainer, pl_module)
         self._saved = time.monotonic()
-        self._stop_if_requested()
+        if self._is_requested(trainer):
+            raise KeyboardInterrupt
 
     def _save_within_epoch(self, trainer: Trainer, batch_idx: int) -> None:
         if trainer.world_size > 1 and (batch_idx + 1) % _STEPS_BETWEEN_QUESTIONS:
             return
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = self.requested is not None or time.monotonic() - self._saved >= self.interval
+        if not stepped or self._should_skip_saving_checkpoint(trainer):
+            return
+        requested = self._is_requested(trainer)
         # All processes save together, when it is time by the clock of the first.
-        if stepped and not self._should_skip_saving_checkpoint(trainer) and trainer.strategy.broadcast(due):
+        if requested or trainer.strategy.broadcast(time.monotonic() - self._saved >= self.interval):
             trainer.save_checkpoint(self.format_checkpoint_name({}), weights_only=False)
             self._saved = time.monotonic()
-            self._stop_if_requested()
+            if requested:
+                raise KeyboardInterrupt
+
+    def _is_requested(self, trainer: Trainer) -> bool:
+        """Whether any of the processes was asked to stop; all of them get the same answer."""
+        return bool(trainer.strategy.reduce_boolean_decision(self.requested is not None, all=False))
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number)
-        os.write(2, b"\nsaving after this step; Ctrl-C once more stops without\n")  # print may be what was interrupted
+        os.write(2, self._notice)  # print may be what was interrupted
         for known, handler in self._handlers.items():
             signal.signal(known, handler)
-
-    def _stop_if_requested(self) -> None:
-        if self.requested is not None:
-            raise KeyboardInterrupt
 
 
 def _validates_next(trainer: Trainer, batch_idx: int) -> bool:

@@ -22,11 +22,32 @@ from .tiny import write_tiny_config
 # Two processes with the clouds on the device: each selects its own. One process reads them.
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.resident=true"]
 
+OPTIONS = ["--model.optimizer=sgd", "--data.batch_size=20", "--data.eval_batch_size=15", "--final_test=false"]
+OPTIONS += ["--trainer.max_epochs=1"]
+
+#: A training whose process of a rank gets SIGTERM in its third step; they talk about it after every second.
+STOPPED = """
+import os, signal, sys
+from pcattn import cli, saving
+from pcattn.tasks.base import PointCloudTask
+
+rank = int(sys.argv[1])
+saving._STEPS_BETWEEN_QUESTIONS = 2
+original = PointCloudTask.on_train_batch_start
+
+def start(self, batch, batch_idx):
+    if batch_idx == 2 and self.global_rank == rank:
+        os.kill(os.getpid(), signal.SIGTERM)
+    original(self, batch, batch_idx)
+
+PointCloudTask.on_train_batch_start = start
+cli.main(sys.argv[2:])
+"""
+
 
 def fit(folder: Path, *args: str) -> str:
     """Train in another process; what it said."""
-    options = ["--model.optimizer=sgd", "--data.batch_size=20", "--data.eval_batch_size=15", "--final_test=false"]
-    command = [sys.executable, "-m", "pcattn", "fit", "-c", "tiny.yaml", *options, "--trainer.max_epochs=1", *args]
+    command = [sys.executable, "-m", "pcattn", "fit", "-c", "tiny.yaml", *OPTIONS, *args]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -77,6 +98,24 @@ def test_exact_metrics(folder: Path, said: str) -> None:
     assert int(task.last_confusion.sum()) == 40
     for name in ("val/loss", "val/oa", "val/macc"):
         assert metrics[name] == pytest.approx(float(row[name]), rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_stopped(rank: int, folder: Path, said: str) -> None:
+    """By a signal to one of the processes: they save together, stop, and go on to the same weights."""
+    (folder / "stopped.py").write_text(STOPPED)
+    run = f"stopped-{rank}"
+    options = ["fit", "-c", "tiny.yaml", *OPTIONS, *TWO, f"--run={run}"]
+    command = [sys.executable, "stopped.py", str(rank), *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == (143 if rank == 0 else 130), done.stderr
+    assert done.stderr.count("this goes on from the last checkpoint") == 1
+    assert "Traceback" not in done.stderr
+    last = folder / run / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4
+    fit(folder, *TWO, f"--run={run}", "--ckpt_path=last")
+    expected = parameters(folder / "runs/tiny")
+    assert all(torch.equal(value, expected[name]) for name, value in parameters(folder / run).items())
 
 
 @pytest.mark.parametrize(("num_clouds", "batch_size", "world_size"), [(7, 3, 2), (5, 8, 4), (9, 4, 3), (8, 8, 1)])

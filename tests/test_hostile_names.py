@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pcattn import checkpoints
+from pcattn import checkpoints, compare
 from pcattn.cli import main
 from pcattn.datasets import DatasetBrokenError, read_cloud
 from pcattn.printable import printable
@@ -97,6 +97,25 @@ def test_pictures() -> None:
     assert "<script" not in Path("a.svg").read_text()
     charts.draw_bars(names, [0.5, None, 1.0], [1, 0, 2], "accuracy", Path("b.png"))
     charts.draw_confusion(np.eye(3), names, Path("c.png"))
+
+
+def test_comparison(capsys: pytest.CaptureFixture) -> None:
+    """In its table and its plot, and when a network cannot be called so."""
+    values = {"metrics": {"oa": {"mean": 0.5, "std": 0.0, "values": [0.5]}}, "split": "test"}
+    costs = {"clouds_per_second": 1.0, "parameters": 1, "multiply_adds": 1, "peak_mib": 1.0}
+    rows = [{"network": name, **values, **costs} for name in (SCRIPT, FORMULA, ESCAPES)]
+    compare.plot(rows, Path("a.png"))
+    table = compare.format_table(rows)
+    assert "<script" not in table
+    assert is_safe(table)
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.split("\n")} == {8}
+    Path("a.yaml").write_text("")
+    for name in (f"../{ESCAPES}", "self"):
+        assert run("compare", "-c", "a.yaml", "--attentions", "self", "--also", name, "") == 2
+        error = capsys.readouterr().err
+        assert "expected --also NAME to be" in error
+        assert is_safe(error)
+    assert not Path("runs").exists()
 
 
 def test_pages() -> None:

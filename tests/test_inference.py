@@ -13,8 +13,10 @@ import pcattn
 from pcattn import checkpoints, inference
 from pcattn.datasets import estimate_normals
 from pcattn.datasets.files import Cloud
-from pcattn.inference import Model, carry, draw
+from pcattn.datasets.preprocess import placement
+from pcattn.inference import Drawn, Model, carry, draw
 from pcattn.tasks import Classification, PartSegmentation
+from pcattn.tasks.voting import mean_of_looks
 
 NETWORK = {"dim": 16, "depth": 1, "k": 4, "out_dim": 32}
 NAMES = ["bed", "chair", "lamp"]
@@ -215,10 +217,52 @@ class TestDraw:
         assert draw(3, 7, 5, seed=0).tolist() == [[0, 1, 2, 0, 1, 2, 0]]
         assert draw(7, 7, 1, seed=0).tolist() == [list(range(7))]
 
+    def test_few_of_many(self) -> None:
+        """Without the order of all of them, which would take 400 MB here."""
+        draws = draw(50_000_000, 1000, 3, seed=0)
+        assert len(draws.unique()) == 3000
+        assert 0 <= int(draws.min()) < 100_000
+        assert 49_900_000 < int(draws.max()) < 50_000_000
+        assert torch.equal(draws, draw(50_000_000, 1000, 3, seed=0))
+        assert not torch.equal(draws, draw(50_000_000, 1000, 3, seed=1))
 
-def test_carry_takes_the_mean_over_the_draws_of_a_point() -> None:
+
+class TestBlocks:
+    """What comes in blocks is what comes at once."""
+
+    @pytest.mark.parametrize("normalize", ["sphere", "box", "none"])
+    @pytest.mark.parametrize(("num_points", "votes"), [(200, 1), (200, 3), (NUM_POINTS, 1), (5, 1)])
+    def test_segment(self, normalize: str, num_points: int, votes: int) -> None:
+        preprocessing = {"features": ["height"], "normalize": normalize, "up_axis": "y"}
+        model = segmenter(num_features=1)
+        model.preprocessing = preprocessing
+        cloud = torch.randn(num_points, 3, dtype=torch.float64) + 10
+        whole = model.segment(cloud, 0, votes=votes)
+        parts = list(model.segment_blocks(cloud.split(7), 0, votes))
+        assert [len(part.labels) for part in parts] == [len(block) for block in cloud.split(7)]
+        assert np.array_equal(np.concatenate([part.labels for part in parts]), whole.labels)
+        np.testing.assert_allclose(np.concatenate([part.probabilities for part in parts]), whole.probabilities, 1e-5)
+
+    def test_classify(self) -> None:
+        model, cloud = classifier(), torch.rand(200, 3)
+        whole, blocks = model.classify(cloud, votes=2), model.classify_blocks(cloud.split(9), votes=2)
+        assert whole.names == blocks.names
+        np.testing.assert_allclose(blocks.probabilities, whole.probabilities, 1e-5)
+
+    def test_normals_need_the_whole_cloud(self) -> None:
+        preprocessing = {"features": ["estimated_normals"], "normalize": "sphere", "up_axis": "z"}
+        model, cloud = classifier(preprocessing, num_features=3), torch.rand(50, 3)
+        with pytest.raises(ValueError, match="a cloud in one block, of which normals are estimated, but got 5"):
+            model.classify_blocks(cloud.split(10))
+        assert model.classify_blocks([cloud]).names == model.classify(cloud).names
+
+
+def test_votes_on_a_point_are_averaged() -> None:
+    """By hand: the second of two points was drawn three times."""
     pos = torch.rand(2, 3)
     probabilities = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.4, 0.6], [0.3, 0.7]]])
-    parts, values = carry(pos, torch.tensor([[0, 1], [1, 1]]), probabilities)
+    drawn, known = mean_of_looks(torch.tensor([[0, 1], [1, 1]]), probabilities)
+    place = placement([pos], "none", "z")
+    parts, values = carry(pos, Drawn(pos[drawn], None, torch.tensor([[0, 1], [1, 1]]), place, 2), known)
     assert parts.tolist() == [0, 1]
     torch.testing.assert_close(values, torch.tensor([0.9, 0.7]))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 import pcattn
 from pcattn import checkpoints, predict_files
 from pcattn.cli import main
-from pcattn.datasets.files import Cloud, read_cloud, write_ply
-from pcattn.inference import Parts
+from pcattn.datasets.files import Cloud, CloudFile, read_cloud, write_ply
+from pcattn.inference import Model, Parts
 from pcattn.predict_files import find_files, name_outputs, segmented
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.visualize.colors import palette
@@ -176,6 +177,62 @@ class TestSegment:
         assert "but a.ply is the input" in capsys.readouterr().err
         assert Path("a.ply").read_bytes() == before
 
+    @pytest.mark.parametrize("suffix", [".ply", ".npy", ".pcd", ".xyz"])
+    def test_block_by_block(
+        self, suffix: str, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        """As a whole, and points that are left out have no part in it."""
+        rng = np.random.default_rng(0)
+        pos, height = rng.random((100, 3), np.float32), rng.random(100, np.float32)
+        table = np.column_stack((pos, height))
+        table[[0, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 55], 1] = np.nan  # one block of ten has none left
+        path = Path(f"a{suffix}")
+        if suffix == ".ply":
+            names = "".join(f"property float {name}\n" for name in ("x", "y", "z", "h"))
+            head = f"ply\nformat binary_little_endian 1.0\nelement vertex 100\n{names}end_header\n"
+            path.write_bytes(head.encode() + table.tobytes())
+        elif suffix == ".npy":
+            np.save(path, table)
+        elif suffix == ".pcd":
+            head = "FIELDS x y z h\nSIZE 4 4 4 4\nTYPE F F F F\nWIDTH 100\nHEIGHT 1\nDATA binary\n"
+            path.write_bytes(head.encode() + table.tobytes())
+        else:
+            np.savetxt(path, table)
+        written, told = [], []
+        arguments = ["--checkpoint", weights["segmenter"], "--category", "chair", "--drop-invalid", "--votes", "2"]
+        for block in (predict_files.BLOCK, 10):
+            monkeypatch.setattr(predict_files, "BLOCK", block)
+            assert run(path, *arguments, "--out", f"by{block}") == 0
+            written.append(read_cloud(f"by{block}/a.ply"))
+            told.append(capsys.readouterr().out.replace(f"by{block}", ""))
+            assert run(path, "--checkpoint", weights["classifier"], "--drop-invalid") == 0
+            told.append(capsys.readouterr().out)
+        assert told[0].split() == told[2].split()
+        assert told[1] == told[3]
+        assert len(written[0].pos) == 88
+        assert np.array_equal(written[0].pos, written[1].pos)
+        for name, values in written[0].attributes.items():
+            np.testing.assert_allclose(written[1].attributes[name], values, 1e-5, err_msg=name)
+        table[:20] = 0
+        np.save("b.npy", table)
+        assert run("b.npy", "--checkpoint", weights["classifier"]) == 1
+        assert "finite coordinates, but point 55 has NaN or inf" in capsys.readouterr().err
+
+    def test_a_result_that_appears_meanwhile(
+        self, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        write_cloud("a.ply")
+        segment = Model.segment_blocks
+
+        def slow(self: Model, *args: Any) -> Iterator[Parts]:
+            yield from segment(self, *args)
+            Path("predictions/a.ply").write_text("precious")
+
+        monkeypatch.setattr(Model, "segment_blocks", slow)
+        assert run("a.ply", "--checkpoint", weights["segmenter"], "--category", "mug") == 1
+        assert "expected to write predictions/a.ply, but it exists already" in capsys.readouterr().err
+        assert Path("predictions/a.ply").read_text() == "precious"
+
     def test_category_is_asked_for(self, weights: dict[str, str], capsys: pytest.CaptureFixture) -> None:
         write_cloud("a.ply")
         assert run("a.ply", "--checkpoint", weights["segmenter"]) == 2
@@ -186,14 +243,14 @@ class TestSegment:
         """What is finished is told."""
         write_cloud("a.ply")
         write_cloud("b.ply")
-        read = predict_files.read_cloud
 
-        def interrupt(path: Path, **kwargs: Any) -> Cloud:
-            if path.name == "b.ply":
-                raise KeyboardInterrupt
-            return read(path, **kwargs)
+        class Interrupted(CloudFile):
+            def read(self, size: int | None) -> Iterator[Cloud]:
+                if self.path.name == "b.ply":
+                    raise KeyboardInterrupt
+                return super().read(size)
 
-        monkeypatch.setattr(predict_files, "read_cloud", interrupt)
+        monkeypatch.setattr(predict_files, "CloudFile", Interrupted)
         arguments = ["--checkpoint", weights["segmenter"], "--category", "mug", "--json", "out.json"]
         assert run("a.ply", "b.ply", *arguments) == 130
         assert [row["file"] for row in json.loads(Path("out.json").read_text())] == ["a.ply"]

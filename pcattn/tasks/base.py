@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,15 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pcattn.tasks.optimization import OPTIMIZERS, AveragedWeights, build_optimizer, build_schedule
+from pcattn.atomic import write_bytes
+from pcattn.tasks.optimization import (
+    OPTIMIZERS,
+    AveragedWeights,
+    build_optimizer,
+    build_schedule,
+    check_mode,
+    compile_network,
+)
 from pcattn.tasks.voting import draw_votes
 from pcattn.tasks.watch import FiniteWatch, NonFiniteError
 
@@ -32,6 +41,7 @@ class PointCloudTask(LightningModule):
         label_smoothing, optimizer, lr, min_lr, ema_decay: arguments of the task, to be checked.
         votes: likewise; more than one look at every cloud by `validate` and `test`, beside the evaluation by one.
         all_points: likewise; carry predictions to all points of every cloud, likewise.
+        compile: likewise; compile the network when a trainer takes it to its device.
 
     Raises:
         ValueError: one of them is out of range.
@@ -50,6 +60,7 @@ class PointCloudTask(LightningModule):
         ema_decay: float | None = None,
         votes: int = 1,
         all_points: bool = False,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         if optimizer not in OPTIMIZERS:
@@ -62,10 +73,19 @@ class PointCloudTask(LightningModule):
             raise ValueError(f"expected 0 <= ema_decay < 1, but got {ema_decay}")
         if votes < 1:
             raise ValueError(f"expected votes >= 1, but got {votes}")
+        if compile:
+            check_mode(compile)
         self.votes, self.all_points = votes, all_points
+        self._to_compile = compile
         self.eval_loss = MeanMetric()
         self._train_loss = torch.zeros(2)  # sum over the clouds of the epoch so far, and their number
         self.watch = FiniteWatch()
+
+    def setup(self, stage: str) -> None:
+        """Compile the network, once, where that is asked for and pays on the device of the trainer."""
+        mode, self._to_compile = self._to_compile, False
+        if mode:
+            compile_network(self.network, mode, self.trainer.strategy.root_device.type)
 
     def logits(self, batch: PointBatch) -> Tensor:
         """What the network answers to a batch."""
@@ -227,10 +247,14 @@ class PointCloudTask(LightningModule):
     def _save_batch(self, loss: Tensor, batch: PointBatch, epoch: int, step: int, late: bool) -> str:
         """Save a batch whose loss is not finite; what happened, in words. Late means after a step that it spoilt."""
         folder = Path(self.trainer.default_root_dir)
-        path = folder / f"nonfinite-epoch{epoch}-step{step}.pt"
+        # The processes of one training have batches of their own.
+        rank = f"-rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = folder / f"nonfinite-epoch{epoch}-step{step}{rank}.pt"
         fields = {name: value for name, value in batch._asdict().items() if value is not None}
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"epoch": epoch, "step": step, "loss": float(loss)} | fields, path)
+        content = io.BytesIO()
+        torch.save({"epoch": epoch, "step": step, "loss": float(loss)} | fields, content)
+        write_bytes(path, content.getbuffer())
         cause = _not_finite(batch) or (None if late else self._not_finite_weights())
         otherwise = "clouds are finite" if late else "clouds and weights are finite"
         return (

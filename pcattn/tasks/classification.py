@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from pcattn.atomic import replacing
 from pcattn.models import build_classifier
 from pcattn.ops.checks import check_labels
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
-from pcattn.tasks.optimization import compile_network
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -73,7 +73,7 @@ class Classification(PointCloudTask):
         ema_decay: float | None = None,
         compile: bool | str = False,
     ) -> None:
-        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes)
+        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, compile=compile)
         if num_classes < 2:
             raise ValueError(f"expected at least two classes to tell apart, but got num_classes {num_classes}")
         if class_names is not None and len(class_names) != num_classes:
@@ -88,8 +88,6 @@ class Classification(PointCloudTask):
             num_features=num_features,
             **(network_kwargs or {}),
         )
-        if compile:
-            compile_network(self.network, compile)
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.label_smoothing = torch_smoothing(label_smoothing, num_classes)
         self.confusion = MulticlassConfusionMatrix(num_classes)
@@ -176,7 +174,7 @@ class Classification(PointCloudTask):
         """Write `predictions.csv`: the predicted class of each cloud and its probability."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.csv"
-        with path.open("w", newline="") as file:
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["index", "label", "class", "probability"])
             for batch in batches:

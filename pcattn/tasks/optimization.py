@@ -102,8 +102,14 @@ class AveragedWeights(WeightAveraging):
         torch._foreach_lerp_(averages, values, 1 - decay)
 
 
-def compile_network(network: nn.Module, mode: bool | str = True) -> None:
-    """Compile a network in place with `torch.compile`, where that makes it faster on this machine.
+def check_mode(mode: bool | str) -> None:
+    """Raise `ValueError` where `mode` is neither true nor one of `COMPILE_MODES`."""
+    if mode is not True and mode not in COMPILE_MODES:
+        raise ValueError(f"expected compile to be true, false or one of {', '.join(COMPILE_MODES)}, but got {mode!r}")
+
+
+def compile_network(network: nn.Module, mode: bool | str, device: str) -> None:
+    """Compile a network in place with `torch.compile`, where that makes it faster on the device that it runs on.
 
     Where it does not, see `_why_not_compiled`, the network stays as it is and a warning says so: it computes the same.
     Every size of a batch has a graph of its own. In training there is one, because incomplete batches are left out.
@@ -111,25 +117,25 @@ def compile_network(network: nn.Module, mode: bool | str = True) -> None:
     Args:
         network: what to compile.
         mode: true, or a mode of `torch.compile` out of `COMPILE_MODES`.
+        device: `"cpu"`, `"cuda"`, ...: not what the machine has, but what is used.
 
     Raises:
         ValueError: another mode.
     """
-    if mode is not True and mode not in COMPILE_MODES:
-        raise ValueError(f"expected compile to be true, false or one of {', '.join(COMPILE_MODES)}, but got {mode!r}")
-    if (reason := _why_not_compiled(network)) is None:
+    check_mode(mode)
+    if (reason := _why_not_compiled(network, device)) is None:
         network.compile(mode="default" if mode is True else mode, dynamic=False)
     else:
         warnings.warn(f"compile: {str(mode).lower()} {reason}: running uncompiled", stacklevel=3)
 
 
-def _why_not_compiled(network: nn.Module) -> str | None:
+def _why_not_compiled(network: nn.Module, device: str) -> str | None:
     """What speaks against compilation, in words; None if nothing does.
 
     On the CPU it needs a C++ compiler (`CXX`, else the platform's own), and a network with local aggregation is faster
     with the blocks of `pcattn.aggregation_op`, which a compiled one goes without.
     """
-    if torch.cuda.is_available():
+    if device != "cpu":
         return None
     if any(isinstance(module, LocalAggregation) for module in network.modules()):
         return "is for GPUs where a network has local aggregation, which is faster in its own blocks on the CPU"

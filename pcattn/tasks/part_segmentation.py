@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from pcattn.atomic import replacing, write_text
 from pcattn.metrics import PartIoU, predict_parts
 from pcattn.metrics.functional import PartIoUResult
 from pcattn.models import build_segmenter
 from pcattn.ops.checks import check_labels
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
-from pcattn.tasks.optimization import compile_network
 from pcattn.tasks.voting import carry
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class PartSegmentation(PointCloudTask):
         ema_decay: float | None = None,
         compile: bool | str = False,
     ) -> None:
-        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, all_points)
+        super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, all_points, compile)
         if not parts:
             raise ValueError(f"expected parts of each category (data with per_point: true), but got {parts}")
         if not lovasz >= 0:
@@ -122,8 +122,6 @@ class PartSegmentation(PointCloudTask):
             num_features=num_features,
             **(network_kwargs or {}),
         )
-        if compile:
-            compile_network(self.network, compile)
         self.label_smoothing = torch_smoothing(label_smoothing, num_parts)
 
     def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
@@ -249,11 +247,11 @@ class PartSegmentation(PointCloudTask):
         folder.mkdir(parents=True, exist_ok=True)
         table, summary = folder / f"{split}_categories.csv", folder / f"{split}_categories.json"
         rows = self.last_summary["categories"]
-        with table.open("w", newline="") as file:
+        with replacing(table) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        summary.write_text(json.dumps({"split": split, **self.last_summary}, indent=2) + "\n")
+        write_text(summary, json.dumps({"split": split, **self.last_summary}, indent=2) + "\n")
         return [table, summary]
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -269,5 +267,6 @@ class PartSegmentation(PointCloudTask):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.npz"
         indices, parts = (torch.cat([batch[name] for batch in batches]).cpu() for name in ("indices", "parts"))
-        np.savez_compressed(path, indices=indices.numpy(), parts=parts.numpy())
+        with replacing(path) as temporary:
+            np.savez_compressed(temporary, indices=indices.numpy(), parts=parts.numpy())
         return path

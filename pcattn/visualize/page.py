@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pcattn.atomic import write_text
 from pcattn.printable import printable
 from pcattn.visualize.camera import AXES
 from pcattn.visualize.colors import MARKED, sequential, to_hex
@@ -63,9 +64,7 @@ def page(
     template = files("pcattn.visualize").joinpath("page.html").read_text(encoding="utf-8")
     # A name of a class must not end the script that holds it.
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    path.write_text(
-        template.replace("{{title}}", html.escape(printable(heading))).replace("{{data}}", data), encoding="utf-8"
-    )
+    write_text(path, template.replace("{{title}}", html.escape(printable(heading))).replace("{{data}}", data))
     return path
 
 

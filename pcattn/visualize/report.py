@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcattn.printable import printable
+from pcattn.atomic import write_text
+from pcattn.printable import in_html, in_markdown, printable
 from pcattn.runs import run_of_checkpoint
 from pcattn.visualize import charts, evaluated
 from pcattn.visualize.montage import montage
@@ -89,8 +90,8 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
         sections.append(Section("Configuration", verbatim=config.read_text()))
     title = f"{run.name}: {_describe(opened.task)}"
     page, text = run / "report.html", run / "report.md"
-    page.write_text(_html(title, sections), encoding="utf-8")
-    text.write_text(_markdown(title, sections, run), encoding="utf-8")
+    write_text(page, _html(title, sections))
+    write_text(text, _markdown(title, sections, run))
     return page, text
 
 
@@ -189,17 +190,17 @@ def _describe(task: Any) -> str:
 
 def _html(title: str, sections: Sequence[Section]) -> str:
     parts = [
-        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{_escape(title)}</title>"
-        f"<style>{_STYLE}</style></head><body><h1>{_escape(title)}</h1>"
+        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{in_html(title)}</title>"
+        f"<style>{_STYLE}</style></head><body><h1>{in_html(title)}</h1>"
     ]
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
-        parts += [f"<p>{_escape(line)}</p>" for line in section.lines]
+        parts += [f"<p>{in_html(line)}</p>" for line in section.lines]
         # A chart says the same as the table of categories; the table stays in the Markdown.
         if section.table and section.picture is None:
             parts.append("<table>")
             for row in section.table[any(section.table[0]) ^ 1 :]:
-                parts.append("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>")
+                parts.append("<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in row) + "</tr>")
             parts.append("</table>")
         if section.picture is not None:
             data = base64.b64encode(section.picture.read_bytes()).decode()
@@ -212,26 +213,17 @@ def _html(title: str, sections: Sequence[Section]) -> str:
 
 
 def _markdown(title: str, sections: Sequence[Section], run: Path) -> str:
-    lines = [f"# {_plain(title)}"]
+    lines = [f"# {in_markdown(title)}"]
     for section in sections:
-        lines += ["", f"## {_plain(section.title)}", "", *map(_plain, section.lines)]
+        lines += ["", f"## {in_markdown(section.title)}", "", *map(in_markdown, section.lines)]
         if section.table:
-            header, *rows = ["| " + " | ".join(map(_plain, row)) + " |" for row in section.table]
+            header, *rows = ["| " + " | ".join(map(in_markdown, row)) + " |" for row in section.table]
             lines += [header, "|" + " --- |" * len(section.table[0]), *rows, ""]
         if section.picture is not None:
             lines.append(f"![{section.title}]({section.picture.relative_to(run).as_posix()})")
         if section.verbatim:
             lines += ["```yaml", section.verbatim.rstrip(), "```"]
     return "\n".join(lines) + "\n"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is: a name of a class may hold tags, or bars that would end its cell."""
-    return _escape(text).replace("|", "\\|")
-
-
-def _escape(text: str) -> str:
-    return html.escape(printable(text))
 
 
 def main(args: Sequence[str]) -> int:

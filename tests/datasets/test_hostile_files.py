@@ -2,10 +2,10 @@
 
 import io
 import json
-import os
 import stat
 import struct
 import tarfile
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from pcattn.datasets import DatasetBrokenError, DatasetError, PointCloudFolder, ShapeNetPart, read_cloud
+from pcattn.datasets import DatasetBrokenError, DatasetError, PointCloudFolder, ShapeNetPart, Shapes, read_cloud
 from pcattn.datasets.download import DownloadError, unpack
 from pcattn.datasets.expansion import check_expansion
 from pcattn.datasets.folder_layout import find_layout
@@ -130,18 +131,33 @@ class TestPromises:
         refused(path, b"\x0b\n", "numbers", read_table)
 
 
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return tempfile.mkdtemp, ("", "ran", str(self.folder))
+
+
 class TestPickles:
     def test_numpy(self, tmp_path: Path) -> None:
-        class Evil:
-            def __reduce__(self) -> tuple:
-                return os.mkdir, (str(tmp_path / "ran"),)
-
-        objects = np.array([Evil()], dtype=object)
+        objects = np.array([Evil(tmp_path)], dtype=object)
         np.save(tmp_path / "a.npy", objects, allow_pickle=True)
         refused(tmp_path / "a.npy", None, "object|pickle")
         np.savez(tmp_path / "a.npz", pos=objects, allow_pickle=True)
         refused(tmp_path / "a.npz", None, "pickle|[Oo]bject")
-        assert not (tmp_path / "ran").exists()
+        assert not list(tmp_path.glob("ran*"))
+
+    def test_generated_data_sets(self, tmp_path: Path) -> None:
+        """torch-geometric would unpickle it. What is no cache is generated anew."""
+        first = Shapes(str(tmp_path), num_train=3, num_points=16)
+        (path,) = (tmp_path / "processed").iterdir()
+        torch.save((Evil(tmp_path), {}, None), path)
+        again = Shapes(str(tmp_path), num_train=3, num_points=16)
+        assert torch.equal(again._data.pos, first._data.pos)
+        assert not list(tmp_path.glob("ran*"))
 
     def test_caches_hold_no_pointers(self, tmp_path: Path) -> None:
         """A cache may come with the data: one of objects, or of files elsewhere, is not opened."""

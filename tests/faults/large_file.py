@@ -2,7 +2,9 @@
 
     python -m tests.faults.large_file --points 50000000
 
-The network is a tiny one, untrained: memory does not depend on it.
+The network is a tiny one, untrained. The file is a binary PLY, of which a block is in memory at a time: the peak does
+not grow with the number of points. Other formats (text, compressed PCD, NPZ, LAS) are read as a whole, and so is every
+cloud whose normals are estimated.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pcattn.attention import ATTENTION
 from pcattn.datasets import PointCloudDataModule
 from pcattn.models import PCTClassifier, PCTSegmenter
 from pcattn.tasks import Classification, PartSegmentation
+from pcattn.tasks.optimization import compile_network
 
 from ..datasets.modelnet_files import write_modelnet40
 
@@ -198,34 +200,48 @@ class TestCompilation:
     def test_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.delenv("CXX", raising=False)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        network = PCTClassifier(4, "spct", dim=8, depth=1, out_dim=16)
         with pytest.warns(
             UserWarning, match=r"needs a C\+\+ compiler, but .* is not found: running uncompiled"
         ) as told:
-            task = Classification(4, variant="spct", network_kwargs={"dim": 8, "depth": 1, "out_dim": 16}, compile=True)
+            compile_network(network, True, "cpu")
         assert len(told) == 1
-        assert task(torch.randn(2, 16, 3)).shape == (2, 4)
-
-    @pytest.mark.parametrize("mode", [True, "reduce-overhead"])
-    def test_local_aggregation_on_the_cpu(self, mode: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(nn.Module, "compile", lambda *args, **kwargs: pytest.fail("compiled"))
-        with pytest.warns(UserWarning, match=f"compile: {str(mode).lower()} is for GPUs where a network has") as told:
-            Classification(4, variant="pct", compile=mode)
-        assert len(told) == 1
+        assert network(torch.randn(2, 16, 3)).shape == (2, 4)
 
     @pytest.mark.parametrize(("mode", "expected"), [(True, "default"), ("reduce-overhead", "reduce-overhead")])
-    @pytest.mark.parametrize(("variant", "gpu"), [("pct", True), ("spct", False)])
+    @pytest.mark.parametrize(
+        ("variant", "device", "there_is_a_gpu", "pays"),
+        [
+            ("pct", "cuda", True, True),
+            ("pct", "cpu", True, False),  # trainer.accelerator: cpu
+            ("pct", "cpu", False, False),
+            ("spct", "cpu", False, True),
+        ],
+    )
     def test_where_it_pays(
-        self, variant: str, gpu: bool, mode: bool | str, expected: str, monkeypatch: pytest.MonkeyPatch
+        self,
+        variant: str,
+        device: str,
+        there_is_a_gpu: bool,
+        pays: bool,
+        mode: bool | str,
+        expected: str,
+        monkeypatch: pytest.MonkeyPatch,
+        recwarn: pytest.WarningsRecorder,
     ) -> None:
-        """On a GPU, and with the compiler that `CXX` names, arguments and all."""
+        """Once, on the device of the trainer, and with the compiler that `CXX` names, arguments and all."""
         asked: list[dict] = []
         monkeypatch.setenv("CXX", f"{sys.executable} -some -arguments")
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
         monkeypatch.setattr(nn.Module, "compile", lambda module, **options: asked.append(options))
-        PartSegmentation([[0, 1]], variant=variant, compile=mode)
-        assert asked == [{"mode": expected, "dynamic": False}]
+        task = PartSegmentation([[0, 1]], variant=variant, compile=mode)
+        assert asked == []
+        task._trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))  # type: ignore[assignment]
+        for stage in ("fit", "test"):
+            task.setup(stage)
+        assert asked == [{"mode": expected, "dynamic": False}] * pays
+        why = f"compile: {str(mode).lower()} is for GPUs where a network has local aggregation"
+        assert [str(warning.message).startswith(why) for warning in recwarn] == [True] * (not pays)
 
     def test_mode(self) -> None:
         with pytest.raises(ValueError, match=r"expected compile to be .* default, reduce-overhead, .* but got 'fast'"):

@@ -127,6 +127,13 @@ class TestTraining:
             fit(tmp_path, 1, [Save()])
         assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step1.ckpt"]  # after step 0
 
+    def test_every_process_saves_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Trainer, "world_size", 2)
+        monkeypatch.setattr(Trainer, "global_rank", 1)
+        with pytest.raises(NonFiniteError, match=r"saved in .*nonfinite-epoch0-step2-rank1\.pt$"):
+            fit(tmp_path, 2)
+        assert [path.name for path in tmp_path.iterdir()] == ["nonfinite-epoch0-step2-rank1.pt"]
+
     def test_nothing_to_say(self, late: None, tmp_path: Path) -> None:
         assert all(parameter.isfinite().all() for parameter in fit(tmp_path, spoilt=-1).parameters())
 

@@ -1,0 +1,23 @@
+"""Files that torch has saved, read as tensors and plain data alone."""
+
+import os
+import zipfile
+from typing import Any
+
+import torch
+
+
+def load_tensors(path: str | os.PathLike[str]) -> Any:
+    """What a file holds, on the CPU; nothing in it is run.
+
+    Raises:
+        pickle.UnpicklingError: it holds other objects.
+        ValueError: it unpacks to more than the file has. torch compresses nothing.
+        Exception: whatever else a file of another kind makes torch raise.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > os.path.getsize(path):
+            raise ValueError(f"{size} bytes in a file of {os.path.getsize(path)}")
+    return torch.load(path, weights_only=True, map_location="cpu")
