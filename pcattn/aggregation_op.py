@@ -8,19 +8,18 @@ Written out, every operation passes over all B M k groups in memory, forward and
 - normalisation and ReLU are monotone in every channel, so that the maximum is taken before them, of W h or, where the
   scale of BN_2 is negative, of -W h;
 - only p_j + c_i and W h are kept; what lies between is computed again, block by block;
-- every value is touched once a pass (`pcattn.numba_aggregation`), and sums are taken in float64.
+- every value is touched once a pass (`pcattn.numba_aggregation`), in float64.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pcattn.normalization import is_plain_training, update_statistics
-from pcattn.ops._threads import run_split
+from pcattn.normalization import Normalization, is_plain_training, update_statistics
+from pcattn.ops._threads import run_parts
 from pcattn.ops.checks import check_indices
 from pcattn.ops.reference import flat_indices
 
@@ -29,6 +28,8 @@ _BLOCK_ELEMENTS = 1 << 17
 
 # The fewest groups that are worth a thread.
 _GRAIN = 8
+
+_run = partial(run_parts, grain=_GRAIN)
 
 
 def can_aggregate(points: Tensor, *norms: nn.Module) -> bool:
@@ -94,13 +95,10 @@ class _Aggregate(torch.autograd.Function):
         best = points.new_empty(num_groups, out_dim)
         where = torch.empty(num_groups, out_dim, dtype=torch.int32)
 
-        origin = points[neighbours[0, 0]] + centres[0]
+        origin = points[neighbours[0, 0]].double() + centres[0]
         sums = np.zeros((2, dim))
-        _split(kernels.gather, (centres, neighbours), (points, origin), (grouped,), sums)
-        mean1, var1 = _statistics(sums, origin, num_groups * k)
-        inverse1 = (var1 + eps1).rsqrt()
-        scale1 = weight1 * inverse1
-        shift1 = bias1 - mean1 * scale1
+        _run(kernels.gather, (centres, neighbours), (points, origin), (grouped,), sums)
+        first = Normalization.of_sums(sums, origin, num_groups * k, weight1, bias1, eps1)
         sign = _sign(weight2)
         signed = linear * sign[:, None]
 
@@ -108,21 +106,19 @@ class _Aggregate(torch.autograd.Function):
         blocks, hidden_of, _ = _blocks(grouped, mapped)
         for block in blocks:
             hidden = hidden_of[: block.stop - block.start]
-            _split(kernels.activate, (grouped[block],), (scale1, shift1), (hidden,))
+            _run(kernels.activate, (grouped[block],), (first.scale, first.shift), (hidden,))
             torch.mm(hidden.view(-1, dim), signed.t(), out=mapped[block].view(-1, out_dim))
             if block.start == 0:
-                origin = mapped[0, 0].clone()
-            _split(kernels.reduce, (mapped[block],), (origin,), (best[block], where[block]), sums)
-        mean2, var2 = _statistics(sums, origin, num_groups * k)
-        inverse2 = (var2 + eps2).rsqrt()
-        scale2 = weight2.abs() * inverse2
-        out = torch.addcmul(bias2 - mean2 * scale2, best, scale2).relu_()
-        ctx.save_for_backward(
-            neighbours, grouped, mapped, best, where, out, mean1, inverse1, scale1, shift1, mean2, inverse2, scale2,
-            sign, signed,
-        )  # fmt: skip
+                origin = mapped[0, 0].double()
+            _run(kernels.reduce, (mapped[block],), (origin,), (best[block], where[block]), sums)
+        second = Normalization.of_sums(sums, origin, num_groups * k, weight2.abs(), bias2, eps2)
+        out = _affine(best, second).relu_()
+        ctx.save_for_backward(neighbours, grouped, mapped, best, where, out, sign, signed)
+        ctx.norms = first, second
         ctx.num_points = len(points)
-        statistics = (mean1, var1, mean2 * sign, var2)
+        statistics = tuple(
+            values.to(points.dtype) for values in (first.mean, first.variance, second.mean * sign, second.variance)
+        )
         ctx.mark_non_differentiable(*statistics)
         return out, *statistics
 
@@ -131,43 +127,35 @@ class _Aggregate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         from pcattn import numba_aggregation as kernels
 
-        (
-            neighbours, grouped, mapped, best, where, out, mean1, inverse1, scale1, shift1, mean2, inverse2, scale2,
-            sign, signed,
-        ) = ctx.saved_tensors  # fmt: skip
-        (num_groups, k, dim), out_dim = grouped.shape, len(signed)
-        num_rows = num_groups * k
+        neighbours, grouped, mapped, best, where, out, sign, signed = ctx.saved_tensors
+        (first, second), dim, out_dim = ctx.norms, grouped.shape[2], len(signed)
 
-        grad_weight2, grad_bias2, *terms = _before_maximum(grad * (out > 0), best, mean2, inverse2, scale2, num_rows)
-        constant2, factor2, chosen = terms
+        grad_weight2, grad_bias2, *terms2, chosen = _before_maximum(grad * (out > 0), best, second)
 
         errors = torch.empty_like(grouped)  # gradient of the output of BN_1
-        grad_linear, sums = torch.zeros_like(signed), np.zeros((2, dim))
+        grad_linear, sums = torch.zeros_like(signed, dtype=torch.float64), np.zeros((2, dim))
         blocks, hidden_of, of_mapped_of = _blocks(grouped, mapped)
         for block in blocks:
             hidden, of_mapped = hidden_of[: block.stop - block.start], of_mapped_of[: block.stop - block.start]
-            _split(kernels.activate, (grouped[block],), (scale1, shift1), (hidden,))
-            _split(
-                kernels.differentiate, (mapped[block], where[block], chosen[block]), (constant2, factor2), (of_mapped,)
-            )
+            _run(kernels.activate, (grouped[block],), (first.scale, first.shift), (hidden,))
+            of_groups = (mapped[block], where[block], chosen[block])
+            _run(kernels.differentiate, of_groups, (*terms2,), (of_mapped,))
             rows = of_mapped.view(-1, out_dim)
-            grad_linear.addmm_(rows.t(), hidden.view(-1, dim))
+            grad_linear += rows.t() @ hidden.view(-1, dim)
             torch.mm(rows, signed, out=errors[block].view(-1, dim))
-            _split(kernels.mask, (errors[block], hidden, grouped[block]), (mean1,), (), sums)
-        totals = torch.from_numpy(sums).to(grad.dtype)
-        grad_bias1, grad_weight1 = totals[0], totals[1] * inverse1
-        factor1 = -scale1 * inverse1 * grad_weight1 / num_rows
-        constant1 = -scale1 * grad_bias1 / num_rows - factor1 * mean1
-        grad_centres = grad.new_empty(num_groups, dim)
-        _split(kernels.finish, (errors, grouped), (scale1, constant1, factor1), (grad_centres,))
+            _run(kernels.mask, (errors[block], hidden, grouped[block]), (first.mean,), (), sums)
+        grad_weight1, grad_bias1, *terms1 = first.backward(sums)
+        grad_centres = torch.empty_like(grouped[:, 0])
+        _run(kernels.finish, (errors, grouped), (first.scale, *terms1), (grad_centres,))
         # The sum over equal indices, as index_add, which is slower.
         grad_points = torch.ops.aten.embedding_dense_backward(
             errors.view(-1, dim), neighbours.flatten(), ctx.num_points, -1, False
         )
-        return (
-            grad_points, grad_centres, None, grad_weight1, grad_bias1, grad_linear * sign[:, None],
-            grad_weight2 * sign, grad_bias2, None, None,
-        )  # fmt: skip
+        of_parameters = (
+            gradient.to(grad.dtype)
+            for gradient in (grad_weight1, grad_bias1, grad_linear * sign[:, None], grad_weight2 * sign, grad_bias2)
+        )
+        return grad_points, grad_centres, None, *of_parameters, None, None
 
 
 def pool(x: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d) -> Tensor:
@@ -200,27 +188,25 @@ class _Pool(torch.autograd.Function):
         batch, num_points, dim = mapped.shape
         best = mapped.new_empty(batch, dim)
         where = torch.empty(batch, dim, dtype=torch.int32)
-        origin, sums = mapped[0, 0].clone(), np.zeros((2, dim))
-        _split(kernels.reduce, (mapped,), (origin,), (best, where), sums, grain=1)
-        mean, variance = _statistics(sums, origin, batch * num_points)
-        inverse = (variance + eps).rsqrt()
-        scale = weight * inverse
-        ctx.save_for_backward(mapped, best, where, mean, inverse, scale)
-        ctx.mark_non_differentiable(mean, variance)
-        return torch.addcmul(bias - mean * scale, best, scale), mean, variance
+        origin, sums = mapped[0, 0].double(), np.zeros((2, dim))
+        run_parts(kernels.reduce, (mapped,), (origin,), (best, where), sums)
+        norm = Normalization.of_sums(sums, origin, batch * num_points, weight, bias, eps)
+        ctx.save_for_backward(mapped, best, where)
+        ctx.norm = norm
+        statistics = norm.mean.to(mapped.dtype), norm.variance.to(mapped.dtype)
+        ctx.mark_non_differentiable(*statistics)
+        return _affine(best, norm), *statistics
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         from pcattn import numba_aggregation as kernels
 
-        mapped, best, where, mean, inverse, scale = ctx.saved_tensors
-        num_rows = mapped.shape[0] * mapped.shape[1]
-        grad_weight, grad_bias, *terms = _before_maximum(grad, best, mean, inverse, scale, num_rows)
-        constant, factor, chosen = terms
+        (mapped, best, where), norm = ctx.saved_tensors, ctx.norm
+        grad_weight, grad_bias, *terms, chosen = _before_maximum(grad.contiguous(), best, norm)
         errors = torch.empty_like(mapped)
-        _split(kernels.differentiate, (mapped, where, chosen), (constant, factor), (errors,), grain=1)
-        return errors, grad_weight, grad_bias, None
+        run_parts(kernels.differentiate, (mapped, where, chosen), (*terms,), (errors,))
+        return errors, grad_weight.to(grad.dtype), grad_bias.to(grad.dtype), None
 
 
 def _sign(weight: Tensor) -> Tensor:
@@ -228,21 +214,22 @@ def _sign(weight: Tensor) -> Tensor:
     return torch.where(weight.detach() < 0, -1.0, 1.0).to(weight.dtype)
 
 
-def _before_maximum(
-    grad: Tensor, best: Tensor, mean: Tensor, inverse: Tensor, scale: Tensor, num_rows: int
-) -> tuple[Tensor, ...]:
-    """Backward of a batch normalisation of `num_rows` rows v whose maxima `best` (G, D) alone are used.
+def _affine(best: Tensor, norm: Normalization) -> Tensor:
+    """Rows (G, D), normalised."""
+    return torch.addcmul(norm.shift, best.double(), norm.scale).to(best.dtype)
 
-    The gradient of a row is a constant, a multiple of v, and `chosen` where the maximum is.
+
+def _before_maximum(grad: Tensor, best: Tensor, norm: Normalization) -> tuple[Tensor, ...]:
+    """Backward of a batch normalisation of rows whose maxima `best` (G, D) alone are used.
 
     Returns:
-        Gradients (D,) of weight and bias; constant (D,), factor (D,), chosen (G, D).
+        What `Normalization.backward` does, and `chosen` (G, D), what is added to that where the maximum is.
     """
-    grad_bias = grad.sum(dim=0)
-    grad_weight = (grad * (best - mean)).sum(dim=0) * inverse
-    factor = -scale * inverse * grad_weight / num_rows
-    constant = -scale * grad_bias / num_rows - factor * mean
-    return grad_weight, grad_bias, constant, factor, scale * grad
+    from pcattn import numba_normalization as kernels
+
+    sums = np.zeros((2, best.shape[1]))
+    run_parts(kernels.products, (grad, best), (norm.mean,), (), sums)
+    return *norm.backward(sums), (norm.scale * grad).to(grad.dtype)
 
 
 def _blocks(grouped: Tensor, mapped: Tensor) -> tuple[list[slice], Tensor, Tensor]:
@@ -252,33 +239,3 @@ def _blocks(grouped: Tensor, mapped: Tensor) -> tuple[list[slice], Tensor, Tenso
     size = min(num_groups, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // elements))
     blocks = [slice(start, min(start + size, num_groups)) for start in range(0, num_groups, size)]
     return blocks, torch.empty_like(grouped[:size]), torch.empty_like(mapped[:size])
-
-
-def _split(
-    kernel: Callable[..., None],
-    of_groups: tuple[Tensor, ...],
-    shared: tuple[Tensor, ...],
-    out: tuple[Tensor, ...],
-    sums: NDArray[np.float64] | None = None,
-    grain: int = _GRAIN,
-) -> None:
-    """Call a kernel on parts of the groups, one a thread, and add up what the parts sum up, in their order."""
-    reads, common, writes = ([tensor.detach().numpy() for tensor in tensors] for tensors in (of_groups, shared, out))
-    partial: dict[int, NDArray[np.float64]] = {}
-
-    def run(start: int, stop: int) -> None:
-        arguments = [array[start:stop] for array in reads] + common + [array[start:stop] for array in writes]
-        if sums is not None:
-            arguments.append(partial.setdefault(start, np.zeros_like(sums)))
-        kernel(*arguments)
-
-    run_split(run, len(reads[0]), grain)
-    if sums is not None:
-        for start in sorted(partial):
-            sums += partial[start]
-
-
-def _statistics(sums: NDArray[np.float64], origin: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance from sums (2, C) of differences from `origin` and of their squares."""
-    mean, square = torch.from_numpy(sums) / num_rows
-    return (origin + mean).to(origin.dtype), (square - mean**2).clamp_min(0).to(origin.dtype)

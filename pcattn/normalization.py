@@ -1,16 +1,24 @@
 """Batch normalisation of points-first tensors (..., C)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from pcattn.ops._threads import run_parts
+
+# The fewest rows that are worth a thread.
+_GRAIN = 256
 
 
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     """Batch normalisation over all leading dimensions of (..., C).
 
-    In training on the CPU the statistics are pairwise sums of differences from the mean: those that torch takes of
-    (rows, C) are a plain sum, 20 to 200 times less exact, which moves points across the kinks of ReLU and maximum.
+    In training on the CPU all is computed in float64 and rounded once (`pcattn.numba_normalization`): the sums that
+    torch takes of (rows, C) are plain ones in float32, 20 to 200 times less exact, which moves points across the kinks
+    of ReLU and maximum.
 
     `norm` is an `nn.BatchNorm1d`, or what Lightning puts in its place to normalise over several GPUs
     (`sync_batchnorm`): both take (B, C), and would mistake the points of (B, N, C) for channels.
@@ -47,25 +55,65 @@ def update_statistics(norm: nn.Module, mean: Tensor, variance: Tensor, num_rows:
         norm.running_var.lerp_(variance * (num_rows / max(1, num_rows - 1)), momentum)
 
 
+class Normalization(NamedTuple):
+    """Batch normalisation of rows x (R, C) as scale x + shift; every tensor is (C,) and float64."""
+
+    mean: Tensor
+    variance: Tensor  #: biased
+    inverse: Tensor  #: one over the standard deviation
+    scale: Tensor
+    shift: Tensor
+    num_rows: int
+
+    @classmethod
+    def of_sums(
+        cls, sums: NDArray[np.float64], origin: Tensor, num_rows: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> "Normalization":
+        """From sums (2, C) of the differences of all rows from one of them, `origin` (C,), and of their squares."""
+        difference, square = torch.from_numpy(sums) / num_rows
+        mean, variance = origin + difference, (square - difference**2).clamp_min(0)
+        inverse = (variance + eps).rsqrt()
+        scale = weight * inverse
+        return cls(mean, variance, inverse, scale, bias - mean * scale, num_rows)
+
+    def backward(self, sums: NDArray[np.float64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From sums (2, C) of the gradients of all normalised rows, and of their products with x - mean.
+
+        Returns:
+            Gradients of weight and bias; factor and constant: the gradient of a row x is `scale` times that of its
+            normalised form, plus factor x + constant.
+        """
+        grad_bias, product = torch.from_numpy(sums)
+        factor = -self.scale * self.inverse**2 * product / self.num_rows
+        return product * self.inverse, grad_bias, factor, -self.scale * grad_bias / self.num_rows - factor * self.mean
+
+
 class _Normalize(torch.autograd.Function):
     """Of rows (R, C); returns mean and biased variance as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(dim=0)
-        centred = x - mean
-        variance = centred.square().mean(dim=0)
-        inverse = (variance + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
-        return torch.addcmul(bias, centred, weight * inverse), mean, variance
+        from pcattn import numba_normalization as kernels
+
+        x = x.contiguous()
+        origin, sums, out = x[0].double(), np.zeros((2, x.shape[1])), torch.empty_like(x)
+        run_parts(kernels.moments, (x,), (origin,), (), sums, grain=_GRAIN)
+        norm = Normalization.of_sums(sums, origin, len(x), weight, bias, eps)
+        run_parts(kernels.affine, (x,), (norm.scale, norm.shift), (out,), grain=_GRAIN)
+        ctx.save_for_backward(x)
+        ctx.norm = norm
+        statistics = norm.mean.to(x.dtype), norm.variance.to(x.dtype)
+        ctx.mark_non_differentiable(*statistics)
+        return out, *statistics
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse = ctx.saved_tensors
-        gradients = torch.ops.aten.native_batch_norm_backward(
-            grad.contiguous(), x, weight, None, None, mean, inverse, True, ctx.eps, [True, True, True]
-        )
-        return (*gradients, None)
+        from pcattn import numba_normalization as kernels
+
+        (x,), norm, grad = ctx.saved_tensors, ctx.norm, grad.contiguous()
+        sums, out = np.zeros((2, x.shape[1])), torch.empty_like(x)
+        run_parts(kernels.products, (grad, x), (norm.mean,), (), sums, grain=_GRAIN)
+        grad_weight, grad_bias, *terms = norm.backward(sums)
+        run_parts(kernels.combine, (grad, x), (norm.scale, *terms), (out,), grain=_GRAIN)
+        return out, grad_weight.to(x.dtype), grad_bias.to(x.dtype), None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pcattn.bench.peers import textbook_sample
 from pcattn.models import PCTClassifier
+from pcattn.ops import farthest_point_sample, gather, knn
 
 
 class Sampling(nn.Module):
@@ -30,6 +31,15 @@ class Sampling(nn.Module):
         distances = -2 * query @ pos.transpose(1, 2)
         distances += (query**2).sum(-1)[:, :, None] + (pos**2).sum(-1)[:, None]
         return centres, distances.topk(self.k, dim=-1, largest=False).indices
+
+
+class SharedSampling(Sampling):
+    """The samples and neighbours that `PCTClassifier` has, to compare what both networks make of them."""
+
+    def forward(self, pos: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Sample, and search."""
+        centres = farthest_point_sample(pos, num_samples, "pointnet2")
+        return centres, knn(gather(pos, centres), pos, self.k, query_indices=centres).indices
 
 
 def index_points(points: Tensor, indices: Tensor) -> Tensor:

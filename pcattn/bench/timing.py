@@ -11,7 +11,11 @@ import torch
 
 
 def interleave(
-    functions: Mapping[str, Callable[[], Any]], repeats: int, device: str, time_limit: float = 30.0
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: str,
+    time_limit: float = 30.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every repeat of each function, called in turns so that all see the same state of the machine.
 
@@ -20,6 +24,7 @@ def interleave(
         repeats: calls of each.
         device: `"cpu"` or `"cuda"`; on the latter the device is waited for.
         time_limit: a function that took longer than this in total is not called again.
+        clock: seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
@@ -27,10 +32,10 @@ def interleave(
             if sum(times[name]) > time_limit:
                 continue
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             function()
             synchronize(device)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 

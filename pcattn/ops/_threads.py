@@ -6,7 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -47,6 +50,39 @@ def run_split(kernel: Callable[[int, int], Any], total: int, grain: int = 1) -> 
         wait(futures)
     for future in futures:
         future.result()
+
+
+def run_parts(
+    kernel: Callable[..., None],
+    rows: tuple[Tensor, ...],
+    shared: tuple[Tensor, ...],
+    out: tuple[Tensor, ...],
+    sums: NDArray[np.float64] | None = None,
+    grain: int = 1,
+) -> None:
+    """Call a kernel on parts of the rows, one a thread, and add up what the parts sum up, in their order.
+
+    Args:
+        kernel: called with a part of `rows`, with `shared`, a part of `out`, and zeros like `sums` if there are any.
+        rows: read, of one length; their parts are those along the first dimension.
+        shared: read, the same for all parts.
+        out: written, as long as `rows`.
+        sums: what the parts sum up is added to it.
+        grain: see `run_split`.
+    """
+    reads, common, writes = ([tensor.detach().numpy() for tensor in tensors] for tensors in (rows, shared, out))
+    partial: dict[int, NDArray[np.float64]] = {}
+
+    def run(start: int, stop: int) -> None:
+        arguments = [array[start:stop] for array in reads] + common + [array[start:stop] for array in writes]
+        if sums is not None:
+            arguments.append(partial.setdefault(start, np.zeros_like(sums)))
+        kernel(*arguments)
+
+    run_split(run, len(reads[0]), grain)
+    if sums is not None:
+        for start in sorted(partial):
+            sums += partial[start]
 
 
 @functools.cache

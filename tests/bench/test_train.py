@@ -38,7 +38,9 @@ def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         assert rows["pct"]["shares"][where] > 0
         assert rows["hierarchical_tiny"]["shares"][where] > 0
     assert rows["npct"]["shares"]["sampling"] == rows["npct"]["shares"]["grouping"] == 0
-    assert all(0 < error < 1e-2 for error in result["gradient_errors"].values())
+    for errors in result["gradient_errors"].values():
+        assert len(errors) == train.GRADIENT_SEEDS
+        assert all(0 < error < 1e-2 for error in errors)
     assert result["loading"] > 0
     assert result["resident_loading"] > 0
     assert train.table(result).count("\n") >= len(rows) + 3
