@@ -9,6 +9,9 @@ import numpy as np
 #: Columns of a table at most: each becomes an array of its own.
 MAX_COLUMNS = 10_000
 
+# Rows of a table that are looked at once.
+_ROWS = 1 << 18
+
 #: Attribute of several columns, and the names that its columns go by (in lower case).
 GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "normals": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
@@ -79,13 +82,18 @@ def name_columns(table: np.ndarray, intensity: bool = False) -> list[str]:
     if intensity and count in (4, 7):
         names[3] = "intensity"
     start = {6: 3, 7: 4 if intensity else 3}.get(count, 3)
-    triple = table[:, start : start + 3]
     if count >= start + 3 and len(table):
-        if (np.abs(np.linalg.norm(triple, axis=1) - 1) < 0.02).mean() > 0.9:
+        # Part by part: the table may be a mapped file.
+        parts = [table[row : row + _ROWS, start : start + 3] for row in range(0, len(table), _ROWS)]
+        if sum(int((np.abs(np.linalg.norm(part, axis=1) - 1) < 0.02).sum()) for part in parts) > 0.9 * len(table):
             names[start : start + 3] = ["nx", "ny", "nz"]
-        elif ((triple >= 0) & (triple <= 255) & (triple == np.floor(triple))).all() and triple.max() > 1:
+        elif all(map(_is_color, parts)) and any(part.max() > 1 for part in parts):
             names[start : start + 3] = ["red", "green", "blue"]
     return names
+
+
+def _is_color(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
 
 
 def check_names(names: Sequence[str], count: int) -> list[str]:

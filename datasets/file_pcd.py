@@ -42,9 +42,10 @@ def read(path: Path, names: Sequence[str] | None) -> dict[str, np.ndarray]:
     for name in [name for name in columns if name.partition("#")[0] == "_"]:
         del columns[name]  # padding
     for name in ("rgb", "rgba"):
-        if name in columns and columns[name].dtype.itemsize == 4:
-            packed = np.ascontiguousarray(columns.pop(name)).view(np.uint32)
-            columns["colors"] = np.stack([packed >> 16, packed >> 8, packed], axis=1).astype(np.uint8)
+        if name in columns and columns[name].dtype.itemsize == 4 and columns[name].ndim == 1:
+            packed = columns.pop(name)  # bytes blue, green, red, alpha: seen, not copied
+            octets = np.lib.stride_tricks.as_strided(packed.view("<u4"), (len(packed), 1), (packed.strides[0], 4))
+            columns["colors"] = octets.view(np.uint8)[:, 2::-1]
     return columns
 
 

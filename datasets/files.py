@@ -44,7 +44,7 @@ READERS: dict[str, Callable[[Path, Sequence[str] | None], Any]] = {
 #: File name suffixes that `read_cloud` takes.
 SUFFIXES = tuple(READERS)
 
-#: Points of a block that is read at once.
+#: Points of a block that is read at once: as many as `preprocess.PART`, so that sums are those of a whole cloud.
 BLOCK = 1 << 18
 
 #: First bytes of files, what they are, and the suffixes under which that is right.

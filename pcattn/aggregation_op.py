@@ -8,7 +8,8 @@ Written out, every operation passes over all B M k groups in memory, forward and
 - normalisation and ReLU are monotone in every channel, so that the maximum is taken before them, of W h or, where the
   scale of BN_2 is negative, of -W h;
 - only p_j + c_i and W h are kept; what lies between is computed again, block by block;
-- every value is touched once a pass (`pcattn.numba_aggregation`), in float64.
+- every value is touched once a pass (`pcattn.numba_aggregation`); sums, and what is computed between two values that
+  are kept, are in float64.
 """
 
 from functools import partial

@@ -34,7 +34,7 @@ def is_several(clouds: Any) -> bool:
     return getattr(clouds, "ndim", 0) == 3
 
 
-def as_points(cloud: Any, names: Sequence[str] = ()) -> Points:
+def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
     """Positions and channels of one cloud; nothing is copied that need not be.
 
     Args:
@@ -42,6 +42,7 @@ def as_points(cloud: Any, names: Sequence[str] = ()) -> Points:
             `PointCloud`, legacy or tensor, with normals and colours; or an object with `pos`, as torch-geometric's
             `Data` (channels `x` (N, F) as asked for, or `normal`) and what `read_cloud` returns (`attributes`).
         names: of the channels asked for: `nx`, `ny`, `nz`, `red`, ... Colours are in [0, 1].
+        first: number of its first point in error messages: of a block of a larger cloud.
 
     Raises:
         ValueError: none of these, no points, or coordinates that are not finite. Missing channels are not an error.
@@ -70,12 +71,12 @@ def as_points(cloud: Any, names: Sequence[str] = ()) -> Points:
         )
     if pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
         raise ValueError(f"expected points (N, 3) and at least one, but got shape {tuple(pos.shape)}")
-    _check_finite("coordinates", pos)
+    _check_finite("coordinates", pos, first)
     columns = _columns(attributes, names)
     for name, column in columns.items():
         if column.shape != (len(pos),):
             raise ValueError(f"expected {name} of {len(pos)} points, but got shape {tuple(column.shape)}")
-        _check_finite(name, column[:, None])
+        _check_finite(name, column[:, None], first)
     channels = torch.stack([column.float() for column in columns.values()], dim=1) if columns else None
     return Points(pos, channels, list(columns))
 
@@ -108,12 +109,12 @@ def _columns(attributes: Mapping[str, Any], names: Sequence[str]) -> dict[str, T
     return columns
 
 
-def _check_finite(name: str, values: Tensor) -> None:
+def _check_finite(name: str, values: Tensor, first: int) -> None:
     finite = values.isfinite().all(dim=1)
     if not bool(finite.all()):
         raise ValueError(
             f"expected finite {name}, but {int((~finite).sum())} of {len(values)} points have NaN or infinity "
-            f"(the first is point {int(finite.int().argmin())})"
+            f"(the first is point {first + int(finite.int().argmin())})"
         )
 
 

@@ -269,7 +269,7 @@ def main(args: Sequence[str]) -> int:
             resolve("attention", name, ATTENTION)  # a wrong one is found out before the first training
         networks = {name: ["--model.attention", name] for name in known.attentions}
         for name, further in known.also:
-            if not is_file_name(name) or name in networks:
+            if not name or not is_file_name(name) or name in networks:
                 parser.error(f"expected --also NAME to be a name of its own for files, but got {printable(repr(name))}")
             networks[name] = shlex.split(further)
         if not networks:

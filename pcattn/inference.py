@@ -86,7 +86,11 @@ class _Positions:
         self.blocks, self.names = blocks, names
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (as_points(block, self.names).pos for block in self.blocks)
+        first = 0
+        for block in self.blocks:
+            pos = as_points(block, self.names, first).pos
+            first += len(pos)
+            yield pos
 
 
 def load(source: str | os.PathLike[str], trust: bool = False, device: str | torch.device = "auto") -> Model:
@@ -168,10 +172,6 @@ class Model:
         Raises:
             ValueError: the network is none that classifies, or a cloud cannot be used.
         """
-        if not isinstance(self.task, Classification):
-            raise ValueError(f"expected a classifier, but this is {type(self.task).__name__}: use segment")
-        if top_k < 1:
-            raise ValueError(f"expected top_k >= 1, but got {top_k}")
         if is_several(points):
             return [self.classify(cloud, top_k, votes, seed) for cloud in points]
         return self.classify_blocks([points], top_k, votes, seed)
@@ -186,6 +186,10 @@ class Model:
         Raises:
             ValueError: as `classify`; or a feature needs the whole cloud, and there are several blocks.
         """
+        if not isinstance(self.task, Classification):
+            raise ValueError(f"expected a classifier, but this is {type(self.task).__name__}: use segment")
+        if top_k < 1:
+            raise ValueError(f"expected top_k >= 1, but got {top_k}")
         drawn = self._draw(blocks, votes, seed)
         probabilities = self._forward(drawn, None).softmax(dim=1).mean(dim=0)
         top = probabilities.topk(min(top_k, len(probabilities)))
@@ -213,8 +217,6 @@ class Model:
             ValueError: the network is none that segments, the category is missing or unknown, or a cloud cannot be
                 used.
         """
-        if not isinstance(self.task, PartSegmentation):
-            raise ValueError(f"expected a part segmenter, but this is {type(self.task).__name__}: use classify")
         if is_several(points):
             single = category is None or isinstance(category, (str, int))
             categories = [category] * len(points) if single else list(category)
@@ -238,6 +240,8 @@ class Model:
         Raises:
             ValueError: as `segment`; or a feature needs the whole cloud, and there are several blocks.
         """
+        if not isinstance(self.task, PartSegmentation):
+            raise ValueError(f"expected a part segmenter, but this is {type(self.task).__name__}: use classify")
         index = self.category_index(category)
         drawn = self._draw(blocks, votes, seed)
         logits = self._forward(drawn, index)
@@ -274,8 +278,12 @@ class Model:
 
     def _draw(self, blocks: Iterable[Any], votes: int, seed: int) -> Drawn:
         """Choose the points that go through the network, and prepare them as in training."""
+        if iter(blocks) is blocks:
+            raise ValueError("expected blocks that can be gone through several times, but got an iterator")
         positions = _Positions(blocks, self.channel_names)
         sizes = [len(pos) for pos in positions]
+        if not sizes:
+            raise ValueError("expected at least one block of points, but got none")
         steps = {name: value for name, value in self.preprocessing.items() if name != "features"}
         place = placement(positions, **steps)
         whole = ESTIMATED_NORMALS in self.preprocessing["features"]
@@ -334,7 +342,7 @@ def draw(available: int, num_points: int, votes: int, seed: int) -> Tensor:
     if available <= num_points:
         return (torch.arange(num_points) % available)[None]
     if available > _MANY and _FEW * votes * num_points < available:  # the order of all would take 8 bytes a point
-        few = np.random.default_rng(seed).choice(available, votes * num_points, replace=False)
+        few = np.random.default_rng(seed % (1 << 64)).choice(available, votes * num_points, replace=False)
         return torch.from_numpy(few).view(votes, num_points)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
     return order[torch.arange(votes * num_points) % available].view(votes, num_points)

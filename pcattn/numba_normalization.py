@@ -1,7 +1,8 @@
 """Compiled passes over rows (R, C), for `pcattn.normalization` and `pcattn.aggregation_op`.
 
-Everything is computed and added up in float64, and rounded once where it is written: the passes wait for memory, so
-that it costs next to nothing. Sums have arrays of their own: those of a caller the compiler would not vectorise.
+What lies between two arrays is computed and added up in float64, and rounded once where it is written: the passes wait
+for memory, so that it costs next to nothing. Sums have arrays of their own: those of a caller the compiler would not
+vectorise.
 """
 
 import numpy as np

@@ -256,6 +256,18 @@ class TestBlocks:
             model.classify_blocks(cloud.split(10))
         assert model.classify_blocks([cloud]).names == model.classify(cloud).names
 
+    def test_bad_blocks(self) -> None:
+        model, cloud = classifier(), torch.rand(50, 3)
+        with pytest.raises(ValueError, match="expected a part segmenter, but this is Classification"):
+            next(model.segment_blocks([cloud]))
+        with pytest.raises(ValueError, match="at least one block of points, but got none"):
+            model.classify_blocks([])
+        with pytest.raises(ValueError, match="gone through several times, but got an iterator"):
+            model.classify_blocks(iter([cloud]))
+        cloud[33, 1] = torch.nan
+        with pytest.raises(ValueError, match="the first is point 33"):
+            model.classify_blocks(cloud.split(10))
+
 
 def test_votes_on_a_point_are_averaged() -> None:
     """By hand: the second of two points was drawn three times."""

@@ -54,5 +54,7 @@ def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
 
 def _spacing(offsets: Tensor) -> Tensor:
     """Root mean square (B, 1, 1) of the lengths of (B, M, k, 3)."""
-    square = offsets.square().sum(dim=-1).mean(dim=(1, 2))
-    return square.clamp_min(torch.finfo(offsets.dtype).tiny).sqrt()[:, None, None]
+    wide = offsets.to(torch.promote_types(offsets.dtype, torch.float32))  # squares leave float16
+    least = torch.finfo(offsets.dtype).tiny
+    square = wide.square().sum(dim=-1).mean(dim=(1, 2))
+    return square.clamp_min(torch.finfo(wide.dtype).tiny).sqrt()[:, None, None].to(offsets.dtype).clamp_min(least)
