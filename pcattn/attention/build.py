@@ -58,7 +58,9 @@ def _check_input(dim: int, core: nn.Module, args: tuple[Any, ...], kwargs: dict[
             f"but got shape {tuple(x.shape)}"
         )
     check_device(x=x, pos=geometry.pos)
-    check_dtype("x", x, next(core.parameters(), x), "the weights")
+    for weight in core.parameters():  # of which they all have the type; a mechanism may have none
+        check_dtype("x", x, weight, "the weights")
+        break
 
 
 def accepted(name: str, offered: dict[str, Any]) -> dict[str, Any]:
