@@ -11,9 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .files import Cloud
 
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
@@ -75,19 +78,7 @@ def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarra
     return {name: vertices[name] for name in names}, faces
 
 
-class _Points(Protocol):
-    """Some points of a cloud."""
-
-    @property
-    def pos(self) -> np.ndarray:
-        """(N, 3)."""
-
-    @property
-    def attributes(self) -> dict[str, np.ndarray]:
-        """(N,) or (N, C) each."""
-
-
-def write(path: Path, num_points: int, blocks: Iterable[_Points]) -> None:
+def write(path: Path, num_points: int, blocks: Iterable[Cloud]) -> None:
     """Binary little-endian PLY of positions (N, 3) and attributes (N,) or (N, C), which come block by block.
 
     Raises:

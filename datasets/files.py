@@ -44,7 +44,7 @@ READERS: dict[str, Callable[[Path, Sequence[str] | None], Any]] = {
 #: File name suffixes that `read_cloud` takes.
 SUFFIXES = tuple(READERS)
 
-#: Points of a block that is read at once: as many as `preprocess.PART`, so that sums are those of a whole cloud.
+#: Points of a block that is read at once: as many as `preprocess` takes, so that sums are those of a whole cloud.
 BLOCK = 1 << 18
 
 #: First bytes of files, what they are, and the suffixes under which that is right.
@@ -94,19 +94,20 @@ def read_cloud(
         DatasetBrokenError: the file is missing, empty, truncated, of another format, or has NaN or infinite
             coordinates; the message names file and reason.
     """
-    file = CloudFile(path, columns=columns, num_points=num_points, mesh=mesh, seed=seed, drop_invalid=drop_invalid)
-    (cloud,) = file.blocks(None)
+    options: dict[str, Any] = {"num_points": num_points, "mesh": mesh, "seed": seed, "drop_invalid": drop_invalid}
+    (cloud,) = CloudFile(path, block=None, columns=columns, **options)
     return cloud
 
 
 class CloudFile:
-    """A cloud in a file, block by block.
+    """A cloud in a file, to be gone through block by block, as often as need be; the points keep their order.
 
     Binary PLY and PCD and `.npy` are mapped: no more of them is in memory than what is looked at. What other formats
     hold is read as a whole, and so is a mesh.
 
     Args:
         path: the file.
+        block: points of a block (the last may have fewer); None takes all at once.
         columns, num_points, mesh, seed, drop_invalid: see `read_cloud`.
 
     Raises:
@@ -117,6 +118,7 @@ class CloudFile:
         self,
         path: str | Path,
         *,
+        block: int | None = BLOCK,
         columns: Sequence[str] | None = None,
         num_points: int = 10_000,
         mesh: str = "sample",
@@ -128,10 +130,13 @@ class CloudFile:
             raise ValueError(f"expected mesh to be sample or vertices, but got {mesh!r}")
         if num_points < 1:
             raise ValueError(f"expected num_points >= 1, but got {num_points}")
+        reader = READERS.get(self.path.suffix.lower())
+        if reader is None:
+            got = self.path.suffix or "no suffix"
+            raise DatasetBrokenError(self.path, f"expected one of {', '.join(SUFFIXES)}, but got {got}")
         self._whole: Cloud | None = None
         with self._reading():
             _check_signature(self.path)
-            reader = READERS[self.path.suffix.lower()]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # numpy on empty lines; what matters is raised
                 content = reader(self.path, columns)
@@ -146,21 +151,17 @@ class CloudFile:
                 self._rows = len(next(iter(self._fields.values())))
         if not self._rows:
             raise DatasetBrokenError(self.path, "expected points, but it has none")
+        self._block = block or self._rows
 
     @property
     def num_points(self) -> int:
         """How many points the blocks have together."""
-        return sum(len(block.pos) for block in self.blocks()) if self._drop_invalid else self._rows
+        return sum(len(block.pos) for block in self) if self._drop_invalid else self._rows
 
-    def blocks(self, size: int | None = BLOCK) -> Blocks:
-        """The points in their order, `size` at a time (the last may have fewer); None takes all at once."""
-        return Blocks(self, size)
-
-    def read(self, size: int | None) -> Iterator[Cloud]:
-        """Go through the blocks, see `blocks`."""
+    def __iter__(self) -> Iterator[Cloud]:
         found = 0
-        for start in range(0, self._rows, size or self._rows):
-            block = self._read(slice(start, start + (size or self._rows)))
+        for start in range(0, self._rows, self._block):
+            block = self._read(slice(start, start + self._block))
             if self._drop_invalid:
                 valid = np.isfinite(block.pos).all(axis=1)
                 block = Cloud(block.pos[valid], {name: values[valid] for name, values in block.attributes.items()})
@@ -177,17 +178,12 @@ class CloudFile:
             return Cloud(self._whole.pos[rows], {name: x[rows] for name, x in self._whole.attributes.items()})
         with self._reading():
             cloud = Cloud(*assemble({name: values[rows] for name, values in self._fields.items()}))
-        release(next(iter(self._fields.values())))
+        _release(next(iter(self._fields.values())))
         return cloud
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """Whatever goes wrong as an error that names the file."""
-        suffix = self.path.suffix
-        if suffix.lower() not in READERS:
-            raise DatasetBrokenError(
-                self.path, f"expected one of {', '.join(SUFFIXES)}, but got {suffix or 'no suffix'}"
-            )
         try:
             yield
         except DatasetBrokenError:
@@ -205,17 +201,7 @@ class CloudFile:
             raise DatasetBrokenError(self.path, f"it cannot be read ({type(error).__name__}: {reason})") from error
 
 
-class Blocks:
-    """The blocks of a file, to be gone through as often as need be."""
-
-    def __init__(self, file: CloudFile, size: int | None) -> None:
-        self.file, self.size = file, size
-
-    def __iter__(self) -> Iterator[Cloud]:
-        return self.file.read(self.size)
-
-
-def release(array: np.ndarray) -> None:
+def _release(array: np.ndarray) -> None:
     """Let go of the pages of a mapped file that have been looked at; they are read again when needed."""
     base: Any = array
     while isinstance(base, np.ndarray):

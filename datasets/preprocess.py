@@ -17,8 +17,8 @@ from .normals import estimate_normals
 
 NORMALIZATIONS = ("sphere", "box", "none")
 
-#: Points that are computed with in float64 at once: a bound of memory.
-PART = 1 << 18
+# Points that are computed with in float64 at once: a bound of memory.
+_PART = 1 << 18
 
 #: Features of several channels, by the names of these; any other feature is the channel of that name.
 FEATURES = {"normals": ("nx", "ny", "nz"), "color": ("red", "green", "blue")}
@@ -153,6 +153,8 @@ def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placeme
         total = total + part.double().sum(dim=0)
         low, high = low.minimum(part.amin(dim=0).double()), high.maximum(part.amax(dim=0).double())
         number += len(part)
+    if not number:
+        raise ValueError("expected at least one block of points, but got none")
     centre, radius = torch.zeros_like(total), torch.ones_like(total[0])
     if normalize == "sphere":
         centre, radius = total / number, torch.zeros_like(radius)
@@ -168,14 +170,14 @@ def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placeme
 
 
 def _parts(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    return (part for block in blocks for part in block.split(PART))
+    return (part for block in blocks for part in block.split(_PART))
 
 
 def apply_placement(pos: Tensor, place: Placement) -> Tensor:
     """`(pos - centre) / radius`, computed in float64, for clouds (..., N, 3) and their placements (..., 3)."""
     centre, radius = place.centre[..., None, :], place.radius[..., None, None]
     placed = torch.empty_like(pos)
-    for part, target in zip(pos.split(PART, dim=-2), placed.split(PART, dim=-2), strict=True):
+    for part, target in zip(pos.split(_PART, dim=-2), placed.split(_PART, dim=-2), strict=True):
         target.copy_((part.double() - centre) / radius)
     return placed
 

@@ -1,10 +1,16 @@
 """Files that appear at once and complete."""
 
+from __future__ import annotations
+
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -54,3 +60,9 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_figure(path: Path, figure: Figure, dpi: int) -> None:
+    """Write a picture, at once and complete, in place of one of this name; its format is that of the suffix."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)

@@ -41,12 +41,15 @@ def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
         cloud: a NumPy array, torch tensor or nested list (N, 3), or (N, 3 + F) with the channels asked for; an Open3D
             `PointCloud`, legacy or tensor, with normals and colours; or an object with `pos`, as torch-geometric's
             `Data` (channels `x` (N, F) as asked for, or `normal`) and what `read_cloud` returns (`attributes`).
+            `Points` are returned as they are.
         names: of the channels asked for: `nx`, `ny`, `nz`, `red`, ... Colours are in [0, 1].
         first: number of its first point in error messages: of a block of a larger cloud.
 
     Raises:
         ValueError: none of these, no points, or coordinates that are not finite. Missing channels are not an error.
     """
+    if isinstance(cloud, Points):
+        return cloud
     attributes: Mapping[str, Any] = {}
     if hasattr(cloud, "pos"):
         pos, attributes = _tensor(cloud.pos), _attributes_of(cloud, names)

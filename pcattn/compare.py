@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from pcattn import runs
-from pcattn.atomic import replacing, write_text
+from pcattn.atomic import write_figure, write_text
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.configurations import find_configuration
@@ -234,8 +234,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    write_figure(path, figure, dpi=150)
 
 
 def main(args: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch_geometric.data import InMemoryDataset
 
-from pcattn.atomic import replacing
+from pcattn.atomic import write_figure
 from pcattn.printable import printable
 from pcattn.visualize.camera import fade, look, radius
 from pcattn.visualize.colors import Colors, palette, sequential
@@ -74,8 +74,7 @@ def draw_samples(
             axes[row, first + column].scatter(*view.xy[order].T, s=size, c=shade, linewidths=0)
     if len(shown) < len(present):
         figure.suptitle(f"{len(shown)} of {len(present)} classes", fontsize=10)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    write_figure(path, figure, dpi=100)
 
 
 def _choose(splits: Mapping[str, InMemoryDataset], num_classes: int, num_samples: int, up: str) -> list[list[_Sample]]:

@@ -84,12 +84,13 @@ class _Positions:
 
     def __init__(self, blocks: Iterable[Any], names: Sequence[str]) -> None:
         self.blocks, self.names = blocks, names
+        self.sizes: list[int] = []  # of the blocks, as far as one has gone
 
     def __iter__(self) -> Iterator[Tensor]:
-        first = 0
+        self.sizes = []
         for block in self.blocks:
-            pos = as_points(block, self.names, first).pos
-            first += len(pos)
+            pos = as_points(block, self.names, sum(self.sizes)).pos
+            self.sizes.append(len(pos))
             yield pos
 
 
@@ -174,7 +175,7 @@ class Model:
         """
         if is_several(points):
             return [self.classify(cloud, top_k, votes, seed) for cloud in points]
-        return self.classify_blocks([points], top_k, votes, seed)
+        return self.classify_blocks([as_points(points, self.channel_names)], top_k, votes, seed)
 
     def classify_blocks(self, blocks: Iterable[Any], top_k: int = 5, votes: int = 1, seed: int = 0) -> Classes:
         """The most probable classes of a cloud that need not be in memory as a whole.
@@ -225,7 +226,7 @@ class Model:
             return [self.segment(cloud, of, votes, seed) for cloud, of in zip(points, categories, strict=True)]
         if category is None:
             category = getattr(points, "category", None)
-        (parts,) = self.segment_blocks([points], category, votes, seed)
+        (parts,) = self.segment_blocks([as_points(points, self.channel_names)], category, votes, seed)
         return parts
 
     def segment_blocks(
@@ -281,11 +282,8 @@ class Model:
         if iter(blocks) is blocks:
             raise ValueError("expected blocks that can be gone through several times, but got an iterator")
         positions = _Positions(blocks, self.channel_names)
-        sizes = [len(pos) for pos in positions]
-        if not sizes:
-            raise ValueError("expected at least one block of points, but got none")
         steps = {name: value for name, value in self.preprocessing.items() if name != "features"}
-        place = placement(positions, **steps)
+        place, sizes = placement(positions, **steps), positions.sizes
         whole = ESTIMATED_NORMALS in self.preprocessing["features"]
         if whole and len(sizes) > 1:
             raise ValueError(f"expected a cloud in one block, of which normals are estimated, but got {len(sizes)}")

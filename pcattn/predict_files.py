@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import pcattn
 from pcattn.atomic import write_text
-from pcattn.datasets.files import BLOCK, SUFFIXES, Blocks, Cloud, CloudFile, write_blocks
+from pcattn.datasets.files import BLOCK, SUFFIXES, Cloud, CloudFile, write_blocks
 from pcattn.datasets.preprocess import ESTIMATED_NORMALS
 from pcattn.inference import Classes, Model, Parts
 from pcattn.printable import printable
@@ -175,11 +175,11 @@ def main(args: Sequence[str]) -> int:
 
 
 def _classify(model: Model, path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    blocks = _read(model, path, options)
-    found: Classes = model.classify_blocks(blocks, options.top_k, options.votes, options.seed)
+    file = _read(model, path, options)
+    found: Classes = model.classify_blocks(file, options.top_k, options.votes, options.seed)
     return {
         "file": str(path),
-        "points": blocks.file.num_points,
+        "points": file.num_points,
         "classes": [
             {"class": name, "label": int(label), "probability": round(float(probability), 6)}
             for name, label, probability in zip(found.names, found.labels, found.probabilities, strict=True)
@@ -193,15 +193,13 @@ def _segment(model: Model, path: Path, output: Path, category: int, options: arg
             raise FileExistsError(f"expected a new file, but {output} exists already: --overwrite replaces it")
         if output.resolve() == path.resolve():
             raise ValueError(f"expected another folder than that of the input for --out, but {output} is the input")
-    blocks = _read(model, path, options)
-    num_points = blocks.file.num_points
+    file = _read(model, path, options)
+    num_points = file.num_points
     ids = model.part_ids(category)
     counts = np.zeros(max(ids) + 1, dtype=np.int64)
 
     def results() -> Iterator[Cloud]:
-        for block, parts in zip(
-            blocks, model.segment_blocks(blocks, category, options.votes, options.seed), strict=True
-        ):
+        for block, parts in zip(file, model.segment_blocks(file, category, options.votes, options.seed), strict=True):
             counts[:] += np.bincount(parts.labels, minlength=len(counts))
             yield segmented(block, parts, ids)
 
@@ -219,10 +217,12 @@ def _segment(model: Model, path: Path, output: Path, category: int, options: arg
     }
 
 
-def _read(model: Model, path: Path, options: argparse.Namespace) -> Blocks:
+def _read(model: Model, path: Path, options: argparse.Namespace) -> CloudFile:
     """A file block by block, or as a whole where normals are estimated: those of a point depend on others."""
-    file = CloudFile(path, num_points=options.mesh_points, seed=options.seed, drop_invalid=options.drop_invalid)
-    return file.blocks(None if ESTIMATED_NORMALS in model.preprocessing["features"] else BLOCK)
+    block = None if ESTIMATED_NORMALS in model.preprocessing["features"] else BLOCK
+    return CloudFile(
+        path, block=block, num_points=options.mesh_points, seed=options.seed, drop_invalid=options.drop_invalid
+    )
 
 
 def _finish(

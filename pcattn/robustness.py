@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pcattn.atomic import replacing, write_text
+from pcattn.atomic import write_figure, write_text
 from pcattn.cli import PointCloudCLI, fail
 from pcattn.corruptions import CORRUPTIONS, SEVERITIES, corrupt, find
 
@@ -228,8 +228,7 @@ def plot(pos: Any, num_points: int, path: Path, seed: int = 0, index: int = 0, u
             panel.set_box_aspect((1, 1, 1), zoom=1.5)
             panel.set_axis_off()
             panel.set_title(f"{name} {severity}", fontsize=6, pad=0)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    write_figure(path, figure, dpi=90)
 
 
 def main(args: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import threading
@@ -11,13 +10,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from pcattn.atomic import write_bytes
 from pcattn.runs import CHECKPOINTS
+from pcattn.tensor_files import pack
 
 #: Signals that ask a training to stop.
 _REQUESTS = (signal.SIGINT, signal.SIGTERM)
@@ -39,15 +38,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: it cannot be written; the one before is as it was.
         """
-        path = Path(path)
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
+        path, content = Path(path), pack(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_bytes(path, content.getbuffer())
+            write_bytes(path, content)
         except OSError as error:
             before = "the one before is as it was" if path.is_file() else "there is none before it"
-            raise OSError(f"{error} ({content.tell() / 1e6:.1f} MB); {before}") from error
+            raise OSError(f"{error} ({len(content) / 1e6:.1f} MB); {before}") from error
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -1,10 +1,18 @@
-"""Files that torch has saved, read as tensors and plain data alone."""
+"""What torch saves, as bytes to write and read as tensors and plain data alone."""
 
+import io
 import os
 import zipfile
 from typing import Any
 
 import torch
+
+
+def pack(content: Any) -> memoryview:
+    """The bytes of a file of `torch.save`, to be written in one piece (`pcattn.atomic.write_bytes`)."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
 
 
 def load_tensors(path: str | os.PathLike[str]) -> Any:

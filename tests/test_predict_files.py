@@ -245,10 +245,10 @@ class TestSegment:
         write_cloud("b.ply")
 
         class Interrupted(CloudFile):
-            def read(self, size: int | None) -> Iterator[Cloud]:
+            def __iter__(self) -> Iterator[Cloud]:
                 if self.path.name == "b.ply":
                     raise KeyboardInterrupt
-                return super().read(size)
+                return super().__iter__()
 
         monkeypatch.setattr(predict_files, "CloudFile", Interrupted)
         arguments = ["--checkpoint", weights["segmenter"], "--category", "mug", "--json", "out.json"]

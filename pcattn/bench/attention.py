@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pcattn.atomic import write_figure
 from pcattn.attention import ATTENTION, Geometry, build_attention
 from pcattn.attention.external import ExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
@@ -392,7 +393,7 @@ def format_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def plot(result: dict[str, Any], path: str) -> None:
+def plot(result: dict[str, Any], path: Path) -> None:
     """Time and memory of forward and backward against the number of points, as an image."""
     try:
         from matplotlib.figure import Figure
@@ -409,7 +410,7 @@ def plot(result: dict[str, Any], path: str) -> None:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     panels[1].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -426,7 +427,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-gib", type=float, help="skip what would take more memory (default: half of what is free)"
     )
-    parser.add_argument("--plot", metavar="PNG", help="write a plot of time and memory")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of time and memory")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write attention.md, attention.png and attention.json into a folder"
     )
@@ -453,7 +454,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "attention.json").write_text(json.dumps(result, indent=2) + "\n")
         (args.out / "attention.md").write_text(format_markdown(result))
-        plot(result, str(args.out / "attention.png"))
+        plot(result, args.out / "attention.png")
         log(f"written to {args.out}: attention.md, attention.png, attention.json")
     if args.plot:
         plot(result, args.plot)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +24,7 @@ from pcattn.tasks.optimization import (
 )
 from pcattn.tasks.voting import draw_votes
 from pcattn.tasks.watch import FiniteWatch, NonFiniteError
+from pcattn.tensor_files import pack
 
 if TYPE_CHECKING:
     from pcattn.datasets import PointBatch
@@ -252,9 +252,7 @@ class PointCloudTask(LightningModule):
         path = folder / f"nonfinite-epoch{epoch}-step{step}{rank}.pt"
         fields = {name: value for name, value in batch._asdict().items() if value is not None}
         folder.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        torch.save({"epoch": epoch, "step": step, "loss": float(loss)} | fields, content)
-        write_bytes(path, content.getbuffer())
+        write_bytes(path, pack({"epoch": epoch, "step": step, "loss": float(loss)} | fields))
         cause = _not_finite(batch) or (None if late else self._not_finite_weights())
         otherwise = "clouds are finite" if late else "clouds and weights are finite"
         return (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.atomic import replacing
+from pcattn.atomic import write_figure
 from pcattn.printable import printable
 from pcattn.visualize.colors import palette, sequential, to_hex
 from pcattn.visualize.plain_text import plain_text
@@ -49,8 +49,7 @@ def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Pat
         axes.spines[["top", "right"]].set_visible(False)
         if chosen:
             axes.legend(frameon=False, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    write_figure(path, figure, dpi=110)
     return path
 
 
@@ -72,8 +71,7 @@ def draw_bars(
         axes.text(100 * (value or 0.0) + 0.8, place, text, va="center", fontsize=7.5)
     axes.set(xlim=(0, 107), ylim=(-0.6, len(order) - 0.4), xlabel=f"{what} (number of shapes)")
     axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    write_figure(path, figure, dpi=110)
     return path
 
 
@@ -100,6 +98,5 @@ def draw_confusion(matrix: NDArray, names: Sequence[str], path: Path) -> Path:
             color = "white" if shares[i, j] > 0.45 else "#222222"
             axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=6, color=color)
     figure.colorbar(image, ax=axes, shrink=0.6, label="share of the truth")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    write_figure(path, figure, dpi=110)
     return path

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.atomic import replacing
+from pcattn.atomic import write_figure
 from pcattn.printable import printable
 from pcattn.visualize import flat, offscreen
 from pcattn.visualize.camera import look
@@ -68,8 +68,8 @@ def montage(
         for name in rows or [""]
     ]
     pictures = draw(cells, 300, up, renderer, tell)
-    with plain_text(), replacing(path) as temporary:
-        _layout(clouds, rows, pictures, min(columns, len(clouds)), up, heading).savefig(temporary, dpi=150)
+    with plain_text():
+        write_figure(path, _layout(clouds, rows, pictures, min(columns, len(clouds)), up, heading), dpi=150)
     return path
 
 

@@ -114,7 +114,7 @@ def test_skips_what_would_not_fit():
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     result = bench.bench_attention(["external", "polarized"], (64, 128), dim=16, repeats=1)
-    bench.plot(result, str(tmp_path / "plot.png"))
+    bench.plot(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
