@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,11 @@ OPTIONS = [
     "--model.ema_decay=0.9",
     "--trainer.val_check_interval=0.5",
 ]
+
+
+#: Trainings are forked from a process that has imported all this, and has no threads: a fork would miss them.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
 
 
 class Plan(NamedTuple):
@@ -127,15 +133,26 @@ def run(
     config: Path, folder: Path, plan: Plan | None = None, resume: bool = False, largest_file: int | None = None
 ) -> int:
     """Train in a process of its own, which cannot write files beyond a size; its exit status."""
+    return wait(start(config, folder, plan, resume, largest_file))
+
+
+def start(
+    config: Path, folder: Path, plan: Plan | None = None, resume: bool = False, largest_file: int | None = None
+) -> BaseProcess:
+    """Begin such a training."""
     args = ["fit", "-c", str(config), f"--run={folder}", f"--checkpoint.minutes={0.1 / 60}", *OPTIONS]
     args += ["--ckpt_path=last"] if resume else []
-    # Forked, it shares what is imported here.
-    process = multiprocessing.get_context("fork").Process(target=_train, args=(args, folder, plan, largest_file))
+    process = PROCESSES.Process(target=_train, args=(args, folder, plan, largest_file))
     process.start()
+    return process
+
+
+def wait(process: BaseProcess) -> int:
+    """The exit status of such a training."""
     process.join(600)
     if process.is_alive():
         process.kill()
-        raise TimeoutError(f"a training of seconds went on for ten minutes: {folder}")
+        raise TimeoutError("a training of seconds went on for ten minutes")
     return int(process.exitcode or 0)
 
 
@@ -235,5 +252,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # what is forked must not have threads
     raise SystemExit(main())

@@ -1,6 +1,5 @@
 """Several processes at once, and some that are killed."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -48,12 +47,8 @@ def test_a_killed_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_two_trainings_build_one_cache(tmp_path: Path) -> None:
     """Both begin without one, end with it, and are the same."""
     config = kill.write_tiny_config(tmp_path / "tiny.yaml", kill.write_resampled(tmp_path / "data", num_points=64))
-    context = multiprocessing.get_context("fork")
     names = ("first", "second")
-    processes = [context.Process(target=kill.run, args=(config, tmp_path / name)) for name in names]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(600)
+    processes = [kill.start(config, tmp_path / name) for name in names]
+    assert [kill.wait(process) for process in processes] == [0, 0]
     assert kill.differences(*(tmp_path / name for name in names)) == []
     assert len(list((tmp_path / "data" / "processed").iterdir())) == 2  # of train and test
