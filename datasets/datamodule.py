@@ -52,7 +52,8 @@ class PointCloudDataModule(LightningDataModule):
 
     What a data set class may tell in attributes, none of which it needs: `class_names`; `parts`, the part ids of each
     category; `feature_names`, the channels of `x`; `splits`, if one that takes `split` lacks some of train, val and
-    test; `normalized`, how its clouds are normalised already (see `normalize`); `up_axis`.
+    test; `normalized`, how its clouds are normalised already (see `normalize`); `up_axis`; `shuffled`, that the points
+    of each cloud lie in random order.
 
     Args:
         root: folder of the data set.
@@ -69,7 +70,8 @@ class PointCloudDataModule(LightningDataModule):
             normalised are left as they are, all others are put into the unit sphere.
         up_axis: `"x"`, `"y"` or `"z"`, along which height is measured; None is what the data set says, else z.
         sampling: which points evaluation takes: `"random"` (once for all), `"first"`, or `"fps"`, farthest points. None
-            is first where clouds are of equal size, and random otherwise.
+            is first, as published figures have it, where clouds are of equal size and their points `shuffled`, and
+            random otherwise: the first points of a scan are a corner of it.
         batch_size: clouds a batch.
         eval_batch_size: clouds a batch in validation and test; None is `batch_size`.
         val_fraction: share of the training split that validates.
@@ -361,7 +363,8 @@ class PointCloudDataModule(LightningDataModule):
     def _evaluated(self, split: str, spare: int = 1) -> DenseClouds:
         """A split as evaluation sees it: of each cloud always the same points, up to `spare` times as many as asked."""
         clouds = self._splits[split]
-        sampling = self.sampling or ("first" if clouds.equal else "random")
+        shuffled = getattr(self.dataset_class, "shuffled", False)
+        sampling = self.sampling or ("first" if shuffled and clouds.equal else "random")
         number = ("train", "val", "test").index(split)
         num_points = self.num_points or int(clouds.sizes[0])
         num_points = max(num_points, min(spare * num_points, int(clouds.sizes.min())))

@@ -46,6 +46,7 @@ class ModelNet40(InMemoryDataset):
     """
 
     normalized: ClassVar[str] = "sphere"
+    shuffled: ClassVar[bool] = True
     feature_names: ClassVar[tuple[str, ...]] = ("nx", "ny", "nz")
     _count: ClassVar[int] = 40
 

@@ -60,6 +60,7 @@ class ScanObjectNN(InMemoryDataset):
     """
 
     up_axis: ClassVar[str] = "y"
+    shuffled: ClassVar[bool] = True
     class_names: ClassVar[list[str]] = [
         "bag",
         "bin",

@@ -117,6 +117,7 @@ class Shapes(InMemoryDataset):
     """
 
     normalized: ClassVar[str] = "sphere"
+    shuffled: ClassVar[bool] = True
     class_names: ClassVar[list[str]] = [category.name for category in CATEGORIES]
     part_names: ClassVar[list[str]] = [f"{category.name}/{part}" for category in CATEGORIES for part in category.parts]
     parts: ClassVar[list[list[int]]] = [

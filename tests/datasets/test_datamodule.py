@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -115,6 +116,18 @@ class TestBatches:
         trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
         trainer.fit(Recorder(), data)
         assert torch.equal(data._splits["train"].pos, before)
+
+
+def test_scans_are_evaluated_as_a_whole(tmp_path: Path) -> None:
+    """Where files hold their points in the order of the scan, also if all have as many, the first are but a corner."""
+    scan = np.stack((np.arange(400.0), np.zeros(400), np.ones(400)), axis=1)
+    for index in range(10):
+        (folder := tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
+        np.save(folder / f"{index}.npy", scan)
+    data = PointCloudDataModule(str(tmp_path), "folder", num_points=64, val_fraction=0.25)
+    data.setup("fit")
+    (batch,) = data.val_dataloader()
+    assert ((batch.point_indices // 100).sort().values.diff() > 0).sum(dim=1).tolist() == [3] * len(batch.label)
 
 
 def loaded(**kwargs) -> PointCloudDataModule:
