@@ -135,6 +135,7 @@ def _export_onnx(model: Model, path: Path) -> str:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f"ONNX needs {', '.join(missing)}: pip install 'pcattn[export]'")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or it tells its makers of this
     import onnxruntime
 
     from pcattn.onnx_ops import TRANSLATIONS, obstacles

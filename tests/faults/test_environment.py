@@ -1,4 +1,4 @@
-"""Training where the surroundings are poor: no home, no network, data that cannot be written, odd paths."""
+"""Surroundings that are poor, and left as they were: no home, no network, data that cannot be written, odd paths."""
 
 import os
 import subprocess
@@ -10,8 +10,10 @@ import pytest
 from tests.datasets.modelnet_files import write_resampled
 from tests.tiny import write_tiny_config
 
-#: A training that must not ask for the network.
-FIT = """
+from .large_file import write_segmenter
+
+#: The command line, where it must not ask for the network.
+OFFLINE = """
 import sys
 
 def refuse(event, args):
@@ -36,7 +38,7 @@ def test_fit(tmp_path: Path) -> None:
     environment = {"HOME": "/dev/null/home", "XDG_CACHE_HOME": str(folder / "cache"), "PATH": os.environ["PATH"]}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", FIT, *args],
+            [sys.executable, "-c", OFFLINE, *args],
             env=environment,
             cwd=folder,
             capture_output=True,
@@ -52,3 +54,19 @@ def test_fit(tmp_path: Path) -> None:
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert not (data / "processed").exists()
     assert len(list((folder / "cache" / "pcattn").iterdir())) == 2
+
+
+def test_export(tmp_path: Path) -> None:
+    """Nothing of onnxruntime's is left at home, which keeps and sends records of its use."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    weights, home = write_segmenter(tmp_path / "tiny.safetensors"), tmp_path / "home"
+    home.mkdir()
+    args = ["export", f"--checkpoint={weights}", "--format=onnx", f"--out={tmp_path / 'tiny.onnx'}"]
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", OFFLINE, *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tiny.onnx").stat().st_size > 1000
+    left = [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
+    assert [name for name in left if not name.startswith(".cache/matplotlib/")] == []  # its list of fonts
