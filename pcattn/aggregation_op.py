@@ -24,8 +24,8 @@ from pcattn.ops._threads import run_parts
 from pcattn.ops.checks import check_indices
 from pcattn.ops.reference import flat_indices
 
-# Elements of a block, for each thread: a few of them fit into a core's cache.
-_BLOCK_ELEMENTS = 1 << 17
+# Elements of a block, for each thread: small enough for the caches, large enough for a matrix product at full speed.
+_BLOCK_ELEMENTS = 1 << 19
 
 # The fewest groups that are worth a thread.
 _GRAIN = 8

@@ -43,7 +43,7 @@ NARROW: dict[str, Any] = {"dim": 16, "k": 8, "depth": 1, "out_dim": 32}
 NARROW_LEVELS: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "num_heads": [2, 2], "k": 8}
 
 #: Seeds of weights and clouds that the gradients are compared with.
-GRADIENT_SEEDS = 4
+GRADIENT_SEEDS = 8
 
 #: Clouds in the data set that data loading is measured with.
 LOADED_CLOUDS = 2048
