@@ -7,9 +7,11 @@ Written out, every operation passes over all B M k groups in memory, forward and
 
 - normalisation and ReLU are monotone in every channel, so that the maximum is taken before them, of W h or, where the
   scale of BN_2 is negative, of -W h;
-- only p_j + c_i and W h are kept; what lies between is computed again, block by block;
-- every value is touched once a pass (`pcattn.numba_aggregation`); sums, and what is computed between two values that
-  are kept, are in float64.
+- p_j + c_i and h, the output of the first ReLU, are computed again, block by block, and of W h nothing is kept but the
+  maxima: BN_2 makes its gradient a W h + b, with a and b of each channel, and something more at the maximum. So the
+  gradient of h is (W^T a W) h + W^T b, that of W is a W (sum of h h^T) + b (sum of h)^T, and what the maxima add is
+  one row in k;
+- sums, and what is computed between two values that are kept, are in float64 (`pcattn.numba_aggregation`).
 """
 
 from functools import partial
@@ -90,33 +92,31 @@ class _Aggregate(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         from pcattn import numba_aggregation as kernels
 
-        (num_groups, k), dim, out_dim = neighbours.shape, points.shape[1], len(linear)
-        grouped = points.new_empty(num_groups, k, dim)
-        mapped = points.new_empty(num_groups, k, out_dim)
-        best = points.new_empty(num_groups, out_dim)
-        where = torch.empty(num_groups, out_dim, dtype=torch.int32)
+        (out_dim, dim), num_rows = linear.shape, neighbours.numel()
+        best = points.new_empty(len(neighbours), out_dim)
+        where = torch.empty(len(neighbours), out_dim, dtype=torch.int32)
 
         origin = points[neighbours[0, 0]].double() + centres[0]
         sums = np.zeros((2, dim))
-        _run(kernels.gather, (centres, neighbours), (points, origin), (grouped,), sums)
-        first = Normalization.of_sums(sums, origin, num_groups * k, weight1, bias1, eps1)
+        _run(kernels.moments, (neighbours, centres), (points, origin), (), sums)
+        first = Normalization.of_sums(sums, origin, num_rows, weight1, bias1, eps1)
         sign = _sign(weight2)
         signed = linear * sign[:, None]
 
         sums = np.zeros((2, out_dim))
-        blocks, hidden_of, _ = _blocks(grouped, mapped)
+        blocks, hidden_of, mapped_of = _blocks(neighbours, points, out_dim)
         for block in blocks:
-            hidden = hidden_of[: block.stop - block.start]
-            _run(kernels.activate, (grouped[block],), (first.scale, first.shift), (hidden,))
-            torch.mm(hidden.view(-1, dim), signed.t(), out=mapped[block].view(-1, out_dim))
+            hidden, mapped = hidden_of[: block.stop - block.start], mapped_of[: block.stop - block.start]
+            groups = (neighbours[block], centres[block])
+            _run(kernels.activate, groups, (points, first.scale, first.shift), (hidden,))
+            torch.mm(hidden.view(-1, dim), signed.t(), out=mapped.view(-1, out_dim))
             if block.start == 0:
-                origin = mapped[0, 0].double()
-            _run(kernels.reduce, (mapped[block],), (origin,), (best[block], where[block]), sums)
-        second = Normalization.of_sums(sums, origin, num_groups * k, weight2.abs(), bias2, eps2)
+                origin = mapped[0, 0].to(torch.float64, copy=True)  # the room is used again
+            _run(kernels.reduce, (mapped,), (origin,), (best[block], where[block]), sums)
+        second = Normalization.of_sums(sums, origin, num_rows, weight2.abs(), bias2, eps2)
         out = _affine(best, second).relu_()
-        ctx.save_for_backward(neighbours, grouped, mapped, best, where, out, sign, signed)
+        ctx.save_for_backward(points, centres, neighbours, best, where, out, sign, signed)
         ctx.norms = first, second
-        ctx.num_points = len(points)
         statistics = tuple(
             values.to(points.dtype) for values in (first.mean, first.variance, second.mean * sign, second.variance)
         )
@@ -128,29 +128,34 @@ class _Aggregate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         from pcattn import numba_aggregation as kernels
 
-        neighbours, grouped, mapped, best, where, out, sign, signed = ctx.saved_tensors
-        (first, second), dim, out_dim = ctx.norms, grouped.shape[2], len(signed)
+        points, centres, neighbours, best, where, out, sign, signed = ctx.saved_tensors
+        (first, second), (out_dim, dim) = ctx.norms, signed.shape
 
-        grad_weight2, grad_bias2, *terms2, chosen = _before_maximum(grad * (out > 0), best, second)
+        grad_weight2, grad_bias2, factor, constant, chosen = _before_maximum(grad * (out > 0), best, second)
 
-        errors = torch.empty_like(grouped)  # gradient of the output of BN_1
-        grad_linear, sums = torch.zeros_like(signed, dtype=torch.float64), np.zeros((2, dim))
-        blocks, hidden_of, of_mapped_of = _blocks(grouped, mapped)
+        # The gradient of a row W h of the second map is factor W h + constant, and `chosen` where the maximum is.
+        exact = signed.double()
+        square, offset = (exact.t() @ (factor[:, None] * exact)).to(points.dtype), constant @ exact
+        errors = points.new_empty(*neighbours.shape, dim)  # gradient of the output of BN_1
+        products, sums = points.new_zeros(dim, dim, dtype=torch.float64), np.zeros((3 + out_dim, dim))
+        blocks, hidden_of, _ = _blocks(neighbours, points, out_dim)
         for block in blocks:
-            hidden, of_mapped = hidden_of[: block.stop - block.start], of_mapped_of[: block.stop - block.start]
-            _run(kernels.activate, (grouped[block],), (first.scale, first.shift), (hidden,))
-            of_groups = (mapped[block], where[block], chosen[block])
-            _run(kernels.differentiate, of_groups, (*terms2,), (of_mapped,))
-            rows = of_mapped.view(-1, out_dim)
-            grad_linear += rows.t() @ hidden.view(-1, dim)
-            torch.mm(rows, signed, out=errors[block].view(-1, dim))
-            _run(kernels.mask, (errors[block], hidden, grouped[block]), (first.mean,), (), sums)
-        grad_weight1, grad_bias1, *terms1 = first.backward(sums)
-        grad_centres = torch.empty_like(grouped[:, 0])
-        _run(kernels.finish, (errors, grouped), (first.scale, *terms1), (grad_centres,))
+            hidden, groups = hidden_of[: block.stop - block.start], (neighbours[block], centres[block])
+            _run(kernels.activate, groups, (points, first.scale, first.shift), (hidden,))
+            rows = hidden.view(-1, dim)
+            products += rows.t() @ rows
+            torch.mm(rows, square, out=errors[block].view(-1, dim))
+            of_groups = (*groups, hidden, where[block], chosen[block])
+            _run(kernels.propagate, of_groups, (points, signed, offset, first.mean), (errors[block],), sums)
+        of_hidden, at_maxima = torch.from_numpy(sums[2]), torch.from_numpy(sums[3:])
+        grad_linear = (factor[:, None] * exact) @ products + constant[:, None] * of_hidden + at_maxima
+
+        grad_weight1, grad_bias1, *terms = first.backward(sums[:2])
+        grad_centres = torch.empty_like(centres)
+        _run(kernels.finish, (neighbours, centres, errors), (points, first.scale, *terms), (grad_centres,))
         # The sum over equal indices, as index_add, which is slower.
         grad_points = torch.ops.aten.embedding_dense_backward(
-            errors.view(-1, dim), neighbours.flatten(), ctx.num_points, -1, False
+            errors.view(-1, dim), neighbours.flatten(), len(points), -1, False
         )
         of_parameters = (
             gradient.to(grad.dtype)
@@ -233,10 +238,9 @@ def _before_maximum(grad: Tensor, best: Tensor, norm: Normalization) -> tuple[Te
     return *norm.backward(sums), (norm.scale * grad).to(grad.dtype)
 
 
-def _blocks(grouped: Tensor, mapped: Tensor) -> tuple[list[slice], Tensor, Tensor]:
+def _blocks(neighbours: Tensor, points: Tensor, out_dim: int) -> tuple[list[slice], Tensor, Tensor]:
     """Slices of groups, and room for one of each of them (g, k, C) and (g, k, D)."""
-    num_groups = len(grouped)
-    elements = max(grouped[0].numel(), mapped[0].numel())
-    size = min(num_groups, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // elements))
+    (num_groups, k), dim = neighbours.shape, points.shape[1]
+    size = min(num_groups, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // (k * max(dim, out_dim))))
     blocks = [slice(start, min(start + size, num_groups)) for start in range(0, num_groups, size)]
-    return blocks, torch.empty_like(grouped[:size]), torch.empty_like(mapped[:size])
+    return blocks, points.new_empty(size, k, dim), points.new_empty(size, k, out_dim)

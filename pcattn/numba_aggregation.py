@@ -1,6 +1,7 @@
-"""Compiled passes over a block of groups, for `pcattn.aggregation_op`: channels innermost, every value touched once.
+"""Compiled passes over groups of neighbours, for `pcattn.aggregation_op`: channels innermost.
 
-In float64, as those of `pcattn.numba_normalization`.
+In float64, as those of `pcattn.numba_normalization`. What a group holds is gathered where it is needed: the points lie
+in the cache, which k times as much would not.
 """
 
 import numpy as np
@@ -12,31 +13,31 @@ from pcattn.ops._threads import jit
 Indices = NDArray[np.int64]
 
 
-def _gather(
-    centres: Array, neighbours: Indices, points: Array, origin: Coefficients, grouped: Array, sums: Coefficients
-) -> None:
-    """grouped[i, j] = points[neighbours[i, j]] + centres[i]; sums of its rows minus origin, and of their squares."""
-    num_groups, k, dim = grouped.shape
+def _moments(neighbours: Indices, centres: Array, points: Array, origin: Coefficients, sums: Coefficients) -> None:
+    """Sums of points[neighbours[i, j]] + centres[i] - origin, and of its squares."""
+    num_groups, k = neighbours.shape
+    dim = points.shape[1]
     total = np.zeros((2, dim))
     for i in range(num_groups):
         for j in range(k):
             row = neighbours[i, j]
             for c in range(dim):
-                value = points[row, c] + centres[i, c]
-                grouped[i, j, c] = value
-                difference = value - origin[c]
+                difference = (points[row, c] + centres[i, c]) - origin[c]
                 total[0, c] += difference
                 total[1, c] += difference * difference
     sums += total
 
 
-def _activate(grouped: Array, scale: Coefficients, shift: Coefficients, hidden: Array) -> None:
-    """hidden = ReLU(scale * grouped + shift), NaN included."""
-    num_groups, k, dim = grouped.shape
+def _activate(
+    neighbours: Indices, centres: Array, points: Array, scale: Coefficients, shift: Coefficients, hidden: Array
+) -> None:
+    """hidden[i, j] = ReLU(scale * (points[neighbours[i, j]] + centres[i]) + shift), NaN included."""
+    num_groups, k, dim = hidden.shape
     for i in range(num_groups):
         for j in range(k):
+            row = neighbours[i, j]
             for c in range(dim):
-                value = scale[c] * grouped[i, j, c] + shift[c]
+                value = scale[c] * (points[row, c] + centres[i, c]) + shift[c]
                 hidden[i, j, c] = 0.0 if value < 0.0 else value
 
 
@@ -79,37 +80,74 @@ def _differentiate(
                 out[i, j, c] = factor[c] * mapped[i, j, c] + constant[c] + extra
 
 
-def _mask(error: Array, hidden: Array, grouped: Array, mean: Coefficients, sums: Coefficients) -> None:
-    """Set `error` to 0 where `hidden` is; sums of its rows, and of their products with grouped - mean."""
+def _propagate(
+    neighbours: Indices,
+    centres: Array,
+    hidden: Array,
+    where: NDArray[np.int32],
+    chosen: Array,
+    points: Array,
+    linear: Array,
+    constant: Coefficients,
+    mean: Coefficients,
+    error: Array,
+    sums: Coefficients,
+) -> None:
+    """Add `constant` to `error`, and chosen * linear where the maximum is; set it to 0 where `hidden` is.
+
+    Sums of its rows, of their products with what `mean` is the mean of, and of the rows of `hidden`; then, for each
+    channel of the output, of chosen * hidden where the maximum is.
+    """
     num_groups, k, dim = error.shape
-    total = np.zeros((2, dim))
+    out_dim = len(linear)
+    total = np.zeros((3 + out_dim, dim))
     zero = error.dtype.type(0)
     for i in range(num_groups):
+        for d in range(out_dim):
+            extra = chosen[i, d]
+            if extra != zero:
+                j = where[i, d]
+                for c in range(dim):
+                    error[i, j, c] += extra * linear[d, c]
+                for c in range(dim):
+                    total[3 + d, c] += extra * hidden[i, j, c]
         for j in range(k):
+            row = neighbours[i, j]
+            for c in range(dim):  # a loop over more arrays would not be vectorised
+                error[i, j, c] = zero if hidden[i, j, c] <= zero else error[i, j, c] + constant[c]
             for c in range(dim):
-                value = zero if hidden[i, j, c] <= zero else error[i, j, c]
-                error[i, j, c] = value
+                value = error[i, j, c]
                 total[0, c] += value
-                total[1, c] += value * (grouped[i, j, c] - mean[c])
+                total[1, c] += value * ((points[row, c] + centres[i, c]) - mean[c])
+            for c in range(dim):
+                total[2, c] += hidden[i, j, c]
     sums += total
 
 
 def _finish(
-    error: Array, grouped: Array, scale: Coefficients, factor: Coefficients, constant: Coefficients, total: Array
+    neighbours: Indices,
+    centres: Array,
+    error: Array,
+    points: Array,
+    scale: Coefficients,
+    factor: Coefficients,
+    constant: Coefficients,
+    total: Array,
 ) -> None:
-    """error = scale * error + factor * grouped + constant, and its sums over the neighbours."""
+    """error = scale * error + factor * (points[neighbours] + centres) + constant, and its sums over the neighbours."""
     num_groups, k, dim = error.shape
     exact = np.empty(dim)
     for i in range(num_groups):
         exact[:] = 0.0
         for j in range(k):
+            row = neighbours[i, j]
             for c in range(dim):
-                value = scale[c] * error[i, j, c] + (factor[c] * grouped[i, j, c] + constant[c])
+                value = scale[c] * error[i, j, c] + (factor[c] * (points[row, c] + centres[i, c]) + constant[c])
                 error[i, j, c] = value
                 exact[c] += value
         for c in range(dim):
             total[i, c] = exact[c]
 
 
-gather, activate, reduce = jit(_gather, **FUSED), jit(_activate, **FUSED), jit(_reduce, **FUSED)
-differentiate, mask, finish = jit(_differentiate, **FUSED), jit(_mask, **FUSED), jit(_finish, **FUSED)
+moments, activate, reduce = jit(_moments, **FUSED), jit(_activate, **FUSED), jit(_reduce, **FUSED)
+differentiate, propagate, finish = jit(_differentiate, **FUSED), jit(_propagate, **FUSED), jit(_finish, **FUSED)
