@@ -138,7 +138,7 @@ class _Aggregate(torch.autograd.Function):
         square, offset = (exact.t() @ (factor[:, None] * exact)).to(points.dtype), constant @ exact
         errors = points.new_empty(*neighbours.shape, dim)  # gradient of the output of BN_1
         products, sums = points.new_zeros(dim, dim, dtype=torch.float64), np.zeros((3 + out_dim, dim))
-        blocks, hidden_of, _ = _blocks(neighbours, points, out_dim)
+        blocks, hidden_of = _blocks(neighbours, points, out_dim)[:2]
         for block in blocks:
             hidden, groups = hidden_of[: block.stop - block.start], (neighbours[block], centres[block])
             _run(kernels.activate, groups, (points, first.scale, first.shift), (hidden,))
