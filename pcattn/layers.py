@@ -54,7 +54,7 @@ class LocalAggregation(nn.Module):
 
     The first linear map is applied to the points *before* they are gathered, which is the same function for a k-th of
     the products: with :math:`W = [W_a, W_b]`, :math:`W [f_j - f_i, f_i] = W_a f_j + (W_b - W_a) f_i`. What follows is
-    written out, or in training on the CPU done in blocks (`pcattn.aggregation_op`): the same, in half the time.
+    written out, or in training on the CPU done in blocks (`pcattn.aggregation_op`): the same, in less time and memory.
 
     Args:
         in_dim: channels C of the input features.
