@@ -77,7 +77,7 @@ def read_npy(path: Path, columns: Sequence[str] | None) -> Columns:
     """
     with path.open("rb") as file:
         expected = _promised_size(file)
-    if expected is not None and expected > path.stat().st_size:
+    if expected > path.stat().st_size:
         raise ValueError(f"expected {expected} bytes as the header says, but got {path.stat().st_size}")
     return _from_array(np.lib.format.open_memmap(path, mode="r"), columns)
 
@@ -193,16 +193,17 @@ def _from_array(array: np.ndarray, columns: Sequence[str] | None) -> Columns:
 def _check_member(member: zipfile.ZipInfo, file: IO[bytes], file_size: int) -> None:
     """Refuse an array whose header says another size than the archive does, and one too small to hold either."""
     size = _promised_size(file)
-    if size is not None:
-        if size != member.file_size:
-            raise ValueError(
-                f"expected {size} bytes of {member.filename} as its header says, but got {member.file_size}"
-            )
-        check_expansion(member.filename, size, member.compress_size, file_size)
+    if size != member.file_size:
+        raise ValueError(f"expected {size} bytes of {member.filename} as its header says, but got {member.file_size}")
+    check_expansion(member.filename, size, member.compress_size, file_size)
 
 
-def _promised_size(file: IO[bytes]) -> int | None:
-    """Bytes of a `.npy` file as its header says; None for one of Python's objects, which numpy refuses itself."""
+def _promised_size(file: IO[bytes]) -> int:
+    """Bytes of a `.npy` file as its header says.
+
+    Raises:
+        ValueError: the header is none of numpy's, too long, or one of pickled objects.
+    """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"expected version 1, 2 or 3 of the format of numpy, but got {version[0]}.{version[1]}")
@@ -212,7 +213,9 @@ def _promised_size(file: IO[bytes]) -> int | None:
     file.seek(-len(length), 1)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
-    return None if dtype.hasobject else file.tell() + prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError("expected numbers, but got pickled objects, which are never unpickled")
+    return file.tell() + prod(shape) * dtype.itemsize
 
 
 def _split(line: str) -> list[str]:

@@ -9,6 +9,9 @@ import numpy as np
 #: Columns of a table at most: each becomes an array of its own.
 MAX_COLUMNS = 10_000
 
+# A table with fewer rows and at least so many columns is transposed: (3, N), or (6, N) with normals.
+_FEW_ROWS, _MANY_COLUMNS = 10, 32
+
 # Rows of a table that are looked at once.
 _ROWS = 1 << 18
 
@@ -71,11 +74,13 @@ def name_columns(table: np.ndarray, intensity: bool = False) -> list[str]:
         intensity: whether a fourth column on its own, or before colours, is an intensity (`.pts`).
 
     Raises:
-        ValueError: there are fewer than three columns, or more than `MAX_COLUMNS`.
+        ValueError: there are fewer than three columns, or more than `MAX_COLUMNS`; or points are columns and not rows.
     """
     count = table.shape[1]
     if count < 3:
         raise ValueError(f"expected at least three columns (x, y, z), but got {count}")
+    if 3 <= len(table) < _FEW_ROWS and count >= _MANY_COLUMNS:
+        raise ValueError(f"expected one row a point, (N, C), but got {table.shape}: transpose it")
     if count > MAX_COLUMNS:
         raise ValueError(f"expected at most {MAX_COLUMNS} columns, one line a point, but got {count}")
     names = [*"xyz", *(f"column_{number}" for number in range(4, count + 1))]

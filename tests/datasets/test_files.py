@@ -318,7 +318,7 @@ class TestNumpy:
     def test_broken(self, tmp_path: Path) -> None:
         path = tmp_path / "a.npy"
         np.save(path, np.array([{"x": 1}], dtype=object), allow_pickle=True)
-        broken(path, None, "object|pickle")
+        broken(path, None, "expected numbers, but got pickled objects")
         np.save(path, np.zeros((7, 2)))
         broken(path, None, "at least three columns")
         np.save(path, np.zeros((2, 7, 3)))
@@ -333,13 +333,26 @@ class TestNumpy:
             archive.writestr("pos.npy", huge.getvalue() + bytes(1024))
         broken(path, None, "as its header says")
         np.savez(path, np.array([None], dtype=object), allow_pickle=True)
-        broken(path, None, "pickle|Object")
+        broken(path, None, "expected numbers, but got pickled objects")
         np.savez(path, a=POS, b=POS)
         broken(path, None, r"expected an array pos \(N, 3\), but got a, b")
         broken(path, path.read_bytes()[:200], "an archive of numpy arrays")
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("readme.txt", "hello")
         broken(path, None, "magic|numpy")
+
+    @pytest.mark.parametrize("rows", [3, 6])
+    def test_a_transposed_cloud_is_no_cloud_of_three_points(self, rows: int, tmp_path: Path) -> None:
+        table = np.random.default_rng(0).normal(size=(rows, 300))
+        reason = rf"expected one row a point, \(N, C\), but got \({rows}, 300\): transpose it"
+        np.save(tmp_path / "a.npy", table)
+        broken(tmp_path / "a.npy", None, reason)
+        np.savez(tmp_path / "a.npz", points=table)
+        broken(tmp_path / "a.npz", None, reason)
+        np.savetxt(tmp_path / "a.txt", table)
+        broken(tmp_path / "a.txt", None, reason)
+        np.save(tmp_path / "b.npy", table[:, :20])
+        assert len(read_cloud(tmp_path / "b.npy").pos) == rows
 
 
 class TestMeshes:
