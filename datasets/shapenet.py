@@ -11,7 +11,7 @@ from torch_geometric.data import InMemoryDataset
 
 from .cache import Cached
 from .errors import DatasetError, DatasetNotFoundError
-from .shapenet_layouts import HINT, SPLITS, find_layout
+from .shapenet_layouts import HINT, OFFICIAL_PARTS, SPLITS, Layout, find_layout
 from .storage import install, report_skipped
 
 
@@ -82,7 +82,7 @@ class ShapeNetPart(InMemoryDataset):
         report_skipped("ShapeNetPart", found.info["skipped"])
         self.class_names: list[str] = found.info["class_names"]
         self.parts: list[list[int]] = found.info["parts"]
-        self.part_names = _part_names(self.class_names, self.parts)
+        self.part_names = _part_names(layout, self.parts)
         bounds: dict[str, list[int]] = found.info["splits"]
         self.splits = tuple(name for name in SPLITS if name in bounds)
         if split not in bounds:
@@ -139,10 +139,12 @@ def _fill(
     install(dataset, sizes[chosen], points, {"category": labels[chosen]}, pre_filter, pre_transform)
 
 
-def _part_names(class_names: list[str], parts: list[list[int]]) -> list[str]:
-    """Category and number of each part id; the files do not name them."""
+def _part_names(layout: Layout, parts: list[list[int]]) -> list[str]:
+    """Category and label of each part id: the label in the files, counted from 1 for the official categories."""
     names = ["unused"] * (1 + max(map(max, parts)))
-    for name, ids in zip(class_names, parts, strict=True):
-        for number, part in enumerate(ids):
-            names[part] = f"{name}/{number + 1}"
+    for category, ids in zip(layout.categories, parts, strict=True):
+        own_and_global = category.folder not in OFFICIAL_PARTS and not layout.local_from
+        first = 0 if own_and_global else ids[0] - 1
+        for part in ids:
+            names[part] = f"{category.name}/{part - first}"
     return names

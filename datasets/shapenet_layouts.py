@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -78,9 +79,11 @@ class Layout:
     Attributes:
         folder: that holds them.
         categories: in the order of their labels.
+        local_from: what labels within a category are counted from; 0 where labels are global.
     """
 
     name: ClassVar[str]
+    local_from: ClassVar[int] = 0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -137,16 +140,17 @@ class Layout:
                 raise DatasetNotFoundError(
                     f"category {category.name}", self.folder / category.folder, "its clouds", hint
                 )
+        for first, second in combinations(range(len(self.categories)), 2):
+            if common := sorted(set(out.info["parts"][first]) & set(out.info["parts"][second])):
+                labels, names = ", ".join(map(str, common)), out.info["class_names"]
+                raise DatasetError(
+                    f"expected labels of its own for each category, but {labels} occur in {names[first]} and in "
+                    f"{names[second]} of {self.folder}"
+                )
 
 
 class FileLayout(Layout):
-    """A file a cloud, or two.
-
-    Attributes:
-        local_from: what labels within a category are counted from; 0 where labels are global.
-    """
-
-    local_from: ClassVar[int] = 0
+    """A file a cloud, or two."""
 
     def sources(self) -> Iterator[Source]:
         """All clouds, sorted."""

@@ -1,6 +1,6 @@
 """ShapeNetPart's layouts: what is read, how it is split, and what is said of files that cannot be used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -160,8 +160,34 @@ class TestOnesOwn:
         data = PointCloudDataModule(str(write_own(tmp_path / "own", 20)), "shapenetpart", per_point=True, num_points=24)
         data.setup("fit")
         assert data.example().pos.norm(dim=2).max() <= 1.001
-        assert data.part_names[50:] == ["gadget/1", "gadget/2", "gadget/3", "gadget/4"]
+        assert data.part_names[50:] == ["gadget/50", "gadget/51", "gadget/52", "gadget/53"]
         assert (len(data.train_indices), len(data.val_indices)) == (14, 2)
+
+    def test_parts_are_called_as_the_files_label_them(self, tmp_path: Path) -> None:
+        root = write_labels(tmp_path, {"cube": [0, 1, 3], "cyl": [4, 7]})
+        unused = ["unused"] * 2
+        assert ShapeNetPart(root).part_names == ["cube/0", "cube/1", unused[0], "cube/3", "cyl/4", *unused, "cyl/7"]
+        root = write_points(tmp_path / "x", {"Pipe": ("pipes", 3), "Nut": ("nuts", 2)})
+        assert ShapeNetPart(root).part_names == ["Pipe/1", "Pipe/2", "Pipe/3", "Nut/1", "Nut/2"]
+
+    def test_labels_that_two_categories_use(self, tmp_path: Path) -> None:
+        root = write_labels(tmp_path, {"cube": range(12), "ring": [20, 21], "cyl": [6, 7]})
+        for on_error in ("raise", "skip"):
+            with pytest.raises(DatasetError, match="labels of its own for each category, but 6, 7 occur in cube and"):
+                ShapeNetPart(root, on_error=on_error)
+        assert not list((root / "processed").iterdir())
+
+
+def write_labels(root: Path, labels: dict[str, Sequence[int]]) -> Path:
+    """Text files of categories with these labels of points."""
+    write_categories(root, {name: f"{name}s" for name in labels})
+    rng = np.random.default_rng(0)
+    for name, values in labels.items():
+        (root / f"{name}s").mkdir()
+        for number in range(3):
+            table = np.hstack([rng.normal(size=(len(values), 3)), np.array(values)[:, None]])
+            np.savetxt(root / f"{name}s" / f"{number}.txt", table)
+    return root
 
 
 def break_file(lines: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
