@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,13 +65,17 @@ def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
         array = _tensor(cloud)
         if array.dim() != 2 or array.shape[1] not in (3, 3 + len(names)):
             expected = f"(N, {3 + len(names)}): x, y, z, {', '.join(names)}" if names else "(N, 3)"
-            hint = "; positions alone are points[:, :3]" if array.dim() == 2 and array.shape[1] > 3 else ""
+            hint = ""
+            if array.dim() == 2 and array.shape[1] > 3:
+                transposed = array.shape[1] > len(array)
+                hint = "; with one row a point it is points.T" if transposed else "; positions alone are points[:, :3]"
             raise ValueError(f"expected points {expected}, but got shape {tuple(array.shape)}{hint}")
         pos, attributes = array[:, :3], dict(zip(names, array[:, 3:].T, strict=False))
     else:
+        hint = ": pcattn.datasets.read_cloud reads a file" if isinstance(cloud, (str, Path)) else ""
         raise ValueError(
             "expected a cloud as NumPy array, torch tensor, Open3D PointCloud or torch-geometric Data, "
-            f"but got {type(cloud).__name__}"
+            f"but got {type(cloud).__name__}{hint}"
         )
     if pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
         raise ValueError(f"expected points (N, 3) and at least one, but got shape {tuple(pos.shape)}")

@@ -1,5 +1,7 @@
 """Clouds as users hold them: every kind gives the same points, and what is none is told."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -94,10 +96,12 @@ def test_several() -> None:
     ("cloud", "names", "message"),
     [
         (
-            np.zeros((5, 6)),
+            np.zeros((7, 6)),
             (),
-            r"expected points \(N, 3\), but got shape \(5, 6\); positions alone are points\[:, :3\]",
+            r"expected points \(N, 3\), but got shape \(7, 6\); positions alone are points\[:, :3\]",
         ),
+        (np.zeros((3, 2000)), (), r"but got shape \(3, 2000\); with one row a point it is points\.T$"),
+        (np.zeros((6, 2000)), NORMAL, r"but got shape \(6, 2000\); with one row a point it is points\.T$"),
         (np.zeros((5, 2)), (), r"but got shape \(5, 2\)$"),
         (np.zeros((0, 3)), (), r"at least one, but got shape \(0, 3\)"),
         (np.zeros((5, 4)), NORMAL, r"expected points \(N, 6\): x, y, z, nx, ny, nz, but got shape \(5, 4\)"),
@@ -105,7 +109,8 @@ def test_several() -> None:
         (Data(pos=POS, normal=POS / 0), NORMAL, "expected finite nx, but 5 of 5 points .* the first is point 0"),
         (np.array([[0, 0, 0], [0, np.nan, 0], [np.inf, 0, 0.0]]), (), "2 of 3 points .* the first is point 1"),
         (np.array([["a", "b", "c"]]), (), "expected points as numbers"),
-        ("cloud.ply", (), "but got str"),
+        ("cloud.ply", (), r"but got str: pcattn\.datasets\.read_cloud reads a file"),
+        (Path("cloud.ply"), (), r"Path: pcattn\.datasets\.read_cloud reads a file"),
         (None, (), "but got NoneType"),
     ],
 )
