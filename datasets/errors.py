@@ -1,5 +1,6 @@
 """Errors of the data sets: each names the path, what was expected there and what to do next."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pcattn.printable import printable
@@ -23,7 +24,7 @@ class DatasetNotFoundError(DatasetError):
     """
 
     def __init__(self, name: str, root: Path, expected: str, hint: str) -> None:
-        state = "which lacks them" if root.is_dir() else "which does not exist"
+        state = "which lacks them" if root.is_dir() else f"which {'is a file' if root.exists() else 'does not exist'}"
         super().__init__(f"{name} not found: expected {expected} in {root.absolute()}, {state}. {hint}")
 
 
@@ -42,3 +43,22 @@ class DatasetBrokenError(DatasetError):
     def __reduce__(self) -> tuple:
         """How it comes out of a process that reads files."""
         return type(self), (self.path, self.reason)
+
+
+class SkippedWarning(UserWarning):
+    """What a data set passed over (`on_error: skip`): the first few in its text.
+
+    Args:
+        title: what they are, and how many.
+        reasons: what is wrong with each.
+    """
+
+    def __init__(self, title: str, reasons: Sequence[str]) -> None:
+        super().__init__(f"{title}: {first_few(reasons)}")
+        self.title, self.reasons = title, list(reasons)
+
+
+def first_few(reasons: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
+    more = f"; and {len(reasons) - 5} more: `pcattn data` names them all" if len(reasons) > 5 else ""
+    return "; ".join(reasons[:5]) + more

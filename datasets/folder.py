@@ -22,7 +22,7 @@ from torch_geometric.data import Data, InMemoryDataset
 from tqdm import tqdm
 
 from .cache import ArrayWriter, cached
-from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
+from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError, SkippedWarning, first_few
 from .files import check_finite, read_cloud
 from .folder_layout import SPLITS, Entry, assign_splits, find_layout
 
@@ -270,7 +270,7 @@ def _build(
         if len(broken) == 1:
             raise broken[0]
         advice = "dataset_kwargs.on_error: skip leaves them out"
-        raise DatasetError(f"{len(broken)} of {len(entries)} files cannot be used ({advice}): {_list(skipped)}")
+        raise DatasetError(f"{len(broken)} of {len(entries)} files cannot be used ({advice}): {first_few(skipped)}")
     if not kept:
         raise DatasetError(f"expected clouds in {root}, but none of {len(entries)} files can be used: {skipped[0]}")
     channels = [name for name in kept[0][2]["channels"] if all(name in about["channels"] for _, _, about in kept)]
@@ -396,10 +396,5 @@ def _in_float32(pos: np.ndarray) -> np.ndarray:
 
 def _refuse_or_warn(reasons: Sequence[str], on_error: str) -> None:
     if on_error == "raise":
-        raise DatasetError(_list(reasons))
-    warnings.warn(f"skipped {len(reasons)} of the files and folders: {_list(reasons)}", stacklevel=3)
-
-
-def _list(reasons: Sequence[str]) -> str:
-    """The first five, and how many more there are."""
-    return "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+        raise DatasetError(first_few(reasons))
+    warnings.warn(SkippedWarning(f"skipped {len(reasons)} of the files and folders", reasons), stacklevel=3)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch_geometric.data import Data, InMemoryDataset
 
-from .errors import DatasetBrokenError
+from .errors import DatasetBrokenError, SkippedWarning
 
 
 class File(Protocol):
@@ -122,5 +122,4 @@ def install(
 def report_skipped(name: str, skipped: Sequence[str], what: str = "files") -> None:
     """One warning about the files, or what else, that were passed over (`on_error: skip`)."""
     if skipped:
-        more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
-        warnings.warn(f"{name}: {len(skipped)} {what} left out: {'; '.join(skipped[:3])}{more}", stacklevel=2)
+        warnings.warn(SkippedWarning(f"{name}: {len(skipped)} {what} left out", skipped), stacklevel=2)

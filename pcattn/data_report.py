@@ -18,6 +18,8 @@ from torch_geometric.data import InMemoryDataset
 from tqdm import tqdm
 
 from pcattn.datasets import DATASETS, DatasetError, DatasetNotFoundError
+from pcattn.datasets.errors import SkippedWarning
+from pcattn.datasets.files import SUFFIXES
 from pcattn.printable import printable
 from pcattn.registry import construct, resolve
 
@@ -25,6 +27,9 @@ SPLITS = ("train", "val", "test")
 
 #: Fewer different points than this in a cloud are suspicious.
 FEW_POINTS = 16
+
+#: Channels that may well be labels of points.
+LABEL_NAMES = ("label", "labels", "part", "class", "classification", "segment")
 
 
 class CloudFacts(NamedTuple):
@@ -83,8 +88,17 @@ def describe(root: str, dataset: str | None = None, options: dict[str, Any] | No
     options = options or {}
     fitting = [dataset] if dataset else recognise(root)
     if not fitting:
-        if not Path(root).exists():
+        path = Path(root)
+        if not path.exists():
             raise DatasetError(f"expected a folder of point clouds or a list of them, but {root} does not exist")
+        if path.is_file():
+            hint = ": `pcattn show` draws a single cloud" if path.suffix.lower() in SUFFIXES else ""
+            raise DatasetError(
+                "expected a folder of point clouds, or a list of them (lines path,label[,split]) in a CSV file, "
+                f"but {root} is a file{hint}"
+            )
+        if not any(path.iterdir()):
+            raise DatasetError(f"expected point clouds in the folder {root}, but it is empty")
         raise DatasetError(
             f"{root} holds no point clouds that one of these data sets knows: {', '.join(DATASETS)}. "
             "Name one with --dataset to learn what it expects"
@@ -106,8 +120,9 @@ def describe(root: str, dataset: str | None = None, options: dict[str, Any] | No
                     raise
                 if split != "val":
                     problems.append(f"no {split} split: {error}")
-        # Those about the data are of this very category, unlike that about the place of a cache.
-        problems += [str(w.message) for w in caught if w.category is UserWarning and str(w.message) not in problems]
+        # Those about the data are of these very categories, unlike that about the place of a cache.
+        told = [_in_full(w.message) for w in caught if w.category in (UserWarning, SkippedWarning)]
+        problems += [problem for problem in dict.fromkeys(told) if problem not in problems]
     first = next(iter(splits.values()))
     class_names = _class_names(first)
     clouds: list[CloudFacts] = []
@@ -156,6 +171,12 @@ def to_text(report: Report, limit: int = 20) -> str:
     rows = [["channel", "min", "mean", "max"]]
     rows += [[name, *(f"{value:.4g}" for value in values)] for name, values in report.channels.items()]
     lines += ["", *_table(rows)]
+    if not report.parts and (found := [name for name in report.channels if name.lower() in LABEL_NAMES]):
+        lines += [
+            "",
+            f"if {found[0]} is what labels the points: --option label={found[0]} counts them here, and "
+            f"--data.dataset_kwargs '{{label: {found[0]}}}' trains on them",
+        ]
     if report.parts:
         every = sorted({part for counter in report.parts.values() for part in counter})
         names = getattr(next(iter(report.splits.values())), "part_names", None)
@@ -262,6 +283,13 @@ def _facts(split: str, name: str, label: int, pos: np.ndarray) -> CloudFacts:
     fingerprint = (len(pos), int(mixed.sum(dtype=np.uint64)))
     distinct = len(np.unique(mixed))
     return CloudFacts(split, name, label, len(pos), fingerprint, distinct, float(size.max()), bool((size == 0).any()))
+
+
+def _in_full(message: Warning | str) -> str:
+    """What a warning says; of files that were passed over all, a line each."""
+    if isinstance(message, SkippedWarning):
+        return "\n  ".join([f"{message.title}:", *map(printable, message.reasons)])
+    return str(message)
 
 
 def _duplicates(clouds: Sequence[CloudFacts]) -> Iterator[str]:

@@ -41,6 +41,16 @@ def test_counts_and_ranges(root: Path, capsys: pytest.CaptureFixture) -> None:
     assert {path.name for path in Path().glob("*.png")} == {"clouds_samples.png", "clouds_samples.2.png"}
 
 
+def test_labels_of_points_that_nobody_asked_for(root: Path) -> None:
+    report = describe(str(root))
+    assert (
+        "if part is what labels the points: --option label=part counts them here, and --data.dataset_kwargs '{l"
+        in to_text(report)
+    )
+    assert "if part is" not in to_text(describe(str(root), options={"label": "part"}))
+    assert "if part is" not in to_text(report._replace(channels={"x": (0, 0, 0)}))
+
+
 def test_what_is_suspicious(root: Path) -> None:
     train, test = root / "train", root / "test"
     cloud = np.float32(ball(np.random.default_rng(0), 50))
@@ -110,8 +120,18 @@ def test_recognition(tmp_path: Path) -> None:
 
 
 def test_messages(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(DatasetError, match=r"expected point clouds in the folder .*, but it is empty"):
+        describe(str(tmp_path))
+    (tmp_path / "notes.md").write_text("hello")
     with pytest.raises(DatasetError, match=r"holds no point clouds.*modelnet40,.*shapes, folder"):
         describe(str(tmp_path))
+    with pytest.raises(DatasetError, match=r"expected a folder .* in a CSV file, but .*notes\.md is a file$"):
+        describe(str(tmp_path / "notes.md"))
+    np.save(tmp_path / "scan.npy", np.eye(3))
+    assert main([str(tmp_path / "scan.npy")]) == 2
+    assert "scan.npy is a file: `pcattn show` draws a single cloud" in capsys.readouterr().err
+    assert main([str(tmp_path / "scan.npy"), "--dataset", "folder"]) == 2
+    assert "scan.npy, which is a file" in capsys.readouterr().err
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
     assert main([str(tmp_path), "--option", "label"]) == 2
