@@ -52,7 +52,8 @@ HINT = (
     "`pcattn download shapenetpart --root data` fetches it (root is then `data`). "
     "By hand, the archives are shapenetcore_partanno_segmentation_benchmark_v0_normal.zip (text with normals), "
     "shapenetcore_partanno_segmentation_benchmark_v0.zip (.pts and .seg) and shapenet_part_seg_hdf5_data.zip "
-    "(hdf5_data): unpack one, and name its folder as root. For clouds of your own see pcattn/datasets/README.md."
+    "(hdf5_data): unpack one, and name its folder as root. "
+    "For clouds of your own see datasets/README.md in the repository."
 )
 
 

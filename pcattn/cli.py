@@ -27,7 +27,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
+import pcattn.tasks  # so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
 from pcattn.atomic import replacing, write_text
 from pcattn.configurations import bundled, with_files
@@ -61,6 +61,10 @@ OTHER_COMMANDS = {
 
 #: What the data module knows, for the tasks that have an argument of this name.
 FROM_DATA = ("num_classes", "num_features", "class_names", "parts", "part_names")
+
+# Where the files of this package lie, whose warnings are told as its errors are.
+_HOMES = tuple(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (pcattn, pcattn.datasets))
+_PYTHONS_FORMAT = warnings.formatwarning
 
 
 class Parser(LightningArgumentParser):
@@ -450,8 +454,18 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Warnings of this package in one line, as its errors; those of others as Python shows them."""
+    if filename.startswith(_HOMES):
+        return f"pcattn: warning: {printable(message)}\n"
+    return _PYTHONS_FORMAT(message, category, filename, lineno, line)
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
+    warnings.formatwarning = _format_warning
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them

@@ -1,5 +1,6 @@
 """A folder of a user's own files, from the command line alone: classes of clouds, and parts of their points."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -75,4 +76,28 @@ def test_messages(capsys: pytest.CaptureFixture) -> None:
     assert "broken.ply: its name ends in .ply, but it holds a PNG image" in error_of(
         [*fit, *options(num_points=32)], capsys
     )
+    labelled = write_clouds(Path("labelled"), {"ball": 4, "needle": 4}, labels=True)
+    fit = ["fit", "-c", write_config("PartSegmentation", "val/instance_miou")]
+    assert (
+        "has labels of clouds; --data.dataset_kwargs '{label: NAME}' names the property of the files that labels "
+        "points (they have red, green, blue, part)"
+    ) in error_of([*fit, *options(root=labelled, num_points=32, per_point="true")], capsys)
     assert "<class>/*" in error_of([*fit, *options(root="nowhere", num_points=32)], capsys)
+
+
+def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_clouds(Path("my_clouds"), {"ball": 4, "needle": 4})
+    (root / "ball" / "cloud_00.ply").write_bytes(b"")
+    (root / "processed").write_text("in the way")
+    config = write_config("Classification", "val/oa")
+    monkeypatch.setenv("XDG_CACHE_HOME", "home")
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # restored afterwards
+    with pytest.raises(SystemExit), pytest.warns(UserWarning, match="skipped") as caught:
+        main(["fit", "-c", config, *options(dataset_kwargs="{on_error: skip}", num_points="null")])
+    told = [warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in caught]
+    assert [line[:40].split()[:3] for line in told[:2]] == [
+        ["pcattn:", "warning:", "my_clouds"],
+        ["pcattn:", "warning:", "skipped"],
+    ]
+    assert all(line.count("\n") == 1 for line in told)
+    assert warnings.formatwarning("a", UserWarning, "/b.py", 3, "code()") == "/b.py:3: UserWarning: a\n  code()\n"
