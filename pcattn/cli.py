@@ -266,6 +266,9 @@ class PointCloudCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             self.parser.error(str(error), error)
+        if self.datamodule.dataset_name == "shapenetpart":
+            # They follow from `parts`, and checkpoints of old have them counted from 1 in every category.
+            self.stored.pop("part_names", None)
         for name, value in self.stored.items():
             got = self.model.hparams.get(name)
             if got != value:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pcattn.cli import main
 
@@ -21,3 +22,12 @@ def test_a_new_category_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert [row["category"] for row in summary["categories"]] == ["gadget"]
     assert summary["instance_miou"] > 0.5  # four slices of a ball; one part everywhere would be below 0.1
     assert "gadget" in capsys.readouterr().out
+    # Checkpoints of old have the parts counted from 1, whatever their labels.
+    path = tmp_path / "runs" / "own" / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    names = checkpoint["hyper_parameters"]["part_names"]
+    assert names[50:] == ["gadget/50", "gadget/51", "gadget/52", "gadget/53"]
+    names[50:] = ["gadget/1", "gadget/2", "gadget/3", "gadget/4"]
+    torch.save(checkpoint, path)
+    main(["validate", "-c", str(tmp_path / "runs" / "own" / "config.yaml")])
+    assert "val: instance mIoU" in capsys.readouterr().out
