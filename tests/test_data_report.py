@@ -10,7 +10,9 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from pcattn.data_report import describe, main, recognise, to_text
 from pcattn.datasets import DatasetError
+from pcattn.datasets.errors import SkippedWarning
 from pcattn.datasets.files import Cloud, write_ply
+from pcattn.datasets.folder import PointCloudFolder
 
 from .datasets.modelnet_files import write_modelnet40
 from .datasets.user_files import ball, write_clouds
@@ -80,6 +82,22 @@ def test_what_is_suspicious(root: Path) -> None:
         assert expected in text
     assert len(report.problems) == 9
     assert "and 7 more" in to_text(report, limit=2)
+
+
+def test_every_broken_file_is_named(root: Path) -> None:
+    """Others name five."""
+    for path in root.glob("*/ball/*.ply"):
+        path.write_bytes(b"")
+    for index in (0, 1):
+        (root / "train" / "needle" / f"cloud_0{index}.ply").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"8 of 12 files .*; and 3 more: `pcattn data` names them all"):
+        PointCloudFolder(str(root))
+    with pytest.warns(SkippedWarning, match=r"skipped 8 .*; and 3 more: `pcattn data`") as caught:
+        PointCloudFolder(str(root), on_error="skip")
+    (warning,) = caught
+    lines = to_text(describe(str(root))).splitlines()
+    start = lines.index("- skipped 8 of the files and folders:")
+    assert lines[start + 1 : start + 9] == [f"  {reason}" for reason in warning.message.reasons]
 
 
 def test_a_cache_elsewhere_is_no_finding(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

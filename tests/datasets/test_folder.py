@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch_geometric.data import Data, Dataset
 
-from pcattn.data_report import describe, to_text
 from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from pcattn.datasets.errors import SkippedWarning
 from pcattn.datasets.files import Cloud, read_cloud, write_ply
 from pcattn.datasets.folder import PointCloudFolder, PyGPointClouds
 
@@ -224,22 +222,6 @@ class TestOnError:
             assert "cloud_01.ply: it is empty" in files
             assert dataset.class_names == ["ball", "needle"]
             assert len(dataset) == 8
-
-    def test_more_than_five(self, damaged: Path) -> None:
-        (damaged / "cone").rmdir()
-        for number in range(2, 5):
-            (damaged / "ball" / f"cloud_0{number}.ply").write_bytes(b"")
-        for path in (damaged / "needle").glob("cloud_0[0-2].ply"):
-            path.write_bytes(b"")
-        with pytest.raises(DatasetError, match=r"8 of 10 files .*; and 3 more: `pcattn data` names them all"):
-            PointCloudFolder(damaged)
-        with pytest.warns(SkippedWarning, match=r"skipped 8 .*; and 3 more: `pcattn data`") as caught:
-            PointCloudFolder(damaged, test_fraction=0, on_error="skip")
-        (warning,) = caught
-        assert len(warning.message.reasons) == 8
-        lines = to_text(describe(str(damaged))).splitlines()
-        start = lines.index("- skipped 8 of the files and folders:")
-        assert sorted(lines[start + 1 : start + 9]) == sorted(f"  {reason}" for reason in warning.message.reasons)
 
     def test_an_error_in_another_process(self, tmp_path: Path) -> None:
         root = write_clouds(tmp_path, {"ball": 20})
