@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pcattn import compare as comparison
 from pcattn.cli import main
-from pcattn.compare import format_table, summarize
+from pcattn.compare import compare, format_table, summarize
 
 from .datasets.modelnet_files import write_modelnet40
 from .test_cli_parts import write_config
@@ -42,18 +43,67 @@ class TestSummary:
         rows = [summarize("self", [result(0.8)]), summarize("offset", [result(0.9), result(0.92)])]
         lines = format_table(rows).splitlines()
         assert lines[2].startswith("| offset | 91.0 ± 1.4 | 2 | 1,000 | 2 |")
-        assert lines[3].startswith("| self | 80.0 ± 0.0 | 1 |")
+        assert lines[3].startswith("| self | 80.0 | 1 |")  # one run has no spread
 
     def test_part_segmentation(self) -> None:
         metrics = {"test/loss": 1.0, "test/class_miou": 0.5, "test/instance_miou": 0.75}
         rows = [summarize("self", [{**result(0), "test": metrics}])]
         assert list(rows[0]["metrics"]) == ["instance_miou", "class_miou"]
         assert "| network | test instance mIoU, % | test class mIoU, % | runs |" in format_table(rows)
-        assert "| self | 75.0 ± 0.0 | 50.0 ± 0.0 | 1 |" in format_table(rows)
+        assert "| self | 75.0 | 50.0 | 1 |" in format_table(rows)
 
     def test_nothing_to_compare_by(self) -> None:
         with pytest.raises(ValueError, match="one of oa, macc, instance_miou, class_miou, but got loss"):
             summarize("self", [{**result(0), "test": {"test/loss": 1.0}}])
+
+
+class TestOptions:
+    """What was trained is used again only by networks of the same options; no training is run here."""
+
+    @pytest.fixture
+    def trained(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """The options of every training; one of a network that is `wrong` fails."""
+        began: list[list[str]] = []
+
+        def train(config: str, seed: int, run: Path, options: list[str]) -> bool:
+            began.append(options)
+            if "wrong" in options:
+                return False
+            run.mkdir()
+            (run / "results.json").write_text("{}")
+            return True
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(comparison, "_train", train)
+        monkeypatch.setattr(comparison, "_read", lambda run: result(0.5))
+        Path("some.yaml").write_text("{}")
+        return began
+
+    def test_a_name_keeps_its_options(self, trained: list[list[str]]) -> None:
+        compare("some.yaml", {"mine": ["--depth", "0"]}, [0], Path("out"))
+        with pytest.raises(ValueError, match=r"mine was trained there with --depth 0, but got --depth 4"):
+            compare("some.yaml", {"mine": ["--depth", "4"]}, [1], Path("out"))
+        assert compare("some.yaml", {"new": ["--depth", "4"]}, [0], Path("out"))[0]["network"] == "new"
+        with pytest.raises(ValueError, match="mine was trained there"):  # also after a call without it
+            compare("some.yaml", {"mine": ["--depth", "4"]}, [0], Path("out"))
+        assert len(compare("some.yaml", {"mine": ["--depth", "0"], "new": ["--depth", "4"]}, [0], Path("out"))) == 2
+        assert trained == [["--depth", "0"], ["--depth", "4"]]
+
+    def test_one_that_never_trained_may_be_corrected(self, trained: list[list[str]]) -> None:
+        assert compare("some.yaml", {"mine": ["wrong"]}, [0], Path("out")) == []
+        assert len(compare("some.yaml", {"mine": ["right"]}, [0], Path("out"))) == 1
+
+    def test_folder_of_an_earlier_version(self, trained: list[list[str]]) -> None:
+        Path("out/mine-seed0").mkdir(parents=True)
+        Path("out/mine-seed0/results.json").write_text("{}")
+        Path("out/setting.json").write_text(json.dumps({"config": "{}", "options": []}))
+        assert len(compare("some.yaml", {"mine": []}, [0], Path("out"))) == 1
+        assert trained == []
+
+    def test_repeated_seeds(self, trained: list[list[str]]) -> None:
+        with pytest.raises(ValueError, match="expected seeds that differ, but got 0, 1, 0"):
+            compare("some.yaml", {"mine": []}, [0, 1, 0], Path("out"))
+        assert trained == []
 
 
 class TestCommand:
