@@ -6,7 +6,7 @@ import argparse
 import base64
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pcattn.atomic import write_text
+from pcattn.metrics import predict_parts
 from pcattn.printable import in_html, in_markdown, printable
 from pcattn.runs import run_of_checkpoint
 from pcattn.visualize import charts, evaluated
@@ -99,39 +100,21 @@ def _evaluate(run: evaluated.Run, split: str) -> tuple[list[Cloud], dict[str, fl
     """Clouds with predictions, metrics, and the confusion matrix with its names."""
     task: Any = run.task
     dense, indices = evaluated.read_split(run.data, split)
-    number = len(task.part_names) if run.data.per_point else len(task.class_names)
-    confusion = np.zeros((number, number), dtype=np.int64)
+    names = [name.replace("/", " ") for name in task.part_names] if run.data.per_point else task.class_names
+    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
     clouds: list[Cloud] = []
     logits: list[Tensor] = []
     task.network.register_forward_hook(lambda module, inputs, output: logits.append(output))
     for batch in evaluated.batches(dense, indices):
         with torch.no_grad():
             task.evaluate(batch)
-        some = evaluated.describe(task, batch, logits.pop())
-        clouds += some
-        for cloud, truth, category in zip(some, batch.label, _categories_of(batch), strict=True):
-            names = [entry for entry, _ in cloud.fields["prediction"].entries]
-            ids = task.part_names if run.data.per_point else task.class_names
-            place = _places(names, ids, task.parts[category] if run.data.per_point else range(number))
-            predicted = place[cloud.fields["prediction"].values]
-            rows = truth.numpy() if truth.dim() else np.full(1, int(truth))
-            np.add.at(confusion, (rows, predicted[: len(rows)]), 1)
+        found = logits.pop()
+        clouds += evaluated.describe(task, batch, found)
+        if run.data.per_point:
+            predicted = predict_parts(found, batch.category, task.parts, task.protocol)
+            np.add.at(confusion, (batch.label.flatten().numpy(), predicted.flatten().numpy()), 1)
     metrics = {name.partition("/")[2]: float(value) for name, value in task.compute_metrics(split).items()}
-    labels = [name.replace("/", " ") for name in task.part_names] if run.data.per_point else task.class_names
-    return clouds, metrics, (confusion, list(labels))
-
-
-def _categories_of(batch: Any) -> list[int]:
-    category: Tensor | None = batch.category
-    return [0] * len(batch.pos) if category is None else category.tolist()
-
-
-def _places(entries: Sequence[str], names: Sequence[str], ids: Iterable[int]) -> np.ndarray:
-    """Label of each entry of a field: those of `ids` come first, others by their name."""
-    ids = sorted(ids)
-    short = [name.rpartition("/")[2] for name in names]
-    others = [short.index(name) for name in entries[len(ids) :]]
-    return np.array([*ids, *others])
+    return clouds, metrics, (confusion if run.data.per_point else task.last_confusion.numpy(), list(names))
 
 
 def _summary(
