@@ -118,9 +118,8 @@ class _Names:
 def predicted(
     model: Any, path: Path, category: str | None, layer: int | None, point: int | None, head: int | None
 ) -> Cloud:
-    """A file with what a trained network (`pcattn.load`) says of it: of as many points as the network takes."""
+    """A file with what a trained network (`pcattn.load`) says of it, drawn with those points that went through it."""
     from pcattn.clouds import as_points
-    from pcattn.datasets.files import Cloud as FileCloud
     from pcattn.datasets.files import read_cloud
     from pcattn.datasets.preprocess import preprocess
     from pcattn.inference import draw
@@ -128,25 +127,24 @@ def predicted(
 
     whole = read_cloud(path)
     keep = draw(len(whole.pos), model.num_points, 1, 0)[0].numpy()
-    points = FileCloud(whole.pos[keep], {name: values[keep] for name, values in whole.attributes.items()})
-    shown = (points.pos - points.pos.mean(axis=0)).astype(np.float32)
+    shown = whole.pos[keep]
     arguments: list[torch.Tensor] = []
     if isinstance(model.task, Classification):
-        best = model.classify(points)
+        best = model.classify(whole)
         fields = {"prediction": labels(np.full(len(keep), best.labels[0]), model.class_names)}
         note = f"{best.names[0]} {100 * best.probabilities[0]:.0f} %"
     else:
         index = model.category_index(category)
-        parts = model.segment(points, category)
-        fields = evaluated.part_fields(model.task, index, parts.labels, parts.probabilities)
+        parts = model.segment(whole, category)
+        fields = evaluated.part_fields(model.task, index, parts.labels[keep], parts.probabilities[keep])
         note = model.class_names[index]
         arguments.append(torch.tensor([index]))
-    cloud = Cloud(shown, path.name, fields, note)
+    cloud = Cloud((shown - shown.mean(axis=0)).astype(np.float32), path.name, fields, note)
     if layer is None or point is None:
         return cloud
-    pos, channels = preprocess(*as_points(points, model.channel_names), **model.preprocessing)
-    pos = pos.float().to(model.device)
-    arguments += [] if channels is None else [channels[None].float()]
+    pos, channels = preprocess(*as_points(whole, model.channel_names), **model.preprocessing)
+    pos = pos[keep].float().to(model.device)
+    arguments += [] if channels is None else [channels[keep][None].float()]
     call = [pos[None], *(argument.to(model.device) for argument in arguments)]
     return show_attention(cloud, model.task.network, lambda: model.task(*call), pos, layer, point, head)
 
