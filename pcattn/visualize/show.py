@@ -89,9 +89,8 @@ def cloud_of_file(path: Path, up: str) -> Cloud:
             continue
         whole = values.dtype.kind in "iu" or bool((values == np.round(values)).all())
         if whole and any(word in name.lower() for word in _LABELS):
-            present = np.unique(values.astype(np.int64))
-            names = {int(value): f"{name} {value}" for value in present}
-            ids = list(names) if present.min() < 0 or present.max() >= 256 else list(range(int(present.max()) + 1))
+            present = np.unique(values.astype(np.int64)).tolist()
+            ids = present if present[0] < 0 or present[-1] >= 256 else range(present[-1] + 1)
             fields[name] = labels(values.astype(np.int64), _Names(name), ids)  # type: ignore[arg-type]
         elif values.dtype.kind == "f":
             low, high = (0.0, 1.0) if name == "probability" else (float(values.min()), float(values.max()))
