@@ -19,6 +19,7 @@ from pcattn.atomic import write_text
 from pcattn.metrics import predict_parts
 from pcattn.printable import in_html, in_markdown, printable
 from pcattn.runs import run_of_checkpoint
+from pcattn.tasks.classification import class_accuracy
 from pcattn.visualize import charts, evaluated
 from pcattn.visualize.montage import montage
 from pcattn.visualize.scene import Cloud
@@ -71,13 +72,13 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
     curves = charts.draw_curves(charts.read_curves(run), pictures / "curves.png")
     if curves is not None:
         sections.append(Section("Curves", picture=curves))
-    sections.append(_categories(opened.task, clouds, pictures))
+    sections.append(_categories(opened.task, opened.data.per_point, pictures))
     matrix, names = confusion
     what = "points by part" if opened.data.per_point else "shapes by class"
     drawn = charts.draw_confusion(matrix, names, pictures / "confusion.png")
     sections.append(Section("Confusion", [f"{what.capitalize()}, in percent of the truth in each row."], picture=drawn))
     if worst:
-        chosen = sorted(clouds, key=evaluated.score)[:worst]
+        chosen = sorted(clouds, key=lambda cloud: cloud.score)[:worst]
         path = montage(
             chosen,
             pictures / "worst.png",
@@ -147,17 +148,16 @@ def _number(name: str, value: float) -> str:
     return f"{value:.4f}" if "loss" in name else f"{100 * value:.2f} %"
 
 
-def _categories(task: Any, clouds: Sequence[Cloud], folder: Path) -> Section:
-    """Mean IoU, or accuracy, of every category."""
+def _categories(task: Any, per_point: bool, folder: Path) -> Section:
+    """Mean IoU, or accuracy, of every category in the last evaluation."""
+    if per_point:
+        what, rows = "mean IoU, %", task.last_summary["categories"]
+        means, counts = [row["miou"] for row in rows], [row["shapes"] for row in rows]
+    else:
+        what, matrix = "accuracy, %", task.last_confusion
+        counts = matrix.sum(dim=1).tolist()
+        means = [mean if count else None for mean, count in zip(class_accuracy(matrix).tolist(), counts, strict=True)]
     names = task.class_names
-    scores: dict[str, list[float]] = {name: [] for name in names}
-    segmented = clouds[0].good is None
-    for cloud in clouds:
-        value = evaluated.score(cloud) if segmented else float(bool(cloud.good))
-        scores[cloud.title.rpartition(" ")[0]].append(value)
-    means = [float(np.mean(values)) if values else None for values in scores.values()]
-    counts = [len(values) for values in scores.values()]
-    what = "mean IoU, %" if segmented else "accuracy, %"
     table: list[Sequence[str]] = [("category", what, "shapes")]
     for name, mean, count in sorted(zip(names, means, counts, strict=True), key=lambda row: -(row[1] or 0.0)):
         table.append((name, "-" if mean is None else f"{100 * mean:.1f}", str(count)))

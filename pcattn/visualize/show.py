@@ -60,7 +60,7 @@ def clouds_of_run(
     else:
         chosen = evaluated.choose(dense, members, len(members) if worst else number, wanted or None)
     clouds = [cloud for batch in evaluated.batches(dense, chosen) for cloud in evaluated.evaluate(run.task, batch)]
-    return sorted(clouds, key=evaluated.score)[:number] if worst else clouds
+    return sorted(clouds, key=lambda cloud: cloud.score)[:number] if worst else clouds
 
 
 def attend(run: evaluated.Run, clouds: Sequence[Cloud], split: str, layer: int, point: int, head: int | None) -> list:
@@ -68,7 +68,7 @@ def attend(run: evaluated.Run, clouds: Sequence[Cloud], split: str, layer: int, 
     dense, _ = evaluated.read_split(run.data, split)
     result = []
     for cloud in clouds:
-        batch = dense[0, torch.tensor([int(cloud.title.rpartition(" ")[2])])]
+        batch = dense[0, torch.tensor([cloud.index])]
         forward = partial(run.task.logits, batch)
         result.append(show_attention(cloud, run.task.network, forward, batch.pos[0], layer, point, head))
     return result

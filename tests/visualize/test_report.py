@@ -78,14 +78,16 @@ def test_confusion_with_parts_of_another_category(protocol: str, monkeypatch: py
     network = {"dim": 8, "depth": 1, "k": 2, "out_dim": 8}
     task = PartSegmentation([[0, 1], [2, 3]], part_names=names, protocol=protocol, network_kwargs=network)
     task.network = Says([0, 3, 1, 3], 4)
-    truth, category = torch.tensor([[0, 0, 1, 1], [2, 3, 2, 3]]), torch.tensor([0, 1])
-    batch = PointBatch(torch.rand(2, 4, 3), None, truth, category, torch.arange(2), 0)
+    truth, category = torch.tensor([[0, 0, 0, 1], [2, 3, 2, 3]]), torch.tensor([0, 1])
+    batch = PointBatch(torch.rand(2, 4, 3), None, truth, category, torch.tensor([7, 5]), 0)
     monkeypatch.setattr(evaluated, "read_split", lambda data, split: (None, None))
     monkeypatch.setattr(evaluated, "batches", lambda clouds, indices: [batch])
     run = evaluated.Run(Path("best.ckpt"), task.eval(), SimpleNamespace(per_point=True))  # type: ignore[arg-type]
-    _, _, (matrix, labels) = _evaluate(run, "val")
-    assert matrix.tolist() == [[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 2]]
+    clouds, _, (matrix, labels) = _evaluate(run, "val")
+    assert matrix.tolist() == [[1, 1, 0, 1], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 2]]
     assert labels == ["bag 1", "bag 2", "cap 1", "cap 2"]
+    assert [(cloud.title, cloud.index) for cloud in clouds] == [("0 7", 7), ("1 5", 5)]
+    assert [cloud.score for cloud in clouds] == pytest.approx([1 / 6, 1 / 2], abs=1e-6)
 
 
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
