@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from pcattn import runs
+from pcattn import checkpoints, runs
 from pcattn.atomic import write_figure, write_text
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
@@ -29,7 +29,7 @@ from pcattn.configurations import find_configuration
 from pcattn.datasets.storage import is_file_name
 from pcattn.printable import in_markdown, printable
 from pcattn.registry import resolve
-from pcattn.tasks.base import PointCloudTask
+from pcattn.visualize import evaluated
 from pcattn.visualize.plain_text import plain_text
 
 #: What results are compared by, of any task, and its name in words; a table is ordered by the first that it has.
@@ -163,16 +163,21 @@ def _read(run: Path) -> dict[str, Any]:
 
 def _count(checkpoint: Path) -> dict[str, int]:
     """Parameters, and multiply-adds of the forward pass of one cloud."""
-    stored = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    task_class: type[PointCloudTask] = resolve("task", stored["hyper_parameters"]["_class_path"], {})
-    task = task_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, compile=False).eval()
-    num_points, channels = stored["datamodule_hyper_parameters"]["num_points"] or 1024, task.hparams["num_features"]
+    stored = checkpoints.read(checkpoint)
+    task = checkpoints.build(stored, str(checkpoint), trust=True)
+    num_points, channels = stored.data["num_points"] or _cloud_size(checkpoint), task.hparams["num_features"]
     inputs: dict[str, torch.Tensor | None] = {"features": torch.rand(1, num_points, channels) if channels else None}
     if "parts" in task.hparams:
         inputs["category"] = torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
         multiply_adds = count_multiply_adds(lambda: task(torch.rand(1, num_points, 3), **inputs))
     return {"parameters": sum(p.numel() for p in task.network.parameters()), "multiply_adds": multiply_adds}
+
+
+def _cloud_size(checkpoint: Path) -> int:
+    """Points of every cloud of a training that takes all of them; its data is opened, because nothing else tells."""
+    clouds, indices = evaluated.read_split(evaluated.open_run(checkpoint, trust=True).data, "val")
+    return clouds[0, indices[:1]].pos.shape[1]
 
 
 def summarize(network: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pcattn import compare as comparison
+from pcattn.bench.attention import count_multiply_adds
 from pcattn.cli import main
-from pcattn.compare import compare, format_table, summarize
+from pcattn.compare import _count, compare, format_table, summarize
+from pcattn.tasks import Classification
 
 from .datasets.modelnet_files import write_modelnet40
 from .test_cli_parts import write_config
@@ -55,6 +58,25 @@ class TestSummary:
     def test_nothing_to_compare_by(self) -> None:
         with pytest.raises(ValueError, match="one of oa, macc, instance_miou, class_miou, but got loss"):
             summarize("self", [{**result(0), "test": {"test/loss": 1.0}}])
+
+
+@torch.no_grad()
+def test_all_points_are_those_of_the_data(tmp_path: Path) -> None:
+    """Where a training takes all points of a cloud, a forward pass is counted with as many."""
+    network = {"dim": 8, "depth": 1, "k": 2, "out_dim": 8}
+    task = Classification(22, "spct", network_kwargs=network).eval()
+    kwargs = {"num_train": 44, "num_test": 22, "num_points": 40}
+    data = {"dataset": "shapes", "root": str(tmp_path / "shapes"), "dataset_kwargs": kwargs, "val_fraction": 0.25}
+    stored = {
+        "hyper_parameters": {**task.hparams, "_class_path": "pcattn.tasks.Classification"},
+        "state_dict": task.state_dict(),
+    }
+    for num_points, expected in ((None, 40), (32, 32)):
+        stored["datamodule_hyper_parameters"] = {**data, "num_points": num_points}
+        torch.save(stored, tmp_path / "best.ckpt")
+        multiply_adds = count_multiply_adds(lambda: task(torch.rand(1, expected, 3)))  # noqa: B023
+        parameters = sum(parameter.numel() for parameter in task.network.parameters())
+        assert _count(tmp_path / "best.ckpt") == {"parameters": parameters, "multiply_adds": multiply_adds}
 
 
 class TestOptions:
