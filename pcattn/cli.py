@@ -26,8 +26,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-import pcattn.tasks  # noqa: F401  so that `--model Classification` is found by its short name
+import pcattn.tasks  # so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
 from pcattn.atomic import replacing, write_text
 from pcattn.configurations import bundled, with_files
@@ -35,7 +36,7 @@ from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
 from pcattn.metrics_log import MetricsLog
 from pcattn.printable import printable
-from pcattn.registry import find_import_path
+from pcattn.registry import find_import_path, look_here
 from pcattn.saving import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.tasks.base import NonFiniteError
 
@@ -139,6 +140,11 @@ class PointCloudCLI(LightningCLI):
             self._discard_unused()
 
     def _run(self, args: list[str] | None) -> None:
+        look_here()
+        try:
+            words = with_files(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            fail(str(error), error)
         super().__init__(
             datamodule_class=PointCloudDataModule,
             save_config_callback=SaveRunConfig,
@@ -152,7 +158,7 @@ class PointCloudCLI(LightningCLI):
             auto_configure_optimizers=False,
             # The data module shards by itself. Its sampler is a function of seed and epoch.
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1},
-            args=with_files(sys.argv[1:] if args is None else args),
+            args=words,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -210,6 +216,8 @@ class PointCloudCLI(LightningCLI):
                 fail(f"expected --ckpt_path FILE, or a {which} checkpoint in {named}, but there is none")
             self.run = found
             config.ckpt_path = str(runs.checkpoint_path(found, which))
+            if own is None:
+                print(f"{which} checkpoint of {found}, the latest run of {named}*")
         else:
             try:
                 path = checkpoints.find(which)
@@ -223,6 +231,8 @@ class PointCloudCLI(LightningCLI):
                 self.run = named
             else:
                 self.run = self.reserved = runs.reserve(named)
+        if subcommand == "fit" and config.init_from:
+            print(f"init_from: not used, because a resumed training goes on with the weights of {config.ckpt_path}")
         self._take_hyper_parameters(config, resume=subcommand == "fit")
         config.weights_only = True  # a checkpoint is data, never code
 
@@ -469,6 +479,9 @@ def main(args: list[str] | None = None) -> None:
         length = len(command.split())
         if words[:length] == command.split():
             raise SystemExit(importlib.import_module(module).main(words[length:]))
+    if words == ["--version"]:
+        print(f"pcattn {pcattn.__version__}")
+        raise SystemExit(0)
     if words in (["bench", "-h"], ["bench", "--help"]):
         print("usage: pcattn", "\n       pcattn ".join(name for name in OTHER_COMMANDS if name.startswith("bench ")))
         raise SystemExit(0)
@@ -480,3 +493,5 @@ def main(args: list[str] | None = None) -> None:
             PointCloudCLI(args)
     except (DatasetError, NonFiniteError, OSError) as error:
         fail(str(error), error)
+    except MisconfigurationException as error:  # Lightning's: no such device, fewer epochs than the checkpoint has, ...
+        fail(" ".join(str(error).split()), error)

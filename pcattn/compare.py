@@ -284,7 +284,10 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="folder of the comparison; default runs/compare-<configuration>")
     known, options = parser.parse_known_args(args)
-    known.config = find_configuration(known.config)
+    try:
+        known.config = find_configuration(known.config)
+    except ValueError as error:
+        parser.error(printable(error))
     if not Path(known.config).is_file():
         parser.error(f"expected --config to be a file, but got {printable(known.config)}")
     out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import pcattn
 from pcattn import checkpoints
 from pcattn.cli import main
 
@@ -165,7 +166,9 @@ class TestWeights:
                 torch.testing.assert_close(tuned.state[name], value, rtol=0, atol=1e-9)
         saved = ["fit", "-c", "tuned/config.yaml", "--init_from=gone", "--ckpt_path=last", "--trainer.max_epochs=2"]
         main(saved)
-        assert "left out" not in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "left out" not in out
+        assert "init_from: not used" in out
         assert checkpoints.read(Path("tuned/checkpoints/last.ckpt")).training["epochs"] == 2
 
     @pytest.mark.parametrize(
@@ -211,6 +214,11 @@ class TestErrors:
             (["--checkpoint.monitor", "val/accuracy"], "val/oa"),
             (["--checkpoint.minutes", "-1"], "v>=0"),
             (["--run", "/dev/null/run"], "/dev/null/run"),
+            pytest.param(
+                ["--trainer.accelerator", "gpu"],
+                "gpu",
+                marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU"),
+            ),
             (["--ckpt_path", "last"], "there is none"),
             (["--ckpt_path", "no/such/file.ckpt"], "best, last or a file"),
         ],
@@ -225,7 +233,8 @@ class TestErrors:
         assert "num_point" in error_of(["fit", "-c", str(typo)], capsys)
 
     def test_no_such_config(self, capsys: pytest.CaptureFixture) -> None:
-        assert "no.yaml" in error_of(["fit", "-c", "no.yaml"], capsys)
+        assert "got 'no.yaml'" in error_of(["fit", "-c", "no.yaml"], capsys)
+        assert "did you mean 'smoke'" in error_of(["fit", "-c", "smok"], capsys)
 
     def test_no_config(self, capsys: pytest.CaptureFixture) -> None:
         assert "pcattn fit -c smoke" in error_of(["fit"], capsys)
@@ -246,6 +255,12 @@ class TestErrors:
         error = error_of(["test", "-c", str(config), *args], capsys)
         assert "of a network for PartSegmentation" in error
         assert "of one for Classification" in error
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"pcattn {pcattn.__version__}\n"
 
 
 def test_three_ways_to_call_it_are_one() -> None:
