@@ -26,7 +26,7 @@ from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 from .files import check_finite, read_cloud
 from .folder_layout import SPLITS, Entry, assign_splits, find_layout
 
-VERSION = 1
+VERSION = 2
 """Part of the key of the cache; grows whenever the same files give other clouds."""
 
 #: Channels of the attributes that are more than one number a point.
@@ -373,8 +373,7 @@ def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]
     columns: list[np.ndarray] = []
     for name, values in attributes.items():
         if name == "colors":
-            top = float(np.iinfo(values.dtype).max) if values.dtype.kind in "iu" else 255.0 if values.max() > 1 else 1.0
-            values = values / top
+            values = values / (np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1)
         table = values.reshape(len(values), -1).astype(np.float32)
         width = table.shape[1]
         known = _CHANNELS.get(name, ())
