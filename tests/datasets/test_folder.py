@@ -10,7 +10,7 @@ import torch
 from torch_geometric.data import Data, Dataset
 
 from pcattn.clouds import as_points
-from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError
+from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError, preprocess
 from pcattn.datasets.files import Cloud, CloudFile, read_cloud, write_ply
 from pcattn.datasets.folder import PointCloudFolder, PyGPointClouds
 
@@ -184,6 +184,16 @@ class TestClouds:
         torch.testing.assert_close(dataset[0].x, expected)
         channels = [as_points(block, names).channels for block in CloudFile(path, block=8)]
         assert torch.equal(torch.cat(channels), dataset[0].x)
+
+    def test_clouds_far_away_are_placed_as_in_use(self, tmp_path: Path) -> None:
+        """Also where they keep their scale, and are reduced."""
+        path = tmp_path / "clouds" / "a" / "a.npy"
+        path.parent.mkdir(parents=True)
+        np.save(path, np.random.default_rng(0).random((40, 3)) * 8 + (5e5, 5e6, 100.0))
+        stored = PointCloudFolder(tmp_path / "clouds", test_fraction=0, max_points=30)[0].pos
+        used, _ = preprocess(*as_points(read_cloud(path)), normalize="none")
+        assert stored.abs().max() < 8
+        assert set(map(tuple, stored.tolist())) < set(map(tuple, used.float().tolist()))
 
 
 class TestLabels:
