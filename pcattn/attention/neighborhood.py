@@ -35,8 +35,9 @@ class NeighborhoodAttention(nn.Module):
         dilation: 1 is plain neighbourhood attention; at most floor(N / k).
         dilation_mode: `"rank"` or `"class"`, see `Geometry.neighbours`.
         bias: `"mlp"`: b_h is a small network. `"table"`: b_h is a table, linearly interpolated. `"none"`: no bias.
-        table_size: entries of the table along each axis, or three numbers for x, y and z; odd, because the middle entry
-            is relative position 0. Positions beyond the table take its border.
+        table_size: entries of the table along each axis, or three numbers for x, y and z (which `attention_kwargs` has
+            once a layer, as any list: `[[5, 5, 7], [5, 5, 7]]`); odd, because the middle entry is relative position 0.
+            Positions beyond the table take its border.
         cell: distance between two entries of the table, in units of the positions; None is the cloud's own scale.
 
     Shape:
