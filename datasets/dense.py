@@ -105,6 +105,8 @@ class DenseClouds(Dataset):
         self.equal = bool((self.sizes == self.sizes[0]).all())
         shape = (num_clouds, int(self.sizes[0])) if self.equal else (-1,)
         self.pos = data.pos.view(*shape, 3)
+        if not self.pos.is_floating_point():
+            raise DatasetError(f"expected pos of {name} to be floating point, but got {self.pos.dtype}")
         self._read_features(data, features)
         self.category = data.category.view(num_clouds) if "category" in data else None
         if per_point:
