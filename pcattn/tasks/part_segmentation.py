@@ -157,14 +157,21 @@ class PartSegmentation(PointCloudTask):
         self.eval_loss.update(loss.view_as(predicted).mean(dim=1), self.num_points)
 
     def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
-        """Add what votes agree on, and what is found at all points, to their metrics."""
-        one, mean = carry(cloud, looks, self.logits(looks).softmax(dim=2))
+        """Add what votes agree on, and what is found at all points, to their metrics, as `pcattn.load` finds them."""
+        answers = self.logits(looks).float()
+        ids = torch.tensor(self.part_ids(0 if cloud.category is None else int(cloud.category)), device=answers.device)
+        probabilities = torch.zeros_like(answers).index_copy(2, ids, answers[..., ids].softmax(dim=2))
+        one, mean = carry(cloud, looks, probabilities)
         for (votes, everywhere), iou in zip(self.looks, self.look_ious, strict=True):
             found, label = one if votes == 1 else mean, cloud.label
             if not everywhere:
                 found, label = found[:, own], label[:, own]
             iou.update(found, label, cloud.category)
         self.sizes.append(cloud.pos.shape[1])
+
+    def part_ids(self, category: int) -> list[int]:
+        """The parts to choose from: those of the category, or all, as the protocol has it."""
+        return sorted(self.parts[category]) if self.protocol == "category" else list(range(len(self.part_names)))
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
         """Loss, accuracy and both mean IoUs over all samples since the last call."""
