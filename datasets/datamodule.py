@@ -235,15 +235,17 @@ class PointCloudDataModule(LightningDataModule):
         if parts is None:
             check_labels(f"label in {self.dataset_name}", clouds.label, self.num_classes, torch.arange(len(clouds)))
             return
-        labels, num_parts = clouds.label.view(-1), 1 + max(map(max, parts))
-        wrong = (labels < 0) | (labels >= num_parts)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            cloud = int(torch.searchsorted(clouds.starts, row, right=True)) - 1
-            raise DatasetError(
-                f"expected labels of points in {self.dataset_name} in [0, {num_parts}), but got {int(labels[row])} "
-                f"for point {row - int(clouds.starts[cloud])} of cloud {cloud}"
-            )
+        categories = [0] * len(clouds) if clouds.category is None else clouds.category.tolist()
+        allowed = [torch.tensor(ids) for ids in parts]
+        for cloud, labels in enumerate(clouds.label.view(-1).split(clouds.sizes.tolist())):
+            category = categories[cloud]
+            wrong = torch.isin(labels, allowed[category], invert=True)
+            if bool(wrong.any()):
+                point = int(wrong.nonzero()[0])
+                raise DatasetError(
+                    f"expected labels of points in {self.dataset_name} to be parts of category {category} "
+                    f"({parts[category]}), but got {int(labels[point])} for point {point} of cloud {cloud}"
+                )
 
     def _carve(self, clouds: DenseClouds) -> None:
         """Choose the validation clouds among those of the training split."""
