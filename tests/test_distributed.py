@@ -11,7 +11,7 @@ import yaml
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from pcattn.datasets import PointCloudDataModule
+from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.datasets.dense import EpochSampler
 from pcattn.models import PCTClassifier
 from pcattn.tasks import Classification
@@ -127,6 +127,16 @@ def test_every_process_evaluates_and_every_cloud_once(num_clouds: int, batch_siz
         assert len(batches) == len(sampler) > 0
         seen += torch.cat(batches).tolist()
     assert sorted(seen) == list(range(num_clouds))
+
+
+@pytest.mark.parametrize(
+    ("num_clouds", "batch_size", "world_size", "shuffle"), [(10, 32, 2, True), (70, 32, 3, True), (3, 8, 4, False)]
+)
+def test_fewer_batches_than_processes(num_clouds: int, batch_size: int, world_size: int, shuffle: bool) -> None:
+    """Are refused by each of them: those with a batch would wait for the others."""
+    for rank in range(world_size):
+        with pytest.raises(DatasetError, match=rf"a batch for each of {world_size} processes, but {num_clouds} clouds"):
+            EpochSampler(torch.arange(num_clouds), batch_size, 0, shuffle, rank, world_size)
 
 
 @pytest.mark.parametrize("attention", ["offset", "axial"])
