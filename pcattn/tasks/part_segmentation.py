@@ -108,6 +108,7 @@ class PartSegmentation(PointCloudTask):
         self.looks = [(v, everywhere) for everywhere in sorted({False, all_points}) for v in sorted({1, votes})][1:]
         self.look_ious: Any = nn.ModuleList(PartIoU(parts, protocol) for _ in self.looks)
         self.sizes: list[int] = []  # of the complete clouds
+        self.num_points = 0  # that evaluation has seen of each
         num_parts = self.iou.table.num_parts
         if part_names is not None and len(part_names) != num_parts:
             raise ValueError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
@@ -262,18 +263,25 @@ class PartSegmentation(PointCloudTask):
         return [table, summary]
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Index and predicted parts of each cloud of a batch."""
+        """Index and predicted parts of each cloud of a batch, and which of its points they are of, where known."""
         logits = self.finite_logits(batch)
-        return {
+        found = {
             "indices": batch.indices,
             "parts": predict_parts(logits, batch.category, self.parts, self.protocol),
         }
+        return found if batch.point_indices is None else found | {"points": batch.point_indices}
 
     def save_predictions(self, batches: list[dict[str, Tensor]], folder: Path) -> Path:
-        """Write `predictions.npz`: `parts` (M, N) of the clouds `indices` (M,), in the order of their points."""
+        """Write `predictions.npz`: `parts` (M, N) of the points `points` (M, N) of the clouds `indices` (M,).
+
+        Point `points[i, j]` of cloud `indices[i]` is of part `parts[i, j]`. Under a corruption, which may make new
+        points, there is no `points`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.npz"
-        indices, parts = (torch.cat([batch[name] for batch in batches]).cpu() for name in ("indices", "parts"))
+        arrays: dict[str, Any] = {
+            name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in batches[0]
+        }
         with replacing(path) as temporary:
-            np.savez_compressed(temporary, indices=indices.numpy(), parts=parts.numpy())
+            np.savez_compressed(temporary, **arrays)
         return path
