@@ -30,7 +30,8 @@ class PartSegmentation(PointCloudTask):
     """Train and evaluate a network that finds the part of every point.
 
     Logs `train/loss`, and on validation and test `loss`, `point_accuracy`, `instance_miou` and `class_miou`, all over
-    all samples. With one category, all points are told apart by their label alone: semantic segmentation. Every
+    all samples. `train/loss` is what is minimised, with smoothed labels and the Lovász term; `val/loss` is the
+    cross-entropy alone, so that their levels cannot be compared. With one category, all points are told apart by their label alone: semantic segmentation. Every
     argument is plain data and kept in the checkpoint.
 
     Args:
