@@ -31,8 +31,8 @@ class PartSegmentation(PointCloudTask):
 
     Logs `train/loss`, and on validation and test `loss`, `point_accuracy`, `instance_miou` and `class_miou`, all over
     all samples. `train/loss` is what is minimised, with smoothed labels and the Lovász term; `val/loss` is the
-    cross-entropy alone, so that their levels cannot be compared. With one category, all points are told apart by their label alone: semantic segmentation. Every
-    argument is plain data and kept in the checkpoint.
+    cross-entropy alone, so that their levels cannot be compared. With one category, all points are told apart by their
+    label alone: semantic segmentation. Every argument is plain data and kept in the checkpoint.
 
     Args:
         parts: part ids of each category; the command line takes them from the data (`per_point: true`).

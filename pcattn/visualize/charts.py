@@ -14,7 +14,6 @@ from pcattn.printable import printable
 from pcattn.visualize.colors import palette, sequential, to_hex
 from pcattn.visualize.plain_text import plain_text
 
-
 #: What the losses of a run are; on smoothed labels the one of training may stay far above the other.
 _LEGEND = {"train/loss": "train/loss (as minimised)", "val/loss": "val/loss (cross-entropy alone)"}
 
@@ -36,7 +35,7 @@ def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
 def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Path | None:
     """Losses on the left, metrics of the validation on the right; None where there is nothing to draw.
 
-    Both losses of our tasks have their own level: `train/loss` is what is minimised, `val/loss` the cross-entropy alone.
+    The losses of our tasks have levels of their own: that of training is what is minimised, smoothed labels included.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
