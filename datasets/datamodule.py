@@ -384,6 +384,11 @@ class PointCloudDataModule(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.batch_size if shuffle else self.eval_batch_size
         sampler = EpochSampler(indices, batch_size, self.seed, shuffle, rank, world_size)
+        if sampler.num_batches < world_size:  # those with one would wait for the others
+            raise DatasetError(
+                f"expected a {split} batch for each of {world_size} processes, but {len(indices)} clouds of "
+                f"{self.dataset_name} make {sampler.num_batches} of {sampler.batch_size}"
+            )
         clouds: DenseClouds | CorruptedClouds = self._splits[split]
         if not shuffle:
             clouds = self._evaluated(split) if self.corruption is None else self._corrupted(split)

@@ -256,9 +256,6 @@ class EpochSampler:
         world_size: number of processes; each takes every `world_size`-th batch. Without `shuffle` every cloud comes
             once, and the batches are smaller where some process would have none.
 
-    Raises:
-        DatasetError: there are fewer batches than processes, of which some would wait for the others.
-
     Attributes:
         epoch: the present one.
         position: how many of its batches have been taken.
@@ -271,11 +268,6 @@ class EpochSampler:
         self.rank, self.world_size = rank, world_size
         if not shuffle:
             self.batch_size = max(1, min(batch_size, len(indices) // world_size))
-        if self._num_batches < world_size:
-            raise DatasetError(
-                f"expected a batch for each of {world_size} processes, but {len(indices)} clouds make "
-                f"{self._num_batches} of {self.batch_size}"
-            )
         self.epoch, self.position = 0, 0
         self._resumed = (0, 0)
 
@@ -289,13 +281,13 @@ class EpochSampler:
         self._resumed = (epoch, position)
 
     @property
-    def _num_batches(self) -> int:
-        """Of all processes; a data set smaller than one batch is still trained on."""
+    def num_batches(self) -> int:
+        """Batches of an epoch, of all processes; a data set smaller than one batch is still trained on."""
         full = len(self.indices) // self.batch_size
         return max(full, 1) if self.shuffle else -(-len(self.indices) // self.batch_size)
 
     def __len__(self) -> int:
-        batches = self._num_batches
+        batches = self.num_batches
         return batches // self.world_size if self.shuffle else -(-(batches - self.rank) // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

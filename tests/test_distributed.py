@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,13 +131,21 @@ def test_every_process_evaluates_and_every_cloud_once(num_clouds: int, batch_siz
 
 
 @pytest.mark.parametrize(
-    ("num_clouds", "batch_size", "world_size", "shuffle"), [(10, 32, 2, True), (70, 32, 3, True), (3, 8, 4, False)]
+    ("stage", "batch_size", "world_size", "message"),
+    [
+        ("train", 200, 2, "a train batch for each of 2 processes, but 360 clouds of modelnet40 make 1 of 200"),
+        ("val", 200, 41, "a val batch for each of 41 processes, but 40 clouds of modelnet40 make 40 of 1"),
+    ],
 )
-def test_fewer_batches_than_processes(num_clouds: int, batch_size: int, world_size: int, shuffle: bool) -> None:
+def test_fewer_batches_than_processes(stage: str, batch_size: int, world_size: int, message: str, folder: Path) -> None:
     """Are refused by each of them: those with a batch would wait for the others."""
-    for rank in range(world_size):
-        with pytest.raises(DatasetError, match=rf"a batch for each of {world_size} processes, but {num_clouds} clouds"):
-            EpochSampler(torch.arange(num_clouds), batch_size, 0, shuffle, rank, world_size)
+    data = PointCloudDataModule(str(folder / "data"), "modelnet40", num_points=16, batch_size=batch_size)
+    data.setup("fit")
+    for rank in (0, world_size - 1):
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
+        with pytest.raises(DatasetError, match=message):
+            getattr(data, f"{stage}_dataloader")()
 
 
 @pytest.mark.parametrize("attention", ["offset", "axial"])
