@@ -282,10 +282,14 @@ class EpochSampler:
         self.epoch, self.position = epoch, position
         self._resumed = (epoch, position)
 
-    def __len__(self) -> int:
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch, of all processes; a data set smaller than one batch is still trained on."""
         full = len(self.indices) // self.batch_size
-        # A data set smaller than one batch is still trained on.
-        batches = max(full, 1) if self.shuffle else -(-len(self.indices) // self.batch_size)
+        return max(full, 1) if self.shuffle else -(-len(self.indices) // self.batch_size)
+
+    def __len__(self) -> int:
+        batches = self.num_batches
         return batches // self.world_size if self.shuffle else -(-(batches - self.rank) // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

@@ -419,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="numbers of points")
     parser.add_argument("--dim", type=int, default=128, help="channels")
     parser.add_argument("--batch", type=int, default=1, help="clouds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs, of which the fastest counts")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="skip what would take longer")
     parser.add_argument(
@@ -431,22 +431,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a CUDA device for --device cuda, but torch sees none")
+    for option, least in (
+        ("sizes", min(args.sizes)),
+        ("dim", args.dim),
+        ("batch", args.batch),
+        ("repeats", args.repeats),
+    ):
+        if least < 1:
+            parser.error(f"expected --{option} of at least 1, but got {least}")
 
     def log(line: str) -> None:
         print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
 
     log(_HEADER)
-    result = bench_attention(
-        args.attention,
-        args.sizes,
-        args.dim,
-        args.batch,
-        args.device,
-        args.repeats,
-        args.max_seconds,
-        args.max_gib,
-        log,
-    )
+    limits = args.max_seconds, args.max_gib
+    try:
+        result = bench_attention(
+            args.attention, args.sizes, args.dim, args.batch, args.device, args.repeats, *limits, log
+        )
+    except ValueError as error:
+        parser.exit(2, f"pcattn: error: {error}\n")
     print(json.dumps(result, indent=2) if args.json else format_summary(result))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pcattn.cli import main
 from pcattn.datasets import PointBatch
 from pcattn.tasks import PartSegmentation
-from pcattn.visualize import Pictures, evaluated
+from pcattn.visualize import Pictures, charts, evaluated
 from pcattn.visualize.charts import read_curves
 from pcattn.visualize.report import _evaluate
 
@@ -103,6 +104,14 @@ def test_curves(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("\n".join(["epoch,step,train/loss,val/oa", *rows]) + "\n")
     assert read_curves(tmp_path) == {"train/loss": [(0, 3.0), (1, 2.5)], "val/oa": [(0, 0.1), (1, 0.2)]}
     assert read_curves(tmp_path / "none") == {}
+
+
+def test_the_legend_tells_the_losses_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(charts, "write_figure", lambda path, figure, dpi: figures.append(figure))
+    charts.draw_curves({name: [(0.0, 1.0)] for name in ("train/loss", "val/loss", "val/oa")}, tmp_path / "curves.png")
+    labels = [text.get_text() for axes in figures[0].axes for text in axes.get_legend().get_texts()]
+    assert labels == ["train/loss (as minimised)", "val/loss (cross-entropy alone)", "val/oa"]
 
 
 def test_pictures_of_a_training(parts_run: Path) -> None:
