@@ -235,15 +235,17 @@ class PointCloudDataModule(LightningDataModule):
         if parts is None:
             check_labels(f"label in {self.dataset_name}", clouds.label, self.num_classes, torch.arange(len(clouds)))
             return
-        labels, num_parts = clouds.label.view(-1), 1 + max(map(max, parts))
-        wrong = (labels < 0) | (labels >= num_parts)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            cloud = int(torch.searchsorted(clouds.starts, row, right=True)) - 1
-            raise DatasetError(
-                f"expected labels of points in {self.dataset_name} in [0, {num_parts}), but got {int(labels[row])} "
-                f"for point {row - int(clouds.starts[cloud])} of cloud {cloud}"
-            )
+        categories = [0] * len(clouds) if clouds.category is None else clouds.category.tolist()
+        allowed = [torch.tensor(ids) for ids in parts]
+        for cloud, labels in enumerate(clouds.label.view(-1).split(clouds.sizes.tolist())):
+            category = categories[cloud]
+            wrong = torch.isin(labels, allowed[category], invert=True)
+            if bool(wrong.any()):
+                point = int(wrong.nonzero()[0])
+                raise DatasetError(
+                    f"expected labels of points in {self.dataset_name} to be parts of category {category} "
+                    f"({parts[category]}), but got {int(labels[point])} for point {point} of cloud {cloud}"
+                )
 
     def _carve(self, clouds: DenseClouds) -> None:
         """Choose the validation clouds among those of the training split."""
@@ -382,6 +384,11 @@ class PointCloudDataModule(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.batch_size if shuffle else self.eval_batch_size
         sampler = EpochSampler(indices, batch_size, self.seed, shuffle, rank, world_size)
+        if sampler.num_batches < world_size:  # those with one would wait for the others
+            raise DatasetError(
+                f"expected a {split} batch for each of {world_size} processes, but {len(indices)} clouds of "
+                f"{self.dataset_name} make {sampler.num_batches} of {sampler.batch_size}"
+            )
         clouds: DenseClouds | CorruptedClouds = self._splits[split]
         if not shuffle:
             clouds = self._evaluated(split) if self.corruption is None else self._corrupted(split)

@@ -105,6 +105,8 @@ class DenseClouds(Dataset):
         self.equal = bool((self.sizes == self.sizes[0]).all())
         shape = (num_clouds, int(self.sizes[0])) if self.equal else (-1,)
         self.pos = data.pos.view(*shape, 3)
+        if not self.pos.is_floating_point():
+            raise DatasetError(f"expected pos of {name} to be floating point, but got {self.pos.dtype}")
         self._read_features(data, features)
         self.category = data.category.view(num_clouds) if "category" in data else None
         if per_point:
@@ -286,10 +288,14 @@ class EpochSampler:
         self.epoch, self.position = epoch, position
         self._resumed = (epoch, position)
 
-    def __len__(self) -> int:
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch, of all processes; a data set smaller than one batch is still trained on."""
         full = len(self.indices) // self.batch_size
-        # A data set smaller than one batch is still trained on.
-        batches = max(full, 1) if self.shuffle else -(-len(self.indices) // self.batch_size)
+        return max(full, 1) if self.shuffle else -(-len(self.indices) // self.batch_size)
+
+    def __len__(self) -> int:
+        batches = self.num_batches
         return batches // self.world_size if self.shuffle else -(-(batches - self.rank) // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

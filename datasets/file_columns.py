@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,12 +34,10 @@ def assemble(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, n
     pos = _stack(axes, np.dtype(np.float32 if single else np.float64))
     used = {by_name[axis] for axis in "xyz"}
     attributes: dict[str, np.ndarray] = {}
-    for group, spellings in GROUPS.items():
-        for names in spellings:
-            if group not in attributes and group not in by_name and all(name in by_name for name in names):
-                members = [by_name[name] for name in names]
-                attributes[group] = _stack([columns[name] for name in members])
-                used |= set(members)
+    for group in GROUPS:
+        if members := _members(group, by_name):
+            attributes[group] = _stack([columns[name] for name in members])
+            used |= set(members)
     for name, values in columns.items():
         if name not in used:
             attributes[name] = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
@@ -64,6 +62,31 @@ def check_columns(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
     if any(columns[by_name[axis]].ndim != 1 for axis in "xyz"):
         raise ValueError("expected x, y and z to be one number each")
     return by_name
+
+
+def color_scale(columns: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes colours tell their scale by their type: integers that span it, or floats in [0, 1].
+
+    Text, and arrays of one type, hold colours of 0 to 255 as floats or wide integers. Whole ones become uint8, others
+    are divided by 255. Asked of a whole file and then done to its blocks: a dark block by itself does not tell.
+    """
+    by_name = check_columns(columns)
+    colors = [columns[name] for name in (["colors"] if "colors" in columns else _members("colors", by_name))]
+    kind = np.result_type(*colors) if colors else np.dtype(np.uint8)
+    parts = [values[row : row + _ROWS] for values in colors for row in range(0, len(values), _ROWS)]
+    if kind.kind == "f" and any((part > 1).any() for part in parts):
+        return _to_bytes if all(map(_is_color, parts)) else _divide
+    if kind.kind in "iu" and kind.itemsize > 2 and all(map(_is_color, parts)):
+        return _to_bytes
+    return lambda values: values
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.uint8)
+
+
+def _divide(values: np.ndarray) -> np.ndarray:
+    return values / 255
 
 
 def name_columns(table: np.ndarray, intensity: bool = False) -> list[str]:
@@ -99,6 +122,12 @@ def name_columns(table: np.ndarray, intensity: bool = False) -> list[str]:
 
 def _is_color(values: np.ndarray) -> bool:
     return bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
+
+
+def _members(group: str, by_name: Mapping[str, str]) -> list[str]:
+    """The columns that a group consists of, by their names in lower case; none if there is a column of its name."""
+    spellings = () if group in by_name else GROUPS[group]
+    return next(([by_name[name] for name in names] for names in spellings if all(n in by_name for n in names)), [])
 
 
 def check_names(names: Sequence[str], count: int) -> list[str]:

@@ -18,7 +18,7 @@ from pcattn.atomic import replacing
 
 from . import file_arrays, file_mesh, file_pcd, file_ply
 from .errors import DatasetBrokenError, DatasetError
-from .file_columns import assemble, check_columns
+from .file_columns import assemble, color_scale
 
 
 class Cloud(NamedTuple):
@@ -27,7 +27,7 @@ class Cloud(NamedTuple):
     pos: np.ndarray  #: (N, 3) positions: float32 where the file says so, else float64 (georeferenced data needs it)
     attributes: dict[
         str, np.ndarray
-    ]  #: (N,) or (N, C) each, in the file's type: normals, colors, intensity, label, ...
+    ]  #: (N,) or (N, C) each, in the file's type: normals, colors (see `read_cloud`), intensity, label, ...
 
 
 #: Reader of each suffix: `(path, columns) -> columns by name`, or `-> (columns by name, faces or None)`.
@@ -77,9 +77,11 @@ def read_cloud(
     """Read one cloud, or sample one mesh.
 
     `nx, ny, nz` become the attribute `normals` (N, 3), `red, green, blue` (or the packed `rgb` of PCD) `colors` (N, 3);
-    every other property keeps its name. Text without a line of names is understood as x, y, z and then: three columns
-    of unit vectors are `normals`, three of 0 to 255 `colors`, one in a `.pts` file `intensity`; the fourth column is
-    otherwise called `column_4`, and so on. Pickled numpy arrays are refused, never unpickled.
+    every other property keeps its name. Colours are integers that span their type, or floats in [0, 1]: what a file
+    holds as floats or wide integers of 0 to 255 becomes uint8, or is divided by 255 if it is not whole. Text without a
+    line of names is understood as x, y, z and then: three columns of unit vectors are `normals`, three of 0 to 255
+    `colors`, one in a `.pts` file `intensity`; the fourth column is otherwise called `column_4`, and so on. Pickled
+    numpy arrays are refused, never unpickled.
 
     Args:
         path: the file; its suffix (one of `SUFFIXES`) names the format, and the content must agree.
@@ -141,13 +143,13 @@ class CloudFile:
                 warnings.simplefilter("ignore", UserWarning)  # numpy on empty lines; what matters is raised
                 content = reader(self.path, columns)
             self._fields, faces = content if isinstance(content, tuple) else (content, None)
+            self._scale = color_scale(self._fields)
             if faces is not None and mesh == "sample":
                 pos, attributes = assemble(self._fields)
                 check_finite(self.path, "coordinates", pos)
                 self._whole = Cloud(*file_mesh.sample(pos, attributes, faces, num_points, seed))
                 self._rows = len(self._whole.pos)
             else:
-                check_columns(self._fields)
                 self._rows = len(next(iter(self._fields.values())))
         if not self._rows:
             raise DatasetBrokenError(self.path, "expected points, but it has none")
@@ -175,10 +177,13 @@ class CloudFile:
 
     def _read(self, rows: slice) -> Cloud:
         if self._whole is not None:
-            return Cloud(self._whole.pos[rows], {name: x[rows] for name, x in self._whole.attributes.items()})
-        with self._reading():
-            cloud = Cloud(*assemble({name: values[rows] for name, values in self._fields.items()}))
-        _release(next(iter(self._fields.values())))
+            cloud = Cloud(self._whole.pos[rows], {name: x[rows] for name, x in self._whole.attributes.items()})
+        else:
+            with self._reading():
+                cloud = Cloud(*assemble({name: values[rows] for name, values in self._fields.items()}))
+            _release(next(iter(self._fields.values())))
+        if "colors" in cloud.attributes:
+            cloud.attributes["colors"] = self._scale(cloud.attributes["colors"])
         return cloud
 
     @contextmanager

@@ -25,8 +25,9 @@ from .cache import ArrayWriter, cached
 from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError, SkippedWarning, first_few
 from .files import check_finite, read_cloud
 from .folder_layout import SPLITS, Entry, assign_splits, find_layout
+from .preprocess import apply_placement, placement
 
-VERSION = 1
+VERSION = 2
 """Part of the key of the cache; grows whenever the same files give other clouds."""
 
 #: Channels of the attributes that are more than one number a point.
@@ -344,7 +345,7 @@ def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
             keep = np.random.default_rng([options.seed, len(pos)]).choice(len(pos), options.max_points, replace=False)
             keep.sort()
         names, columns = _channels({name: values[keep] for name, values in attributes.items()})
-        arrays = {"pos": _in_float32(pos[keep]), "x": columns}
+        arrays = {"pos": _in_float32(pos)[keep], "x": columns}
         if label is not None:
             arrays["label"] = label[keep]
         np.savez(target, **arrays)  # type: ignore[arg-type]
@@ -373,8 +374,7 @@ def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]
     columns: list[np.ndarray] = []
     for name, values in attributes.items():
         if name == "colors":
-            top = float(np.iinfo(values.dtype).max) if values.dtype.kind in "iu" else 255.0 if values.max() > 1 else 1.0
-            values = values / top
+            values = values / (np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1)
         table = values.reshape(len(values), -1).astype(np.float32)
         width = table.shape[1]
         known = _CHANNELS.get(name, ())
@@ -387,11 +387,9 @@ def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]
 
 
 def _in_float32(pos: np.ndarray) -> np.ndarray:
-    """Positions in float32, moved to their centroid where it lies too far away for that."""
-    low, high = pos.min(axis=0), pos.max(axis=0)
-    if pos.dtype != np.float32 and np.abs((low, high)).max() > 100 * max((high - low).max(), 1e-30):
-        pos = pos - pos.mean(axis=0)
-    return pos.astype(np.float32)
+    """Positions in float32, moved to their centroid where it lies too far away for that, as `preprocess` does it."""
+    points = torch.from_numpy(pos)
+    return apply_placement(points, placement([points], "none", "z")).float().numpy()
 
 
 def _refuse_or_warn(reasons: Sequence[str], on_error: str) -> None:

@@ -17,6 +17,9 @@ from .normals import estimate_normals
 
 NORMALIZATIONS = ("sphere", "box", "none")
 
+# Float32 blurs a cloud that is so many times farther from the origin than it is large.
+_FAR = 100
+
 # Points that are computed with in float64 at once: a bound of memory.
 _PART = 1 << 18
 
@@ -57,7 +60,9 @@ def preprocess(
             of `"normals"`, `"estimated_normals"` are computed from the positions (`estimate_normals`), whether or not
             the cloud has some.
         normalize: `"sphere"`: centroid at the origin, the farthest point at distance 1; `"box"`: the centre of the
-            bounding box at the origin, the largest coordinate 1; `"none"`: as it is.
+            bounding box at the origin, the largest coordinate 1; `"none"`: as it is, but for a cloud in float64 that is
+            more than 100 times as far from the origin as it is large: float32 would blur it, and its centroid is moved
+            to the origin.
         up_axis: `"x"`, `"y"` or `"z"`; the axis that height is measured along.
         place: where the cloud lies that these points are some of; None: they are all of it.
 
@@ -66,12 +71,12 @@ def preprocess(
 
     Raises:
         DatasetError: a feature is not among the channels.
-        ValueError: positions of another shape, no point, or NaN and infinity among those that are normalised.
+        ValueError: positions of another shape or type, no point, or NaN and infinity among those that are normalised.
     """
     if pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
         raise ValueError(f"expected pos (N, 3) and at least one point, but got shape {tuple(pos.shape)}")
-    if pos.is_complex():
-        raise ValueError(f"expected pos to be real numbers, but got {pos.dtype}")
+    if not pos.is_floating_point():
+        raise ValueError(f"expected pos to be floating point, but got {pos.dtype}")
     check(features, normalize, up_axis)
     columns = [find_channels(name, channel_names) for name in in_order(features) if name != ESTIMATED_NORMALS]
     place = placement([pos], normalize, up_axis) if place is None else place
@@ -147,12 +152,12 @@ def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placeme
         up_axis: likewise.
     """
     total, low, high = (torch.full((3,), value, dtype=torch.float64) for value in (0.0, torch.inf, -torch.inf))
-    number = 0
+    number, blurs = 0, False
     for part in _parts(blocks):
         total, low, high = (values.to(part.device) for values in (total, low, high))
         total = total + part.double().sum(dim=0)
         low, high = low.minimum(part.amin(dim=0).double()), high.maximum(part.amax(dim=0).double())
-        number += len(part)
+        number, blurs = number + len(part), part.dtype == torch.float64
     if not number:
         raise ValueError("expected at least one block of points, but got none")
     centre, radius = torch.zeros_like(total), torch.ones_like(total[0])
@@ -163,6 +168,8 @@ def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placeme
         radius = radius.sqrt()
     elif normalize == "box":
         centre, radius = (low + high) / 2, (high - low).max() / 2
+    elif blurs and bool(torch.maximum(low.abs(), high.abs()).max() > _FAR * (high - low).max().clamp(min=1e-30)):
+        centre = total / number
     if not bool(radius.isfinite()):
         raise ValueError("expected finite positions whose squares are in range, but the cloud has others")
     radius = torch.where(radius > 0, radius, 1.0)

@@ -80,6 +80,8 @@ def read(path: Path) -> Checkpoint:
     Raises:
         ValueError: it is neither, is broken, or holds more than tensors and plain data.
     """
+    if path.suffix not in (".ckpt", ".pt", ".pth", ".safetensors"):
+        raise ValueError(f"expected a .ckpt or .safetensors file, but got {path}")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
 
 

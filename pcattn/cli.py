@@ -26,6 +26,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import pcattn.tasks  # so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
@@ -35,8 +36,9 @@ from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
 from pcattn.metrics_log import MetricsLog
 from pcattn.printable import printable
-from pcattn.registry import find_import_path
+from pcattn.registry import find_import_path, look_here
 from pcattn.saving import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
+from pcattn.stopwatch import ValidationTime
 from pcattn.tasks.base import NonFiniteError
 
 #: Lightning's commands.
@@ -143,6 +145,11 @@ class PointCloudCLI(LightningCLI):
             self._discard_unused()
 
     def _run(self, args: list[str] | None) -> None:
+        look_here()
+        try:
+            words = with_files(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            fail(str(error), error)
         super().__init__(
             datamodule_class=PointCloudDataModule,
             save_config_callback=SaveRunConfig,
@@ -156,7 +163,7 @@ class PointCloudCLI(LightningCLI):
             auto_configure_optimizers=False,
             # The data module shards by itself. Its sampler is a function of seed and epoch.
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1},
-            args=with_files(sys.argv[1:] if args is None else args),
+            args=words,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -205,7 +212,7 @@ class PointCloudCLI(LightningCLI):
         if which is None:
             if config.init_from:
                 self.initial = _read_checkpoint("--init_from", config.init_from).state
-            self.run = self.reserved = runs.reserve(named)
+            self._reserve(named)
             return
         if which in ("best", "last"):
             # The configuration of a run speaks of that run; another one of the latest run that was made with it.
@@ -214,6 +221,8 @@ class PointCloudCLI(LightningCLI):
                 fail(f"expected --ckpt_path FILE, or a {which} checkpoint in {named}, but there is none")
             self.run = found
             config.ckpt_path = str(runs.checkpoint_path(found, which))
+            if own is None:
+                print(f"{which} checkpoint of {found}, the latest run of {named}*")
         else:
             try:
                 path = checkpoints.find(which)
@@ -226,9 +235,17 @@ class PointCloudCLI(LightningCLI):
             elif subcommand != "fit" or (home is not None and home.absolute() == named.absolute()):
                 self.run = named
             else:
-                self.run = self.reserved = runs.reserve(named)
+                self._reserve(named)
+        if subcommand == "fit" and config.init_from:
+            print(f"init_from: not used, because a resumed training goes on with the weights of {config.ckpt_path}")
         self._take_hyper_parameters(config, resume=subcommand == "fit")
         config.weights_only = True  # a checkpoint is data, never code
+
+    def _reserve(self, named: Path) -> None:
+        try:
+            self.run = self.reserved = runs.reserve(named)
+        except ValueError as error:
+            fail(f"--run: {error}", error)
 
     def _take_hyper_parameters(self, config: Any, resume: bool) -> None:
         source = config.ckpt_path
@@ -290,12 +307,12 @@ class PointCloudCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""
         config = self.config_init[self.subcommand]
-        self.timer = Timer()
+        self.timer, self.validation_time = Timer(), ValidationTime()
         # In this order: what the last checkpoint holds includes which one was the best.
         options = config["checkpoint"]
         self.best = RunCheckpoint(self.run, "best", options["monitor"], options["mode"])
         self.last = LastCheckpoint(self.run, options["minutes"])
-        callbacks = [self.timer, self.best, self.last]
+        callbacks = [self.timer, self.validation_time, self.best, self.last]
         kwargs["default_root_dir"] = config["trainer"]["default_root_dir"] or str(self.run)
         if self.subcommand != "fit":
             kwargs["logger"] = False
@@ -314,6 +331,8 @@ class PointCloudCLI(LightningCLI):
         names = [f"val/{name}" for name in getattr(self.model, "METRICS", ())]
         if names and self.best.monitor not in names:
             fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {self.best.monitor}")
+        if self.trainer.max_epochs == self.trainer.max_steps == -1:
+            fail("expected --trainer.max_epochs or max_steps, over which the learning rate falls, but got neither")
         try:
             self.datamodule.setup("fit")
             with torch.no_grad():  # and not yet compiled: a batch of this size does not come again
@@ -328,17 +347,17 @@ class PointCloudCLI(LightningCLI):
         config = self.config_init["fit"]
         if config["trainer"]["fast_dev_run"] or self.trainer.interrupted or self.trainer.received_sigterm:
             return
-        seconds = self.timer.time_elapsed("train") - self.timer.time_elapsed("validate")
+        seconds = self.timer.time_elapsed("train") - self.validation_time.seconds
         clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
         results: dict[str, Any] = {"clouds_per_second": clouds * self.trainer.world_size / seconds}
         if self.trainer.strategy.root_device.type == "cuda":
             results["peak_mib"] = torch.cuda.max_memory_allocated(self.trainer.strategy.root_device) / 2**20
         tables: list[Path] = []
         evaluate = "validate"
-        if not self.best.best_model_path:
+        if self.best.best_model_score is None:
             print("\nno validation, hence no best checkpoint and no test")
         else:
-            score = float(self.best.best_model_score or torch.nan)
+            score = float(self.best.best_model_score)
             results["best"] = {self.best.monitor: score}
             print(f"\nbest checkpoint by {self.best.monitor}: {score:.4f}")
             try:
@@ -348,7 +367,7 @@ class PointCloudCLI(LightningCLI):
                         self.model, self.datamodule, self.best.best_model_path, verbose=False, weights_only=True
                     )
                     evaluate, tables = "test", self._report("test")
-            except DatasetError as error:
+            except ValueError as error:  # the training is worth more than its test
                 print(f"test: left out: {error}")
         if self.trainer.is_global_zero:
             write_text(self.run / "results.json", json.dumps(results, indent=2) + "\n")
@@ -486,6 +505,9 @@ def main(args: list[str] | None = None) -> None:
         length = len(command.split())
         if words[:length] == command.split():
             raise SystemExit(importlib.import_module(module).main(words[length:]))
+    if words == ["--version"]:
+        print(f"pcattn {pcattn.__version__}")
+        raise SystemExit(0)
     if words in (["bench", "-h"], ["bench", "--help"]):
         print("usage: pcattn", "\n       pcattn ".join(name for name in OTHER_COMMANDS if name.startswith("bench ")))
         raise SystemExit(0)
@@ -497,3 +519,5 @@ def main(args: list[str] | None = None) -> None:
             PointCloudCLI(args)
     except (DatasetError, NonFiniteError, OSError) as error:
         fail(str(error), error)
+    except MisconfigurationException as error:  # Lightning's: no such device, fewer epochs than the checkpoint has, ...
+        fail(" ".join(str(error).split()), error)

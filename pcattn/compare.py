@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from pcattn import runs
+from pcattn import checkpoints, runs
 from pcattn.atomic import write_figure, write_text
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
@@ -29,7 +29,7 @@ from pcattn.configurations import find_configuration
 from pcattn.datasets.storage import is_file_name
 from pcattn.printable import in_markdown, printable
 from pcattn.registry import resolve
-from pcattn.tasks.base import PointCloudTask
+from pcattn.visualize import evaluated
 from pcattn.visualize.plain_text import plain_text
 
 #: What results are compared by, of any task, and its name in words; a table is ordered by the first that it has.
@@ -63,14 +63,27 @@ def compare(
         One row a network, see `summarize`; a network without a finished training has none.
 
     Raises:
-        ValueError: `out` holds a comparison with another configuration or other options.
+        ValueError: `out` holds a comparison with another configuration or other options, also of one of the networks;
+            or a seed is there twice.
     """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected seeds that differ, but got {', '.join(map(str, seeds))}")
     out.mkdir(parents=True, exist_ok=True)
-    setting = {"config": Path(config).read_text(), "options": list(options)}
     setting_file = out / "setting.json"
-    if setting_file.exists() and json.loads(setting_file.read_text()) != setting:
+    setting = {"config": Path(config).read_text(), "options": list(options)}
+    stored: dict[str, Any] = json.loads(setting_file.read_text()) if setting_file.exists() else setting
+    known: dict[str, list[str]] = stored.get("networks", {})  # files of old do not have them
+    if {name: stored.get(name) for name in setting} != setting:
         raise ValueError(f"expected {out} to be empty or to hold this comparison, but its {setting_file.name} differs")
-    write_text(setting_file, json.dumps(setting, indent=2) + "\n")
+    given = {name: list(of_network) for name, of_network in networks.items()}
+    for name, now in given.items():
+        before = known.get(name, now)
+        if now != before and _has_begun(name, out):
+            raise ValueError(
+                f"expected another name, or another folder than {out}, because {name} was trained there with "
+                f"{shlex.join(before)}, but got {shlex.join(now)}"
+            )
+    write_text(setting_file, json.dumps({**setting, "networks": known | given}, indent=2) + "\n")
     trainings = [(name, seed) for seed in seeds for name in networks]
     with tqdm(trainings, unit="run") as progress:
         for name, seed in progress:
@@ -83,6 +96,12 @@ def compare(
         for name in networks
     }
     return [summarize(name, results) for name, results in finished.items() if results]
+
+
+def _has_begun(network: str, out: Path) -> bool:
+    """Whether there is a training of this network that has finished or would go on, with any seed."""
+    trainings = [run for run in out.glob("*-seed*") if run.name.rpartition("-seed")[0] == network]
+    return any((run / "results.json").exists() or runs.checkpoint_path(run, "last").exists() for run in trainings)
 
 
 def _train(config: str, seed: int, run: Path, options: Sequence[str]) -> bool:
@@ -144,10 +163,9 @@ def _read(run: Path) -> dict[str, Any]:
 
 def _count(checkpoint: Path) -> dict[str, int]:
     """Parameters, and multiply-adds of the forward pass of one cloud."""
-    stored = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    task_class: type[PointCloudTask] = resolve("task", stored["hyper_parameters"]["_class_path"], {})
-    task = task_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, compile=False).eval()
-    num_points, channels = stored["datamodule_hyper_parameters"]["num_points"] or 1024, task.hparams["num_features"]
+    stored = checkpoints.read(checkpoint)
+    task = checkpoints.build(stored, str(checkpoint), trust=True)
+    num_points, channels = stored.data["num_points"] or _cloud_size(checkpoint), task.hparams["num_features"]
     inputs: dict[str, torch.Tensor | None] = {"features": torch.rand(1, num_points, channels) if channels else None}
     if "parts" in task.hparams:
         inputs["category"] = torch.zeros(1, dtype=torch.long)
@@ -156,8 +174,14 @@ def _count(checkpoint: Path) -> dict[str, int]:
     return {"parameters": sum(p.numel() for p in task.network.parameters()), "multiply_adds": multiply_adds}
 
 
+def _cloud_size(checkpoint: Path) -> int:
+    """Points of every cloud of a training that takes all of them; its data is opened, because nothing else tells."""
+    clouds, indices = evaluated.read_split(evaluated.open_run(checkpoint, trust=True).data, "val")
+    return clouds[0, indices[:1]].pos.shape[1]
+
+
 def summarize(network: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread (standard deviation) of the results of several seeds.
+    """Mean and spread (standard deviation, None of one seed) of the results of several seeds.
 
     The metrics are those of the test split, or of the validation split where there is no test split: there, the one
     that chose the checkpoint.
@@ -183,7 +207,7 @@ def summarize(network: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    std = statistics.stdev(values) if len(values) > 1 else None  # of one value it is not known
     return {"mean": statistics.mean(values), "std": std, "values": values}
 
 
@@ -199,13 +223,16 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     headings += ["runs", "parameters", "M multiply-adds a cloud", "clouds/s in training", "peak MiB"]
     lines = [f"| network | {' | '.join(headings)} |", "| --- " * (1 + len(headings)) + "|"]
     for row in sorted(rows, key=lambda row: -_first(row)[1]["mean"]):
-        values = [
-            f"{100 * row['metrics'][name]['mean']:.1f} ± {100 * row['metrics'][name]['std']:.1f}" for name in names
-        ]
+        values = [_percent(row["metrics"][name]) for name in names]
         values += [f"{len(_first(row)[1]['values'])}", f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.0f}"]
         values += [f"{row['clouds_per_second']:.0f}", f"{row['peak_mib']:,.0f}"]
         lines.append(f"| {in_markdown(row['network'])} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def _percent(metric: dict[str, Any]) -> str:
+    spread = "" if metric["std"] is None else f" ± {100 * metric['std']:.1f}"
+    return f"{100 * metric['mean']:.1f}{spread}"
 
 
 @plain_text()
@@ -221,9 +248,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         metric = _first(row)[1]
         values = [100 * value for value in metric["values"]]
         left.plot(values, [place] * len(values), "o", color="tab:gray", ms=4, alpha=0.7)
-        left.errorbar(
-            100 * metric["mean"], place, xerr=100 * metric["std"], fmt="|", color="tab:blue", ms=14, capsize=4
-        )
+        spread = None if metric["std"] is None else 100 * metric["std"]
+        left.errorbar(100 * metric["mean"], place, xerr=spread, fmt="|", color="tab:blue", ms=14, capsize=4)
     bars = right.barh(places, [row["clouds_per_second"] for row in rows], color="tab:blue", alpha=0.6, height=0.6)
     right.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     left.set_yticks(places, [printable(row["network"]) for row in rows])
@@ -258,7 +284,10 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="folder of the comparison; default runs/compare-<configuration>")
     known, options = parser.parse_known_args(args)
-    known.config = find_configuration(known.config)
+    try:
+        known.config = find_configuration(known.config)
+    except ValueError as error:
+        parser.error(printable(error))
     if not Path(known.config).is_file():
         parser.error(f"expected --config to be a file, but got {printable(known.config)}")
     out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"

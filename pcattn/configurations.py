@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +20,19 @@ def find_configuration(name: str) -> str:
     """A file as it is; the file of a bundled configuration by its name; anything else as it is.
 
     The name may be written as in the repository, `configs/smoke.yaml`, where there is no such file.
+
+    Raises:
+        ValueError: it could be a name, but is none.
     """
     path = Path(name)
     if path.exists() or path.parent not in (Path(), Path("configs")) or path.suffix not in ("", ".yaml"):
         return name
-    return str(bundled().get(path.stem, name))
+    names = bundled()
+    if path.stem not in names:
+        close = difflib.get_close_matches(path.stem, names, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"expected a configuration, a file or one of {', '.join(names)}, but got {name!r}{hint}")
+    return str(names[path.stem])
 
 
 def with_files(words: Sequence[str]) -> list[str]:

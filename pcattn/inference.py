@@ -256,9 +256,7 @@ class Model:
 
     def part_ids(self, category: int) -> list[int]:
         """The parts to choose from: those of the category, or all, as in the metrics of the training."""
-        if getattr(self.task, "protocol", None) == "category":
-            return sorted(self.task.parts[category])  # type: ignore[index]
-        return list(range(len(self.part_names)))
+        return self.task.part_ids(category)  # type: ignore[operator]
 
     def category_index(self, category: Any = None) -> int:
         """The index of a category given by name or index, also as a tensor; it may be left out where there is but one.

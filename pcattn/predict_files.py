@@ -139,12 +139,15 @@ def main(args: Sequence[str]) -> int:
         category = model.category_index(options.category) if segments else None
         if not segments and options.category is not None:
             raise ValueError("expected no --category, because this network classifies")
+        if not segments and options.out is not None:
+            raise ValueError("expected --csv or --json in place of --out, because this network classifies")
         for option in ("top_k", "votes", "mesh_points"):
             if getattr(options, option) < 1:
                 raise ValueError(f"expected --{option.replace('_', '-')} >= 1, but got {getattr(options, option)}")
         for table in (options.json, options.csv):
             if table is not None and table.exists() and not options.overwrite:
                 raise ValueError(f"expected a new file, but {table} exists already: --overwrite replaces it")
+        options.out = options.out or Path("predictions")
         if segments:
             options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -305,9 +308,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("predictions"),
         help="folder of the segmented clouds, PLY with all original attributes, label, probability and colours of the "
-        "parts (default: %(default)s)",
+        "parts (default: predictions)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, and what failed, as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results as CSV")

@@ -3,7 +3,9 @@
 import difflib
 import importlib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -66,10 +68,21 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
             f"expected {kind} to be one of {', '.join(registry)}, but {source} names {name!r}, which is code to be "
             "imported and run: pass trust=True (--trust) if you trust where the file comes from"
         )
+    look_here()
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
+
+
+def look_here() -> None:
+    """Import modules of the current folder too, as `python -m` does: one's own, which a configuration names.
+
+    Last of all, so that they hide no installed ones; and only where names are trusted, because a folder of strangers'
+    files may hold modules as well.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
 
 
 def construct(kind: str, name: str, factory: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:

@@ -33,7 +33,12 @@ def reserve(run: Path) -> Path:
 
     No run overwrites another, also when several start at once. Of the processes of one training the first makes it; the
     others write nothing, and are told by Lightning where their checkpoints are.
+
+    Raises:
+        ValueError: the folder has no name that a number could follow, like `.`.
     """
+    if run.name in ("", ".."):
+        raise ValueError(f"expected the folder of a run with a name, but got {run}")
     if not is_first_process():
         return run
     candidate, number = run, 1

@@ -4,14 +4,18 @@ import csv
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+import pcattn
 from pcattn import checkpoints
-from pcattn.cli import main
+from pcattn.cli import PointCloudCLI, main
+from pcattn.tasks import Classification
 
 from .datasets.modelnet_files import write_modelnet40
 from .datasets.shapenet_files import write_text
@@ -165,7 +169,9 @@ class TestWeights:
                 torch.testing.assert_close(tuned.state[name], value, rtol=0, atol=1e-9)
         saved = ["fit", "-c", "tuned/config.yaml", "--init_from=gone", "--ckpt_path=last", "--trainer.max_epochs=2"]
         main(saved)
-        assert "left out" not in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "left out" not in out
+        assert "init_from: not used" in out
         assert checkpoints.read(Path("tuned/checkpoints/last.ckpt")).training["epochs"] == 2
 
     @pytest.mark.parametrize(
@@ -211,6 +217,13 @@ class TestErrors:
             (["--checkpoint.monitor", "val/accuracy"], "val/oa"),
             (["--checkpoint.minutes", "-1"], "v>=0"),
             (["--run", "/dev/null/run"], "/dev/null/run"),
+            pytest.param(
+                ["--trainer.accelerator", "gpu"],
+                "gpu",
+                marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU"),
+            ),
+            (["--run", "."], "a run with a name, but got ."),
+            (["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:01:00"], "max_epochs or max_steps"),
             (["--ckpt_path", "last"], "there is none"),
             (["--ckpt_path", "no/such/file.ckpt"], "best, last or a file"),
         ],
@@ -225,7 +238,8 @@ class TestErrors:
         assert "num_point" in error_of(["fit", "-c", str(typo)], capsys)
 
     def test_no_such_config(self, capsys: pytest.CaptureFixture) -> None:
-        assert "no.yaml" in error_of(["fit", "-c", "no.yaml"], capsys)
+        assert "got 'no.yaml'" in error_of(["fit", "-c", "no.yaml"], capsys)
+        assert "did you mean 'smoke'" in error_of(["fit", "-c", "smok"], capsys)
 
     def test_no_config(self, capsys: pytest.CaptureFixture) -> None:
         assert "pcattn fit -c smoke" in error_of(["fit"], capsys)
@@ -246,6 +260,12 @@ class TestErrors:
         error = error_of(["test", "-c", str(config), *args], capsys)
         assert "of a network for PartSegmentation" in error
         assert "of one for Classification" in error
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"pcattn {pcattn.__version__}\n"
 
 
 def test_three_ways_to_call_it_are_one() -> None:
@@ -273,3 +293,31 @@ def test_configs_are_valid(path: Path, root: Path, capsys: pytest.CaptureFixture
     else:
         args += ["--data.dataset_kwargs={num_train: 88, num_test: 22, num_points: 256}", "--data.root=shapes"]
     main(args)
+
+
+def test_speed_and_a_score_of_zero(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a training batch takes a second and a validation batch five: validations do not count."""
+    now = 0.0
+
+    def takes(seconds: float, function: Callable) -> Callable:
+        def timed(*args: object) -> object:
+            nonlocal now
+            now += seconds
+            return function(*args)
+
+        return timed
+
+    def zeros(self: Classification, split: str) -> dict[str, torch.Tensor]:
+        return {f"{split}/{name}": torch.tensor(0.0) for name in self.METRICS}
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Classification, "training_step", takes(1.0, Classification.training_step))
+    monkeypatch.setattr(Classification, "evaluate", takes(5.0, Classification.evaluate))
+    monkeypatch.setattr(Classification, "compute_metrics", zeros)
+    monkeypatch.setattr(PointCloudCLI, "_draw", lambda self: [])
+    args = ["--final_test=false", "--data.batch_size=40", "--run=run"]
+    main(["fit", "-c", str(config), "--trainer.max_epochs=2", *args])
+    results = json.loads(Path("run/results.json").read_text())
+    assert results == {"clouds_per_second": 40, "best": {"val/oa": 0}}
+    main(["fit", "-c", "run/config.yaml", "--trainer.max_epochs=3", "--ckpt_path=last"])
+    assert json.loads(Path("run/results.json").read_text()) == results

@@ -140,7 +140,9 @@ def test_votes_and_all_points_have_lines_of_their_own(run: Path, capsys: pytest.
     for cloud in Shapes(str(run.parent / "shapes"), train=False, num_train=88, num_test=22, num_points=64):
         pos, category = cloud.pos[None], cloud.category.view(1)
         with torch.no_grad():
-            seen = task(pos[:, :48], category).softmax(dim=2)
+            ids = task.parts[category]
+            seen = torch.zeros(1, 48, len(Shapes.part_names))
+            seen[..., ids] = task(pos[:, :48], category)[..., ids].softmax(dim=2)
         everywhere = interpolate(pos, pos[:, :48], seen)
         ious.append(float(part_iou(everywhere, cloud.y[None], category, task.parts).instance))
     assert summary["further"][1]["instance_miou"] == pytest.approx(sum(ious) / len(ious))
@@ -176,7 +178,7 @@ def test_an_unknown_monitor_is_told_before_training(config: Path, capsys: pytest
 class Halves(InMemoryDataset):
     """Noise whose points are labelled by the side of a plane they lie on."""
 
-    def __init__(self, root: str, train: bool = True, categories: bool = False) -> None:
+    def __init__(self, root: str, train: bool = True, categories: bool = False, strange: bool = False) -> None:
         super().__init__(None)
         generator = torch.Generator().manual_seed(int(train))
         clouds = []
@@ -186,6 +188,8 @@ class Halves(InMemoryDataset):
             if categories:
                 data.category = torch.tensor([index % 2])
                 data.y += 2 * (index % 2)
+            if strange and not train and index == 3:
+                data.y[5] = 0  # a part, but none of this category
             clouds.append(data)
         self._data, self.slices = self.collate(clouds)
 
@@ -200,3 +204,14 @@ def test_any_labelled_clouds(categories: bool, parts: list, tmp_path: Path, caps
     config = write_config(tmp_path / "halves.yaml", dataset=path, dataset_kwargs={"categories": categories})
     main(["fit", "-c", str(config), "--model.variant=spct", "--trainer.max_epochs=20"])
     assert float(means(capsys.readouterr().out, "test")[2]) > 0.8
+
+
+def test_a_test_split_with_parts_of_another_category(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Is found before it is evaluated; the training has its results without it."""
+    kwargs = {"categories": True, "strange": True}
+    config = write_config(tmp_path / "strange.yaml", dataset=f"{__name__}.Halves", dataset_kwargs=kwargs)
+    main(["fit", "-c", str(config), "--model.variant=spct", "--trainer.max_epochs=1", "--run=strange"])
+    line = last_line(capsys.readouterr().out, "test: left out: ")
+    assert line.endswith("to be parts of category 1 ([2, 3]), but got 0 for point 5 of cloud 3")
+    assert set(json.loads(Path("strange/results.json").read_text())) == {"clouds_per_second", "best"}
+    assert "parts of category 1" in error_of(["test", "-c", "strange/config.yaml"], capsys)

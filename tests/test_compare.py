@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from pcattn import compare as comparison
+from pcattn.bench.attention import count_multiply_adds
 from pcattn.cli import main
-from pcattn.compare import format_table, summarize
+from pcattn.compare import _count, compare, format_table, summarize
+from pcattn.tasks import Classification
 
 from .datasets.modelnet_files import write_modelnet40
 from .test_cli_parts import write_config
@@ -42,18 +46,86 @@ class TestSummary:
         rows = [summarize("self", [result(0.8)]), summarize("offset", [result(0.9), result(0.92)])]
         lines = format_table(rows).splitlines()
         assert lines[2].startswith("| offset | 91.0 ± 1.4 | 2 | 1,000 | 2 |")
-        assert lines[3].startswith("| self | 80.0 ± 0.0 | 1 |")
+        assert lines[3].startswith("| self | 80.0 | 1 |")  # one run has no spread
 
     def test_part_segmentation(self) -> None:
         metrics = {"test/loss": 1.0, "test/class_miou": 0.5, "test/instance_miou": 0.75}
         rows = [summarize("self", [{**result(0), "test": metrics}])]
         assert list(rows[0]["metrics"]) == ["instance_miou", "class_miou"]
         assert "| network | test instance mIoU, % | test class mIoU, % | runs |" in format_table(rows)
-        assert "| self | 75.0 ± 0.0 | 50.0 ± 0.0 | 1 |" in format_table(rows)
+        assert "| self | 75.0 | 50.0 | 1 |" in format_table(rows)
 
     def test_nothing_to_compare_by(self) -> None:
         with pytest.raises(ValueError, match="one of oa, macc, instance_miou, class_miou, but got loss"):
             summarize("self", [{**result(0), "test": {"test/loss": 1.0}}])
+
+
+@torch.no_grad()
+def test_all_points_are_those_of_the_data(tmp_path: Path) -> None:
+    """Where a training takes all points of a cloud, a forward pass is counted with as many."""
+    network = {"dim": 8, "depth": 1, "k": 2, "out_dim": 8}
+    task = Classification(22, "spct", network_kwargs=network).eval()
+    kwargs = {"num_train": 44, "num_test": 22, "num_points": 40}
+    data = {"dataset": "shapes", "root": str(tmp_path / "shapes"), "dataset_kwargs": kwargs, "val_fraction": 0.25}
+    stored = {
+        "hyper_parameters": {**task.hparams, "_class_path": "pcattn.tasks.Classification"},
+        "state_dict": task.state_dict(),
+    }
+    for num_points, expected in ((None, 40), (32, 32)):
+        stored["datamodule_hyper_parameters"] = {**data, "num_points": num_points}
+        torch.save(stored, tmp_path / "best.ckpt")
+        multiply_adds = count_multiply_adds(lambda: task(torch.rand(1, expected, 3)))  # noqa: B023
+        parameters = sum(parameter.numel() for parameter in task.network.parameters())
+        assert _count(tmp_path / "best.ckpt") == {"parameters": parameters, "multiply_adds": multiply_adds}
+
+
+class TestOptions:
+    """What was trained is used again only by networks of the same options; no training is run here."""
+
+    @pytest.fixture
+    def trained(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """The options of every training; one of a network that is `wrong` fails."""
+        began: list[list[str]] = []
+
+        def train(config: str, seed: int, run: Path, options: list[str]) -> bool:
+            began.append(options)
+            if "wrong" in options:
+                return False
+            run.mkdir()
+            (run / "results.json").write_text("{}")
+            return True
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(comparison, "_train", train)
+        monkeypatch.setattr(comparison, "_read", lambda run: result(0.5))
+        Path("some.yaml").write_text("{}")
+        return began
+
+    def test_a_name_keeps_its_options(self, trained: list[list[str]]) -> None:
+        compare("some.yaml", {"mine": ["--depth", "0"]}, [0], Path("out"))
+        with pytest.raises(ValueError, match=r"mine was trained there with --depth 0, but got --depth 4"):
+            compare("some.yaml", {"mine": ["--depth", "4"]}, [1], Path("out"))
+        assert compare("some.yaml", {"new": ["--depth", "4"]}, [0], Path("out"))[0]["network"] == "new"
+        with pytest.raises(ValueError, match="mine was trained there"):  # also after a call without it
+            compare("some.yaml", {"mine": ["--depth", "4"]}, [0], Path("out"))
+        assert len(compare("some.yaml", {"mine": ["--depth", "0"], "new": ["--depth", "4"]}, [0], Path("out"))) == 2
+        assert trained == [["--depth", "0"], ["--depth", "4"]]
+
+    def test_one_that_never_trained_may_be_corrected(self, trained: list[list[str]]) -> None:
+        assert compare("some.yaml", {"mine": ["wrong"]}, [0], Path("out")) == []
+        assert len(compare("some.yaml", {"mine": ["right"]}, [0], Path("out"))) == 1
+
+    def test_folder_of_an_earlier_version(self, trained: list[list[str]]) -> None:
+        Path("out/mine-seed0").mkdir(parents=True)
+        Path("out/mine-seed0/results.json").write_text("{}")
+        Path("out/setting.json").write_text(json.dumps({"config": "{}", "options": []}))
+        assert len(compare("some.yaml", {"mine": []}, [0], Path("out"))) == 1
+        assert trained == []
+
+    def test_repeated_seeds(self, trained: list[list[str]]) -> None:
+        with pytest.raises(ValueError, match="expected seeds that differ, but got 0, 1, 0"):
+            compare("some.yaml", {"mine": []}, [0, 1, 0], Path("out"))
+        assert trained == []
 
 
 class TestCommand:

@@ -19,7 +19,9 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smoke = str(CONFIGS / "smoke.yaml")
     for name in ("smoke", "smoke.yaml", "configs/smoke.yaml"):
         assert find_configuration(name) == smoke
-    for name in ("smok", "other/smoke.yaml", "smoke.txt", "/configs/smoke.yaml"):
+    with pytest.raises(ValueError, match=r"expected a configuration, .* but got 'smok' \(did you mean 'smoke'\?\)"):
+        find_configuration("smok")
+    for name in ("other/smoke.yaml", "smoke.txt", "/configs/smoke.yaml"):
         assert find_configuration(name) == name
     Path("smoke.yaml").write_text("")
     assert find_configuration("smoke.yaml") == "smoke.yaml"

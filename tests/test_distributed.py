@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import yaml
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from pcattn.datasets import PointCloudDataModule
+from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.datasets.dense import EpochSampler
 from pcattn.models import PCTClassifier
 from pcattn.tasks import Classification
@@ -127,6 +128,24 @@ def test_every_process_evaluates_and_every_cloud_once(num_clouds: int, batch_siz
         assert len(batches) == len(sampler) > 0
         seen += torch.cat(batches).tolist()
     assert sorted(seen) == list(range(num_clouds))
+
+
+@pytest.mark.parametrize(
+    ("stage", "batch_size", "world_size", "message"),
+    [
+        ("train", 200, 2, "a train batch for each of 2 processes, but 360 clouds of modelnet40 make 1 of 200"),
+        ("val", 200, 41, "a val batch for each of 41 processes, but 40 clouds of modelnet40 make 40 of 1"),
+    ],
+)
+def test_fewer_batches_than_processes(stage: str, batch_size: int, world_size: int, message: str, folder: Path) -> None:
+    """Are refused by each of them: those with a batch would wait for the others."""
+    data = PointCloudDataModule(str(folder / "data"), "modelnet40", num_points=16, batch_size=batch_size)
+    data.setup("fit")
+    for rank in (0, world_size - 1):
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
+        with pytest.raises(DatasetError, match=message):
+            getattr(data, f"{stage}_dataloader")()
 
 
 @pytest.mark.parametrize("attention", ["offset", "axial"])

@@ -92,6 +92,8 @@ class TestClassify:
         assert [(line["file"], line["rank"]) for line in table] == [(name, rank) for name in names for rank in "12"]
         assert float(table[0]["probability"]) == rows[0]["classes"][0]["probability"]
         assert not Path("predictions").exists()
+        assert run("b.ply", "--checkpoint", weights["classifier"], "--out", "folder") == 2
+        assert "expected --csv or --json in place of --out" in capsys.readouterr().err
 
     def test_broken_files_do_not_stop_the_others(self, weights: dict[str, str], capsys: pytest.CaptureFixture) -> None:
         write_cloud("good.ply")

@@ -80,6 +80,8 @@ class TestTwoRunsOfOneConfiguration:
 
     def test_which_is_meant(self, config: str, capsys: pytest.CaptureFixture) -> None:
         assert {path.name for path in Path("runs").iterdir()} == {"tiny", "tiny.2"}
+        main(["validate", "-c", config])
+        assert "best checkpoint of runs/tiny.2, the latest run of runs/tiny*" in capsys.readouterr().out
         for run in ("runs/tiny", "runs/tiny.2"):
             line = self.evaluated(["test", "-c", f"{run}/config.yaml"], capsys)
             assert f"accuracy {results(run)['test']['test/oa']:.4f}" in line

@@ -165,6 +165,14 @@ class Geometry:
         return Pencils(order, label, scaled[..., axis])
 
 
+def spacing_of(offsets: Tensor) -> Tensor:
+    """Root mean square length (B, 1, 1) of the offsets (B, M, k, 3) of neighbours: the unit of a cloud, never zero."""
+    wide = offsets.to(torch.promote_types(offsets.dtype, torch.float32))  # squares leave float16
+    least = torch.finfo(offsets.dtype).tiny
+    square = wide.square().sum(dim=-1).mean(dim=(1, 2))
+    return square.clamp_min(torch.finfo(wide.dtype).tiny).sqrt()[:, None, None].to(offsets.dtype).clamp_min(least)
+
+
 def _canonical_order(pos: Tensor) -> Tensor:
     """Indices (B, N) that sort the points by x, then y, then z, whatever order they come in."""
     order = pos[..., 2].argsort(dim=1, stable=True)

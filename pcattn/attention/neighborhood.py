@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcattn.attention.geometry import DILATION_MODES, Geometry
+from pcattn.attention.geometry import DILATION_MODES, Geometry, spacing_of
 from pcattn.attention.maps import AttentionMaps, heads, neighbour_weights
 from pcattn.attention.neighborhood_op import neighborhood_attention
 
@@ -35,8 +35,9 @@ class NeighborhoodAttention(nn.Module):
         dilation: 1 is plain neighbourhood attention; at most floor(N / k).
         dilation_mode: `"rank"` or `"class"`, see `Geometry.neighbours`.
         bias: `"mlp"`: b_h is a small network. `"table"`: b_h is a table, linearly interpolated. `"none"`: no bias.
-        table_size: entries of the table along each axis, or three numbers for x, y and z; odd, because the middle entry
-            is relative position 0. Positions beyond the table take its border.
+        table_size: entries of the table along each axis, or three numbers for x, y and z (which `attention_kwargs` has
+            once a layer, as any list: `[[5, 5, 7], [5, 5, 7]]`); odd, because the middle entry is relative position 0.
+            Positions beyond the table take its border.
         cell: distance between two entries of the table, in units of the positions; None is the cloud's own scale.
 
     Shape:
@@ -94,7 +95,7 @@ class NeighborhoodAttention(nn.Module):
         bias = None
         if self.bias is not None:
             offsets = geometry.offsets(*where)
-            bias = self.bias((offsets / (self.cell or _spread(offsets))).to(x.dtype))
+            bias = self.bias((offsets / (self.cell or spacing_of(offsets)[..., None])).to(x.dtype))
         return q, k, v, geometry.neighbours(*where), bias
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None) -> Tensor:
@@ -146,9 +147,3 @@ _BIASES: dict[str, Callable[[int, int | Sequence[int]], nn.Module | None]] = {
     "table": _TableBias,
     "none": lambda *_: None,
 }
-
-
-def _spread(offsets: Tensor) -> Tensor:
-    """Root mean square (B, 1, 1, 1) of the distances to the neighbours, so that b_h does not depend on the scale."""
-    square = offsets.square().sum(dim=-1).mean(dim=(1, 2))
-    return square.clamp_min(torch.finfo(offsets.dtype).tiny).sqrt()[:, None, None, None]

@@ -54,14 +54,16 @@ class OffsetAttention(nn.Module):
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to every point."""
         q, v = self.qk(x), self.v(x)
-        if x.shape[1] > _MAX_WRITTEN_OUT:
+        if x.shape[1] > _MAX_WRITTEN_OUT or v.dtype == torch.float16:  # whose range energies leave: blocks widen them
             return _offset_attention(q, v)[0]
         return offset_attention(q, v)
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """What a point attends to: s_ij / (1e-9 + sum_j s_ij), one map; sums to 1."""
         q = self.qk(x)
-        weights = _normalize_queries(q, q)[:, :, point]  # (B, keys)
+        q, _ = _upcast(q, q)
+        with torch.autocast(q.device.type, enabled=False):
+            weights = _normalize_queries(q, q)[:, :, point]  # (B, keys)
         return heads((weights / (1e-9 + weights.sum(dim=1, keepdim=True)))[:, None])
 
 
@@ -122,7 +124,7 @@ def _offset_attention_backward(
 
 
 def _upcast(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of size 1 / N leave the range of float16; bfloat16 holds them."""
+    """Energies, and weights of size 1 / N, leave the range of float16; bfloat16 holds them."""
     return (q.float(), v.float()) if torch.float16 in (q.dtype, v.dtype) else (q, v)
 
 

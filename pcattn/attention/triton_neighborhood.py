@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pcattn.ops.backends import on_device
+
 # Elements of the block of queries (points x width) that one program keeps in registers.
 _BLOCK_ELEMENTS = 1024
 
@@ -157,7 +159,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | 
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     bias = None if bias is None else bias.contiguous()
     grid, sizes, strides, constants = _launch(q, k, v, neighbours, bias)
-    with _on_device(q):
+    with on_device(q):
         neighborhood_attention_fwd_kernel[grid](
             q, k, v, neighbours.contiguous(), out if bias is None else bias, out, lse, *sizes, *strides, **constants
         )
@@ -182,7 +184,7 @@ def backward(
     grad_bias = q.new_empty(0) if bias is None else torch.empty_like(bias)
     grid, sizes, strides, constants = _launch(q, k, v, neighbours, bias)
     inputs = (grad.contiguous(), q, k, v, neighbours.contiguous(), out if bias is None else bias, out, lse)
-    with _on_device(q):
+    with on_device(q):
         neighborhood_attention_bwd_kernel[grid](
             *inputs, grad_q, grad_k, grad_v, grad_bias, *sizes, *strides, **constants
         )
@@ -210,8 +212,3 @@ def _launch(
 def _unit_stride(x: Tensor) -> Tensor:
     """Queries, keys and values are usually slices of one tensor: read in place where the channels are adjacent."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _on_device(x: Tensor) -> torch.cuda.device:
-    """Triton launches on the current device, which need not be that of the tensors."""
-    return torch.cuda.device(x.device if x.is_cuda else -1)

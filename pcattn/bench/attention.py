@@ -20,6 +20,7 @@ from pcattn.attention import ATTENTION, Geometry, build_attention
 from pcattn.attention.external import ExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.self_attention import SelfAttention
+from pcattn.bench.timing import peak_on_gpu
 from pcattn.ops import KNN, knn
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -235,14 +236,9 @@ def count_table_12(num_points: int = 128 * 128, dim: int = 512) -> dict[str, dic
 
 
 def peak_memory(run: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that `run` holds at most, beyond what was there before."""
+    """Bytes allocated by torch that `run` holds at most, beyond what was there before."""
     if device != "cpu":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return peak_on_gpu(run)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes a line at every start and stop
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
@@ -323,7 +319,7 @@ def _exponents(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 _HEADER = (
-    f"{'attention':<24}{'N':>7}{'forward ms':>12}{'step ms':>11}{'search ms':>11}{'peak MiB':>10}"
+    f"{'attention':<24}{'N':>7}{'forward ms':>12}{'step ms':>11}{'search ms':>11}{'torch MiB':>11}"
     f"{'M mult-adds':>13}{'M search':>10}{'parameters':>12}"
 )
 
@@ -333,7 +329,7 @@ def _format_row(row: dict[str, Any]) -> str:
     if "skipped" in row:
         return f"{start}  skipped: {row['skipped']}"
     return (
-        f"{start}{row['forward_ms']:>12.2f}{row['step_ms']:>11.2f}{row['search_ms']:>11.2f}{row['peak_mib']:>10.1f}"
+        f"{start}{row['forward_ms']:>12.2f}{row['step_ms']:>11.2f}{row['search_ms']:>11.2f}{row['peak_mib']:>11.1f}"
         f"{row['multiply_adds'] / 1e6:>13,.1f}{row['search_multiply_adds'] / 1e6:>10,.1f}{row['parameters']:>12,}"
     )
 
@@ -378,7 +374,7 @@ def format_markdown(result: dict[str, Any]) -> str:
         f"Exponents in N from {_FIT_FROM:,} points on (forward and backward); peak memory, multiply-adds and search at "
         "the N in brackets, the largest that was measured.",
         "",
-        f"| attention | {' | '.join(headings)} | parameters | peak MiB | M multiply-adds | search ms |",
+        f"| attention | {' | '.join(headings)} | parameters | peak MiB (torch) | M multiply-adds | search ms |",
         "| --- " * (len(headings) + 5) + "|",
     ]
     for name, slopes in result["exponents"].items():
@@ -401,7 +397,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
         raise ValueError("a plot needs matplotlib, which is not installed: pip install matplotlib") from error
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
-    for axes, key, label in zip(panels, ("step_ms", "peak_mib"), ("forward + backward, ms", "peak, MiB"), strict=True):
+    for axes, key, label in zip(
+        panels, ("step_ms", "peak_mib"), ("forward + backward, ms", "peak of torch, MiB"), strict=True
+    ):
         for name in result["exponents"]:
             rows = [row for row in result["rows"] if row["attention"] == name and "skipped" not in row]
             style = "--" if name in REFERENCES else "-"
@@ -421,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="numbers of points")
     parser.add_argument("--dim", type=int, default=128, help="channels")
     parser.add_argument("--batch", type=int, default=1, help="clouds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs, of which the fastest counts")
     parser.add_argument("--max-seconds", type=float, default=20.0, help="skip what would take longer")
     parser.add_argument(
@@ -433,22 +431,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a CUDA device for --device cuda, but torch sees none")
+    for option, least in (
+        ("sizes", min(args.sizes)),
+        ("dim", args.dim),
+        ("batch", args.batch),
+        ("repeats", args.repeats),
+    ):
+        if least < 1:
+            parser.error(f"expected --{option} of at least 1, but got {least}")
 
     def log(line: str) -> None:
         print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
 
     log(_HEADER)
-    result = bench_attention(
-        args.attention,
-        args.sizes,
-        args.dim,
-        args.batch,
-        args.device,
-        args.repeats,
-        args.max_seconds,
-        args.max_gib,
-        log,
-    )
+    limits = args.max_seconds, args.max_gib
+    try:
+        result = bench_attention(
+            args.attention, args.sizes, args.dim, args.batch, args.device, args.repeats, *limits, log
+        )
+    except ValueError as error:
+        parser.exit(2, f"pcattn: error: {error}\n")
     print(json.dumps(result, indent=2) if args.json else format_summary(result))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcattn.bench.timing import peak_mib, synchronize
+from pcattn.bench.timing import measure_of_peak, peak_mib, synchronize
 from pcattn.bench.train import SHARES, OperationTimer, clouds
 from pcattn.models import SEGMENTERS, build_segmenter
 
@@ -107,9 +107,10 @@ def _format_row(row: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """The measurements as a Markdown table, and the exponents in words."""
-    clock = "processor" if result["setting"]["device"] == "cpu" else "GPU"
+    device = result["setting"]["device"]
+    clock, measure = "processor" if device == "cpu" else "GPU", measure_of_peak(device)
     lines = [
-        f"| network | points | {clock} seconds a step | peak MiB | {' | '.join(SHARES)} |",
+        f"| network | points | {clock} seconds a step | peak MiB ({measure}) | {' | '.join(SHARES)} |",
         f"| --- {'| --- ' * (3 + len(SHARES))}|",
         *map(_format_row, result["rows"]),
         "",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pcattn import ops
 from pcattn.bench.peers import sample_peers, search_peers
-from pcattn.bench.timing import interleave, peak_mib, summary, synchronize
+from pcattn.bench.timing import interleave, measure_of_peak, peak_mib, summary, synchronize
 
 #: (B, N, k) of the neighbour search, (B, N, samples) of the sampling
 SEARCHES = ((32, 1024, 32), (1, 16384, 32))
@@ -89,14 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {"device": arguments.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
         print(json.dumps({**settings, "rows": rows}, indent=1))
     else:
-        print(table(rows))
+        print(table(rows, arguments.device))
     return 0
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The measurements as a Markdown table."""
+def table(rows: list[dict[str, Any]], device: str) -> str:
+    """The measurements on a device as a Markdown table."""
+    peak = f"peak MiB ({measure_of_peak(device)})"
     lines = [
-        "| task | implementation | ms (median ± spread) | ratio | exact | exact at offset 1000 | peak MiB |",
+        f"| task | implementation | ms (median ± spread) | ratio | exact | exact at offset 1000 | {peak} |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

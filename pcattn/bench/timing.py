@@ -57,15 +57,10 @@ def summary(times: list[float]) -> dict[str, float]:
 def peak_mib(function: Callable[[], Any], device: str) -> float | None:
     """By how much a call raises the memory in use at its peak, in MiB; None where the system does not tell.
 
-    On the CPU it is the resident memory of the process, which Linux tells.
+    On the CPU it is the resident memory of the process, which Linux tells; on a GPU what torch allocates there.
     """
     if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return peak_on_gpu(function) / 2**20
     try:
         ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls freed, so that it does not hide new use
         Path("/proc/self/clear_refs").write_text("5")  # 5: reset the peak
@@ -74,6 +69,21 @@ def peak_mib(function: Callable[[], Any], device: str) -> float | None:
         return (_resident_kib("VmHWM") - before) / 2**10
     except (OSError, AttributeError, TypeError):  # not Linux, or not glibc
         return None
+
+
+def measure_of_peak(device: str) -> str:
+    """What `peak_mib` is the peak of, as headings have it: memory of the `process`, or allocations of `torch`."""
+    return "torch" if device == "cuda" else "process"
+
+
+def peak_on_gpu(function: Callable[[], Any]) -> int:
+    """Bytes that torch allocates on the GPU at most during a call, beyond what was there before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _resident_kib(field: str) -> int:

@@ -245,7 +245,7 @@ def clouds(batch: int, num_points: int, seed: int = 0) -> Tensor:
 def table(result: dict[str, Any]) -> str:
     """The measurements as a Markdown table, and what is not in it in words."""
     lines = [
-        f"| network | clouds/s | ms a step (median ± spread) | speedup | peak MiB | {' | '.join(SHARES)} |",
+        f"| network | clouds/s | ms a step (median ± spread) | speedup | peak MiB (torch) | {' | '.join(SHARES)} |",
         f"| --- {'| --- ' * (4 + len(SHARES))}|",
     ]
     for row in result["rows"]:

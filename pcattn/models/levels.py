@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pcattn.attention import Geometry
+from pcattn.attention.geometry import spacing_of
 from pcattn.ops import farthest_point_sample, gather
 
 
@@ -37,7 +38,7 @@ def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
         num_samples = max(1, num_points // stride)
         lists = below.neighbours(k)
         if num_samples == num_points:
-            levels.append(Level(below, None, lists, _spacing(below.offsets(k))))
+            levels.append(Level(below, None, lists, spacing_of(below.offsets(k))))
             continue
         if sampled:
             # shape, because len() would fix a batch that export leaves free.
@@ -46,15 +47,7 @@ def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
             centres, sampled = farthest_point_sample(below.pos, num_samples), True
         lists = gather(lists, centres)
         chosen = gather(below.pos, centres)
-        spacing = _spacing(gather(below.pos, lists) - chosen[:, :, None])
+        spacing = spacing_of(gather(below.pos, lists) - chosen[:, :, None])
         below = Geometry(chosen, clip=True)
         levels.append(Level(below, centres, lists, spacing))
     return levels
-
-
-def _spacing(offsets: Tensor) -> Tensor:
-    """Root mean square (B, 1, 1) of the lengths of (B, M, k, 3)."""
-    wide = offsets.to(torch.promote_types(offsets.dtype, torch.float32))  # squares leave float16
-    least = torch.finfo(offsets.dtype).tiny
-    square = wide.square().sum(dim=-1).mean(dim=(1, 2))
-    return square.clamp_min(torch.finfo(wide.dtype).tiny).sqrt()[:, None, None].to(offsets.dtype).clamp_min(least)

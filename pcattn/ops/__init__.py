@@ -254,7 +254,7 @@ def interpolate(
         query_lengths, support_lengths, backend: see `knn`. Padded queries get zeros.
 
     Shape:
-        (B, M, C), in the dtype of `features`.
+        (B, M, C), in the dtype of `features`, also under autocast.
 
     Raises:
         ValueError: as `knn`.
@@ -283,7 +283,8 @@ def interpolate(
     weights = distances[..., :1].detach() / distances.masked_fill(absent | zero, 1.0)
     weights = weights.masked_fill(zero, 1.0).masked_fill(absent, 0.0)
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
-    return torch.einsum("bmk,bmkc->bmc", weights.to(features.dtype), reference.gather(features, indices))
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.einsum("bmk,bmkc->bmc", weights.to(features.dtype), reference.gather(features, indices))
 
 
 def _search(

@@ -111,6 +111,11 @@ def triton_reasons(tensor: Tensor) -> list[str]:
     return reasons
 
 
+def on_device(tensor: Tensor) -> torch.cuda.device:
+    """Where kernels are launched: Triton takes the current device, which need not be that of the tensors."""
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
+
+
 @cache
 def _installed(module: str) -> bool:
     return find_spec(module) is not None

@@ -14,7 +14,7 @@ _BLOCK_ELEMENTS = 1 << 21
 # Points closer to the origin than this (squared) are never chosen by the rule of pointnet2_ops.
 POINTNET2_MIN_SQUARED_NORM = 1e-3
 
-# Bits of the fixed-point numbers that the centroid is summed in; 2^20 points of 42 bits fit into an int64.
+# Bits of the fixed-point numbers that the centroid is summed in; of 2^21 points and more fewer fit into an int64.
 _CENTROID_BITS = 42
 
 
@@ -109,8 +109,9 @@ def centroid(points: Tensor, lengths: Tensor | None = None) -> Tensor:
         absent = torch.arange(points.shape[1], device=points.device) >= lengths[:, None]
         points = points.masked_fill(absent[..., None], 0.0)
         count = lengths[:, None].clamp(min=1).double()
+    bits = min(_CENTROID_BITS, 63 - points.shape[1].bit_length())
     # Powers of two scale without rounding; the limit keeps them finite.
-    exponent = torch.frexp(points.abs().amax((1, 2), keepdim=True)).exponent.clamp(min=-900) - _CENTROID_BITS
+    exponent = torch.frexp(points.abs().amax((1, 2), keepdim=True)).exponent.clamp(min=-900) - bits
     total = (points * torch.ldexp(torch.ones_like(exponent, dtype=points.dtype), -exponent)).round().long().sum(1)
     return torch.ldexp(total.double() / count, exponent[:, 0])
 

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pcattn.ops.backends import on_device
 from pcattn.ops.reference import POINTNET2_MIN_SQUARED_NORM, centroid
 from pcattn.ops.triton_knn import precedes
 
@@ -25,21 +26,22 @@ def farthest_point_sample(
     chosen = torch.zeros(batch, num_samples, dtype=torch.long, device=pos.device)
     nearest = points.new_empty(batch, num_points, dtype=torch.float64)
     block = min(_MAX_BLOCK, max(16, triton.next_power_of_2(num_points)))
-    fps_fwd_kernel[(batch,)](
-        points,
-        start.contiguous(),
-        lengths.clamp(1, num_points).int(),
-        nearest,
-        chosen,
-        torch.full((1,), POINTNET2_MIN_SQUARED_NORM, dtype=torch.float64, device=pos.device),
-        num_points,
-        num_samples,
-        dim,
-        BY_INDEX=by_index,
-        BLOCK=block,
-        num_warps=max(4, min(16, block // 128)),
-        enable_fp_fusion=False,  # a fused product and sum would round differently from the other back-ends
-    )
+    with on_device(pos):
+        fps_fwd_kernel[(batch,)](
+            points,
+            start.contiguous(),
+            lengths.clamp(1, num_points).int(),
+            nearest,
+            chosen,
+            torch.full((1,), POINTNET2_MIN_SQUARED_NORM, dtype=torch.float64, device=pos.device),
+            num_points,
+            num_samples,
+            dim,
+            BY_INDEX=by_index,
+            BLOCK=block,
+            num_warps=max(4, min(16, block // 128)),
+            enable_fp_fusion=False,  # a fused product and sum would round differently from the other back-ends
+        )
     return chosen
 
 

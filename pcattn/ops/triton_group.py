@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pcattn.ops.backends import on_device
+
 _BLOCK_ROWS = 16
 
 
@@ -14,18 +16,19 @@ def group(features: Tensor, neighbours: Tensor, centres: Tensor) -> Tensor:
     out = features.new_empty(batch, num_centres, k, 2 * channels)
     rows = num_centres * k
     block = min(128, triton.next_power_of_2(channels))
-    group_fwd_kernel[(triton.cdiv(rows, _BLOCK_ROWS), triton.cdiv(channels, block), batch)](
-        features.contiguous(),
-        neighbours.contiguous(),
-        centres.contiguous(),
-        out,
-        num_points,
-        num_centres,
-        k,
-        channels,
-        BLOCK_ROWS=_BLOCK_ROWS,
-        BLOCK_CHANNELS=block,
-    )
+    with on_device(features):
+        group_fwd_kernel[(triton.cdiv(rows, _BLOCK_ROWS), triton.cdiv(channels, block), batch)](
+            features.contiguous(),
+            neighbours.contiguous(),
+            centres.contiguous(),
+            out,
+            num_points,
+            num_centres,
+            k,
+            channels,
+            BLOCK_ROWS=_BLOCK_ROWS,
+            BLOCK_CHANNELS=block,
+        )
     return out
 
 

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pcattn.ops.backends import on_device
+
 BLOCK_M = 16
 BLOCK_N = 128
 
@@ -33,26 +35,27 @@ def knn(
     own = query_indices.contiguous() if query_indices is not None else query_count
     found = query.new_empty(batch, num_queries, k, dtype=torch.float64)
     indices = query.new_empty(batch, num_queries, k, dtype=torch.long)
-    knn_fwd_kernel[(triton.cdiv(num_queries, BLOCK_M), batch)](
-        query,
-        support,
-        own,
-        query_count,
-        support_count,
-        torch.full((1,), limit, dtype=torch.float64, device=query.device),
-        found,
-        indices,
-        num_queries,
-        num_points,
-        dim,
-        k,
-        K=max(2, triton.next_power_of_2(k)),
-        LINF=metric == "linf",
-        HAS_OWN=query_indices is not None,
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        enable_fp_fusion=False,  # a fused product and sum would round differently from the other back-ends
-    )
+    with on_device(query):
+        knn_fwd_kernel[(triton.cdiv(num_queries, BLOCK_M), batch)](
+            query,
+            support,
+            own,
+            query_count,
+            support_count,
+            torch.full((1,), limit, dtype=torch.float64, device=query.device),
+            found,
+            indices,
+            num_queries,
+            num_points,
+            dim,
+            k,
+            K=max(2, triton.next_power_of_2(k)),
+            LINF=metric == "linf",
+            HAS_OWN=query_indices is not None,
+            BLOCK_M=BLOCK_M,
+            BLOCK_N=BLOCK_N,
+            enable_fp_fusion=False,  # a fused product and sum would round differently from the other back-ends
+        )
     return found, indices
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -205,12 +206,23 @@ class PointCloudTask(LightningModule):
         return [] if decay is None else [AveragedWeights(decay)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser, with a cosine schedule stepped after every batch."""
+        """The optimiser, with a cosine schedule stepped after every batch.
+
+        Raises:
+            ValueError: the training has no end that is known.
+        """
         h: Any = self.hparams
         optimizer = build_optimizer(h["optimizer"], self.parameters(), h["lr"], h["momentum"], h["weight_decay"])
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = round(total * h["warmup_epochs"] / max(1, self.trainer.max_epochs or 1))
-        schedule = build_schedule(optimizer, h["lr"], h["min_lr"], warmup, total)
+        self.trainer.fit_loop.setup_data()  # else the length of an epoch may not be known yet
+        total = self.trainer.estimated_stepping_batches
+        epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if math.isinf(total + epoch):
+            raise ValueError(
+                "expected max_epochs or max_steps of the trainer, over which the learning rate falls, and epochs of "
+                f"known length, but got {total} steps and {self.trainer.num_training_batches} batches an epoch"
+            )
+        warmup = round(math.ceil(epoch) * h["warmup_epochs"])
+        schedule = build_schedule(optimizer, h["lr"], h["min_lr"], warmup, int(total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def log_train_loss(self, loss: Tensor, batch: PointBatch) -> None:

@@ -24,8 +24,9 @@ class Classification(PointCloudTask):
     """Train and evaluate a point-cloud classifier.
 
     Logs `train/loss`, `val/loss`, and on validation and test the overall accuracy `oa` and the mean class accuracy
-    `macc`, both from one confusion matrix over all samples. Every argument is plain data and kept in the checkpoint,
-    so that YAML, command line, Python and checkpoints build the same object.
+    `macc`, both from one confusion matrix over all samples. `train/loss` is what is minimised, with smoothed and mixed
+    labels; `val/loss` is the cross-entropy alone, so that their levels cannot be compared. Every argument is plain data
+    and kept in the checkpoint, so that YAML, command line, Python and checkpoints build the same object.
 
     Args:
         num_classes: number of classes; the command line takes it from the data.

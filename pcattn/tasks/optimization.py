@@ -69,8 +69,8 @@ def build_schedule(optimizer: Optimizer, lr: float, min_lr: float, warmup: int, 
 class AveragedWeights(WeightAveraging):
     r"""Exponential moving average of the weights, with which validation, checkpoints and test work.
 
-    After step t, counted from 0, with the running statistics of batch normalisation averaged like the weights they
-    belong to, and counters copied:
+    The average begins as a copy of the weights after step 0. From step t = 1 on, with the running statistics of batch
+    normalisation averaged like the weights they belong to, and counters copied:
 
     .. math::
         \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t)\, \theta_t, \qquad

@@ -30,8 +30,9 @@ class PartSegmentation(PointCloudTask):
     """Train and evaluate a network that finds the part of every point.
 
     Logs `train/loss`, and on validation and test `loss`, `point_accuracy`, `instance_miou` and `class_miou`, all over
-    all samples. With one category, all points are told apart by their label alone: semantic segmentation. Every
-    argument is plain data and kept in the checkpoint.
+    all samples. `train/loss` is what is minimised, with smoothed labels and the Lovász term; `val/loss` is the
+    cross-entropy alone, so that their levels cannot be compared. With one category, all points are told apart by their
+    label alone: semantic segmentation. Every argument is plain data and kept in the checkpoint.
 
     Args:
         parts: part ids of each category; the command line takes them from the data (`per_point: true`).
@@ -108,6 +109,7 @@ class PartSegmentation(PointCloudTask):
         self.looks = [(v, everywhere) for everywhere in sorted({False, all_points}) for v in sorted({1, votes})][1:]
         self.look_ious: Any = nn.ModuleList(PartIoU(parts, protocol) for _ in self.looks)
         self.sizes: list[int] = []  # of the complete clouds
+        self.num_points = 0  # that evaluation has seen of each
         num_parts = self.iou.table.num_parts
         if part_names is not None and len(part_names) != num_parts:
             raise ValueError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
@@ -157,14 +159,21 @@ class PartSegmentation(PointCloudTask):
         self.eval_loss.update(loss.view_as(predicted).mean(dim=1), self.num_points)
 
     def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
-        """Add what votes agree on, and what is found at all points, to their metrics."""
-        one, mean = carry(cloud, looks, self.logits(looks).softmax(dim=2))
+        """Add what votes agree on, and what is found at all points, to their metrics, as `pcattn.load` finds them."""
+        answers = self.logits(looks).float()
+        ids = torch.tensor(self.part_ids(0 if cloud.category is None else int(cloud.category)), device=answers.device)
+        probabilities = torch.zeros_like(answers).index_copy(2, ids, answers[..., ids].softmax(dim=2))
+        one, mean = carry(cloud, looks, probabilities)
         for (votes, everywhere), iou in zip(self.looks, self.look_ious, strict=True):
             found, label = one if votes == 1 else mean, cloud.label
             if not everywhere:
                 found, label = found[:, own], label[:, own]
             iou.update(found, label, cloud.category)
         self.sizes.append(cloud.pos.shape[1])
+
+    def part_ids(self, category: int) -> list[int]:
+        """The parts to choose from: those of the category, or all, as the protocol has it."""
+        return sorted(self.parts[category]) if self.protocol == "category" else list(range(len(self.part_names)))
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
         """Loss, accuracy and both mean IoUs over all samples since the last call."""
@@ -255,18 +264,25 @@ class PartSegmentation(PointCloudTask):
         return [table, summary]
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Index and predicted parts of each cloud of a batch."""
+        """Index and predicted parts of each cloud of a batch, and which of its points they are of, where known."""
         logits = self.finite_logits(batch)
-        return {
+        found = {
             "indices": batch.indices,
             "parts": predict_parts(logits, batch.category, self.parts, self.protocol),
         }
+        return found if batch.point_indices is None else found | {"points": batch.point_indices}
 
     def save_predictions(self, batches: list[dict[str, Tensor]], folder: Path) -> Path:
-        """Write `predictions.npz`: `parts` (M, N) of the clouds `indices` (M,), in the order of their points."""
+        """Write `predictions.npz`: `parts` (M, N) of the points `points` (M, N) of the clouds `indices` (M,).
+
+        Point `points[i, j]` of cloud `indices[i]` is of part `parts[i, j]`. Under a corruption, which may make new
+        points, there is no `points`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.npz"
-        indices, parts = (torch.cat([batch[name] for batch in batches]).cpu() for name in ("indices", "parts"))
+        arrays: dict[str, Any] = {
+            name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in batches[0]
+        }
         with replacing(path) as temporary:
-            np.savez_compressed(temporary, indices=indices.numpy(), parts=parts.numpy())
+            np.savez_compressed(temporary, **arrays)
         return path

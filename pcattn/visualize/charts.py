@@ -14,6 +14,9 @@ from pcattn.printable import printable
 from pcattn.visualize.colors import palette, sequential, to_hex
 from pcattn.visualize.plain_text import plain_text
 
+#: What the losses of a run are; on smoothed labels the one of training may stay far above the other.
+_LEGEND = {"train/loss": "train/loss (as minimised)", "val/loss": "val/loss (cross-entropy alone)"}
+
 
 def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
     """The logged values of every metric by epoch, from `metrics.csv`; the last one of each epoch."""
@@ -30,7 +33,10 @@ def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Path | None:
-    """Losses on the left, metrics of the validation on the right; None where there is nothing to draw."""
+    """Losses on the left, metrics of the validation on the right; None where there is nothing to draw.
+
+    The losses of our tasks have levels of their own: that of training is what is minimised, smoothed labels included.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -42,7 +48,15 @@ def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Pat
     for axes, chosen, label in zip(figure.subplots(1, 2), (losses, metrics), ("loss", "validation"), strict=True):
         for (name, values), color in zip(sorted(chosen.items()), palette(len(chosen)), strict=True):
             epochs, numbers = zip(*values, strict=True)
-            axes.plot([epoch + 1 for epoch in epochs], numbers, "o-", ms=3, lw=1.5, color=to_hex(color), label=name)
+            axes.plot(
+                [epoch + 1 for epoch in epochs],
+                numbers,
+                "o-",
+                ms=3,
+                lw=1.5,
+                color=to_hex(color),
+                label=_LEGEND.get(name, name),
+            )
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)

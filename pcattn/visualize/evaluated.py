@@ -150,16 +150,6 @@ def draw_run(checkpoint: Path, data: PointCloudDataModule, folder: Path, number:
     ]
 
 
-def score(cloud: Cloud) -> float:
-    """What the worst clouds have least of: IoU, or the probability of the true class (-1 to 0 for wrong ones)."""
-    return float(cloud.note.rpartition(" ")[2]) if cloud.good is None else _confidence(cloud)
-
-
-def _confidence(cloud: Cloud) -> float:
-    probability = float(cloud.fields["probability"].values[0])
-    return probability if cloud.good else -probability
-
-
 def _classified(task: Any, batch: PointBatch, logits: Tensor) -> list[Cloud]:
     names = task.class_names
     top = logits.softmax(dim=1).max(dim=1)
@@ -175,7 +165,9 @@ def _classified(task: Any, batch: PointBatch, logits: Tensor) -> list[Cloud]:
             "probability": quantity(np.full(num_points, probability)),
         }
         note = f"{names[predicted]} {100 * probability:.0f} %"
-        clouds.append(Cloud(_array(batch.pos[i]), f"{names[truth]} {index}", fields, note, predicted == truth))
+        title, good = f"{names[truth]} {index}", predicted == truth
+        score = probability if good else -probability
+        clouds.append(Cloud(_array(batch.pos[i]), title, fields, note, good, index=index, score=score))
     return clouds
 
 
@@ -189,10 +181,9 @@ def _parts(task: Any, batch: PointBatch, logits: Tensor) -> list[Cloud]:
         # As in the metrics: the protocol says which parts are chosen from.
         among = ids if task.protocol == "category" else list(range(logits.shape[2]))
         probability = logits[i][:, among].softmax(dim=1).max(dim=1).values
-        title = task.class_names[category]
         fields = part_fields(task, category, _array(predicted[i]), _array(probability), _array(batch.label[i]))
-        note = f"IoU {float(iou[i]):.3f}"  # type: ignore[index]
-        clouds.append(Cloud(_array(batch.pos[i]), f"{title} {index}", fields, note))
+        title, score = f"{task.class_names[category]} {index}", float(iou[i])  # type: ignore[index]
+        clouds.append(Cloud(_array(batch.pos[i]), title, fields, f"IoU {score:.3f}", index=index, score=score))
     return clouds
 
 

@@ -6,7 +6,7 @@ import argparse
 import base64
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from pcattn.atomic import write_text
+from pcattn.metrics import predict_parts
 from pcattn.printable import in_html, in_markdown, printable
 from pcattn.runs import run_of_checkpoint
+from pcattn.tasks.classification import class_accuracy
 from pcattn.visualize import charts, evaluated
 from pcattn.visualize.montage import montage
 from pcattn.visualize.scene import Cloud
@@ -70,13 +72,13 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
     curves = charts.draw_curves(charts.read_curves(run), pictures / "curves.png")
     if curves is not None:
         sections.append(Section("Curves", picture=curves))
-    sections.append(_categories(opened.task, clouds, pictures))
+    sections.append(_categories(opened.task, opened.data.per_point, pictures))
     matrix, names = confusion
     what = "points by part" if opened.data.per_point else "shapes by class"
     drawn = charts.draw_confusion(matrix, names, pictures / "confusion.png")
     sections.append(Section("Confusion", [f"{what.capitalize()}, in percent of the truth in each row."], picture=drawn))
     if worst:
-        chosen = sorted(clouds, key=evaluated.score)[:worst]
+        chosen = sorted(clouds, key=lambda cloud: cloud.score)[:worst]
         path = montage(
             chosen,
             pictures / "worst.png",
@@ -99,39 +101,21 @@ def _evaluate(run: evaluated.Run, split: str) -> tuple[list[Cloud], dict[str, fl
     """Clouds with predictions, metrics, and the confusion matrix with its names."""
     task: Any = run.task
     dense, indices = evaluated.read_split(run.data, split)
-    number = len(task.part_names) if run.data.per_point else len(task.class_names)
-    confusion = np.zeros((number, number), dtype=np.int64)
+    names = [name.replace("/", " ") for name in task.part_names] if run.data.per_point else task.class_names
+    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
     clouds: list[Cloud] = []
     logits: list[Tensor] = []
     task.network.register_forward_hook(lambda module, inputs, output: logits.append(output))
     for batch in evaluated.batches(dense, indices):
         with torch.no_grad():
             task.evaluate(batch)
-        some = evaluated.describe(task, batch, logits.pop())
-        clouds += some
-        for cloud, truth, category in zip(some, batch.label, _categories_of(batch), strict=True):
-            names = [entry for entry, _ in cloud.fields["prediction"].entries]
-            ids = task.part_names if run.data.per_point else task.class_names
-            place = _places(names, ids, task.parts[category] if run.data.per_point else range(number))
-            predicted = place[cloud.fields["prediction"].values]
-            rows = truth.numpy() if truth.dim() else np.full(1, int(truth))
-            np.add.at(confusion, (rows, predicted[: len(rows)]), 1)
+        found = logits.pop()
+        clouds += evaluated.describe(task, batch, found)
+        if run.data.per_point:
+            predicted = predict_parts(found, batch.category, task.parts, task.protocol)
+            np.add.at(confusion, (batch.label.flatten().numpy(), predicted.flatten().numpy()), 1)
     metrics = {name.partition("/")[2]: float(value) for name, value in task.compute_metrics(split).items()}
-    labels = [name.replace("/", " ") for name in task.part_names] if run.data.per_point else task.class_names
-    return clouds, metrics, (confusion, list(labels))
-
-
-def _categories_of(batch: Any) -> list[int]:
-    category: Tensor | None = batch.category
-    return [0] * len(batch.pos) if category is None else category.tolist()
-
-
-def _places(entries: Sequence[str], names: Sequence[str], ids: Iterable[int]) -> np.ndarray:
-    """Label of each entry of a field: those of `ids` come first, others by their name."""
-    ids = sorted(ids)
-    short = [name.rpartition("/")[2] for name in names]
-    others = [short.index(name) for name in entries[len(ids) :]]
-    return np.array([*ids, *others])
+    return clouds, metrics, (confusion if run.data.per_point else task.last_confusion.numpy(), list(names))
 
 
 def _summary(
@@ -164,17 +148,16 @@ def _number(name: str, value: float) -> str:
     return f"{value:.4f}" if "loss" in name else f"{100 * value:.2f} %"
 
 
-def _categories(task: Any, clouds: Sequence[Cloud], folder: Path) -> Section:
-    """Mean IoU, or accuracy, of every category."""
+def _categories(task: Any, per_point: bool, folder: Path) -> Section:
+    """Mean IoU, or accuracy, of every category in the last evaluation."""
+    if per_point:
+        what, rows = "mean IoU, %", task.last_summary["categories"]
+        means, counts = [row["miou"] for row in rows], [row["shapes"] for row in rows]
+    else:
+        what, matrix = "accuracy, %", task.last_confusion
+        counts = matrix.sum(dim=1).tolist()
+        means = [mean if count else None for mean, count in zip(class_accuracy(matrix).tolist(), counts, strict=True)]
     names = task.class_names
-    scores: dict[str, list[float]] = {name: [] for name in names}
-    segmented = clouds[0].good is None
-    for cloud in clouds:
-        value = evaluated.score(cloud) if segmented else float(bool(cloud.good))
-        scores[cloud.title.rpartition(" ")[0]].append(value)
-    means = [float(np.mean(values)) if values else None for values in scores.values()]
-    counts = [len(values) for values in scores.values()]
-    what = "mean IoU, %" if segmented else "accuracy, %"
     table: list[Sequence[str]] = [("category", what, "shapes")]
     for name, mean, count in sorted(zip(names, means, counts, strict=True), key=lambda row: -(row[1] or 0.0)):
         table.append((name, "-" if mean is None else f"{100 * mean:.1f}", str(count)))

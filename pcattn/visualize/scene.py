@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ class Cloud:
         note: what came of it, a short line.
         good: whether that is right; None where it cannot be said.
         marked: the point whose attention is shown.
+        index: place in its data set; None for a file.
+        score: what the worst clouds have least of: IoU, or the probability of the true class (-1 to 0 for wrong ones);
+            NaN where the truth is not known.
     """
 
     pos: NDArray[np.float32]
@@ -71,6 +75,8 @@ class Cloud:
     note: str = ""
     good: bool | None = None
     marked: int | None = None
+    index: int | None = None
+    score: float = math.nan
 
     def thinned(self, num_points: int, seed: int = 0) -> Cloud:
         """The cloud with at most this many points, drawn at random; the marked one stays."""
@@ -83,7 +89,7 @@ class Cloud:
         fields = {
             name: Field(each.values[keep], each.entries, each.low, each.high) for name, each in self.fields.items()
         }
-        return Cloud(self.pos[keep], self.title, fields, self.note, self.good, marked)
+        return replace(self, pos=self.pos[keep], fields=fields, marked=marked)
 
 
 def labels(values: NDArray, names: Sequence[str], ids: Sequence[int] | None = None) -> Field:
@@ -128,7 +134,7 @@ def save(clouds: Sequence[Cloud], path: Path) -> None:
         for j, (name, each) in enumerate(cloud.fields.items()):
             arrays[f"{i}/{j}"] = each.values
             fields.append([name, each.entries, each.low, each.high])
-        about.append([cloud.title, cloud.note, cloud.good, cloud.marked, fields])
+        about.append([cloud.title, fields, cloud.note, cloud.good, cloud.marked, cloud.index, cloud.score])
     np.savez(path, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
 
 
@@ -136,10 +142,10 @@ def load(path: Path) -> list[Cloud]:
     """Read what `save` wrote."""
     with np.load(path) as arrays:
         clouds = []
-        for i, (title, note, good, marked, about) in enumerate(json.loads(arrays["about"].tobytes())):
+        for i, (title, about, *more) in enumerate(json.loads(arrays["about"].tobytes())):
             fields = {
                 name: Field(arrays[f"{i}/{j}"], tuple((entry, tuple(color)) for entry, color in entries), low, high)
                 for j, (name, entries, low, high) in enumerate(about)
             }
-            clouds.append(Cloud(arrays[f"{i}/pos"], title, fields, note, good, marked))
+            clouds.append(Cloud(arrays[f"{i}/pos"], title, fields, *more))
     return clouds

@@ -60,7 +60,7 @@ def clouds_of_run(
     else:
         chosen = evaluated.choose(dense, members, len(members) if worst else number, wanted or None)
     clouds = [cloud for batch in evaluated.batches(dense, chosen) for cloud in evaluated.evaluate(run.task, batch)]
-    return sorted(clouds, key=evaluated.score)[:number] if worst else clouds
+    return sorted(clouds, key=lambda cloud: cloud.score)[:number] if worst else clouds
 
 
 def attend(run: evaluated.Run, clouds: Sequence[Cloud], split: str, layer: int, point: int, head: int | None) -> list:
@@ -68,7 +68,7 @@ def attend(run: evaluated.Run, clouds: Sequence[Cloud], split: str, layer: int, 
     dense, _ = evaluated.read_split(run.data, split)
     result = []
     for cloud in clouds:
-        batch = dense[0, torch.tensor([int(cloud.title.rpartition(" ")[2])])]
+        batch = dense[0, torch.tensor([cloud.index])]
         forward = partial(run.task.logits, batch)
         result.append(show_attention(cloud, run.task.network, forward, batch.pos[0], layer, point, head))
     return result
@@ -89,9 +89,8 @@ def cloud_of_file(path: Path, up: str) -> Cloud:
             continue
         whole = values.dtype.kind in "iu" or bool((values == np.round(values)).all())
         if whole and any(word in name.lower() for word in _LABELS):
-            present = np.unique(values.astype(np.int64))
-            names = {int(value): f"{name} {value}" for value in present}
-            ids = list(names) if present.min() < 0 or present.max() >= 256 else list(range(int(present.max()) + 1))
+            present = np.unique(values.astype(np.int64)).tolist()
+            ids = present if present[0] < 0 or present[-1] >= 256 else range(present[-1] + 1)
             fields[name] = labels(values.astype(np.int64), _Names(name), ids)  # type: ignore[arg-type]
         elif values.dtype.kind == "f":
             low, high = (0.0, 1.0) if name == "probability" else (float(values.min()), float(values.max()))
@@ -118,9 +117,8 @@ class _Names:
 def predicted(
     model: Any, path: Path, category: str | None, layer: int | None, point: int | None, head: int | None
 ) -> Cloud:
-    """A file with what a trained network (`pcattn.load`) says of it: of as many points as the network takes."""
+    """A file with what a trained network (`pcattn.load`) says of it, drawn with those points that went through it."""
     from pcattn.clouds import as_points
-    from pcattn.datasets.files import Cloud as FileCloud
     from pcattn.datasets.files import read_cloud
     from pcattn.datasets.preprocess import preprocess
     from pcattn.inference import draw
@@ -128,25 +126,24 @@ def predicted(
 
     whole = read_cloud(path)
     keep = draw(len(whole.pos), model.num_points, 1, 0)[0].numpy()
-    points = FileCloud(whole.pos[keep], {name: values[keep] for name, values in whole.attributes.items()})
-    shown = (points.pos - points.pos.mean(axis=0)).astype(np.float32)
+    shown = whole.pos[keep]
     arguments: list[torch.Tensor] = []
     if isinstance(model.task, Classification):
-        best = model.classify(points)
+        best = model.classify(whole)
         fields = {"prediction": labels(np.full(len(keep), best.labels[0]), model.class_names)}
         note = f"{best.names[0]} {100 * best.probabilities[0]:.0f} %"
     else:
         index = model.category_index(category)
-        parts = model.segment(points, category)
-        fields = evaluated.part_fields(model.task, index, parts.labels, parts.probabilities)
+        parts = model.segment(whole, category)
+        fields = evaluated.part_fields(model.task, index, parts.labels[keep], parts.probabilities[keep])
         note = model.class_names[index]
         arguments.append(torch.tensor([index]))
-    cloud = Cloud(shown, path.name, fields, note)
+    cloud = Cloud((shown - shown.mean(axis=0)).astype(np.float32), path.name, fields, note)
     if layer is None or point is None:
         return cloud
-    pos, channels = preprocess(*as_points(points, model.channel_names), **model.preprocessing)
-    pos = pos.float().to(model.device)
-    arguments += [] if channels is None else [channels[None].float()]
+    pos, channels = preprocess(*as_points(whole, model.channel_names), **model.preprocessing)
+    pos = pos[keep].float().to(model.device)
+    arguments += [] if channels is None else [channels[keep][None].float()]
     call = [pos[None], *(argument.to(model.device) for argument in arguments)]
     return show_attention(cloud, model.task.network, lambda: model.task(*call), pos, layer, point, head)
 

@@ -162,6 +162,16 @@ def test_half_precision(dtype):
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.001])
+def test_half_precision_of_the_positions(scale):
+    """The unit of the positions is that of float32: squares of short distances leave float16."""
+    core = build_attention("neighborhood", 16, k=5)
+    x, pos = torch.randn(2, 40, 16), scale * torch.rand(2, 40, 3)
+    expected = core(x, Geometry(pos))
+    actual = core.half()(x.half(), Geometry(pos.half()))
+    assert (actual - expected).abs().max() <= 3e-3 * expected.abs().max()
+
+
 def test_operation_is_registered_soundly():
     q, k, v = torch.randn(3, 1, 6, 2, 3, dtype=torch.float64).requires_grad_().unbind()
     bias = torch.randn(1, 6, 4, 2, dtype=torch.float64, requires_grad=True)

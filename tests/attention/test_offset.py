@@ -112,3 +112,20 @@ def test_same_result_on_both_sides_of_the_threshold(monkeypatch):
 def test_refuses_odd_dim():
     with pytest.raises(ValueError, match="expected dim to be divisible by 4, but got dim=6"):
         AttentionLayer(6, "offset")
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_large_energies_in_float16(autocast):
+    """Energies beyond 65504 leave the range of float16, and yet the results are finite in small clouds as well."""
+    core = AttentionLayer(16, "offset").core.requires_grad_(False)
+    core.qk.weight *= 300
+    x = torch.randn(1, 64, 16)
+    geometry, q = Geometry(x[..., :3]), core.qk(x)
+    assert (q @ q.transpose(1, 2)).max() > 1e5
+    if not autocast:
+        core, x = core.half(), x.half()
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        out, weights = core(x, geometry), core.attention_map(x, geometry, 3).weights
+    assert out.dtype == torch.float16
+    assert out.isfinite().all()
+    assert weights.isfinite().all()

@@ -141,3 +141,24 @@ def test_slopes():
     assert [round(slopes[key], 6) for key in ("forward", "step", "memory", "multiply_adds")] == [1, 2, 1, 1.5]
     assert bench._extrapolate(rows, "step_ms", 16384) == pytest.approx(16384**2)
     assert math.isclose(bench._extrapolate(rows[:1], "peak_mib", 128), 12 * 64)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--attention", "ofset"], "did you mean 'offset'"),
+        (["--attention", "acmix", "--sizes", "4"], "pcattn: error: expected "),
+        (["--sizes", "0"], "expected --sizes of at least 1, but got 0"),
+        (["--dim", "0"], "expected --dim of at least 1, but got 0"),
+        (["--dim", "7"], "pcattn: error: expected dim"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--device", "cuda"], "expected a CUDA device for --device cuda, but torch sees none"),
+    ],
+)
+def test_wrong_arguments(args, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--repeats", "1", "--dim", "16", "--device", "cpu", *args])
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

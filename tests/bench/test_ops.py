@@ -16,7 +16,7 @@ def test_rows_and_table() -> None:
             assert row["exact"] == row["shifted"] == 1
             assert row["median_ms"] > 0
     assert measured["kNN", "cdist + topk"]["shifted"] < 1
-    assert table(rows).count("\n") == len(rows) + 1
+    assert table(rows, "cpu").count("\n") == len(rows) + 1
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

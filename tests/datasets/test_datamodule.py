@@ -209,7 +209,7 @@ class TestLabels:
         clouds = data._read("train")
         clouds.label = torch.zeros(len(clouds.pos), dtype=torch.long)
         clouds.label[10 + 11 + 3] = 7
-        with pytest.raises(DatasetError, match=r"in \[0, 3\), but got 7 for point 3 of cloud 2$"):
+        with pytest.raises(DatasetError, match=r"category 0 \(\[0, 1, 2\]\), but got 7 for point 3 of cloud 2$"):
             data.setup("fit")
 
 

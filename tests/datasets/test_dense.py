@@ -49,6 +49,10 @@ class TestDenseClouds:
             DenseClouds(Clouds((5, 0, 4)))
         with pytest.raises(ValueError, match="part label for every point"):
             DenseClouds(Clouds(parts=False), per_point=True)
+        dataset = Clouds()
+        dataset._data.pos = dataset._data.pos.long()
+        with pytest.raises(ValueError, match=r"expected pos of mine to be floating point, but got torch\.int64"):
+            DenseClouds(dataset, name="mine")
         without = Clouds()
         del without._data.x
         with pytest.raises(ValueError, match="expected normals"):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch_geometric.data import Data, Dataset
 
-from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from pcattn.datasets.files import Cloud, read_cloud, write_ply
+from pcattn.clouds import as_points
+from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError, preprocess
+from pcattn.datasets.files import Cloud, CloudFile, read_cloud, write_ply
 from pcattn.datasets.folder import PointCloudFolder, PyGPointClouds
 
 from .user_files import ball, write_clouds
@@ -158,6 +159,41 @@ class TestClouds:
         for index in range(len(full)):
             rows = {tuple(row) for row in full[index].pos.tolist()}
             assert len(rows & {tuple(row) for row in dataset[index].pos.tolist()}) == sizes[index]
+
+    @pytest.mark.parametrize("kind", ["whole", "fractions", "integers", "float ply"])
+    def test_colours_are_the_same_in_training_and_use(self, kind: str, tmp_path: Path) -> None:
+        """Also block by block, where a block is dark."""
+        rng = np.random.default_rng(0)
+        pos, colors = rng.integers(0, 99, size=(40, 3)), rng.integers(0, 256, size=(40, 3))
+        colors[0], colors[:7, 0], colors[:8, 1:] = (255, 0, 0), 0, 0
+        colors[8] = 254, 255, 253
+        path = tmp_path / "clouds" / "a" / {"integers": "a.npy", "float ply": "a.ply"}.get(kind, "a.txt")
+        path.parent.mkdir(parents=True)
+        if kind == "integers":
+            np.save(path, np.hstack([pos, colors]))
+        elif kind == "float ply":
+            write_ply(path, Cloud(pos.astype(np.float32), {"colors": colors.astype(np.float32)}))
+        else:
+            colors = colors / 255 * 254.5 if kind == "fractions" else colors
+            header = "x y z red green blue"
+            np.savetxt(path, np.hstack([pos, colors]), header=header)
+        expected = torch.from_numpy(colors / 255).float()
+        dataset = PointCloudFolder(tmp_path / "clouds", test_fraction=0)
+        names = ["red", "green", "blue"]
+        assert dataset.feature_names == names
+        torch.testing.assert_close(dataset[0].x, expected)
+        channels = [as_points(block, names).channels for block in CloudFile(path, block=8)]
+        assert torch.equal(torch.cat(channels), dataset[0].x)
+
+    def test_clouds_far_away_are_placed_as_in_use(self, tmp_path: Path) -> None:
+        """Also where they keep their scale, and are reduced."""
+        path = tmp_path / "clouds" / "a" / "a.npy"
+        path.parent.mkdir(parents=True)
+        np.save(path, np.random.default_rng(0).random((40, 3)) * 8 + (5e5, 5e6, 100.0))
+        stored = PointCloudFolder(tmp_path / "clouds", test_fraction=0, max_points=30)[0].pos
+        used, _ = preprocess(*as_points(read_cloud(path)), normalize="none")
+        assert stored.abs().max() < 8
+        assert set(map(tuple, stored.tolist())) < set(map(tuple, used.float().tolist()))
 
 
 class TestLabels:

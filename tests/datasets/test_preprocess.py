@@ -25,6 +25,21 @@ def test_none() -> None:
     assert height.tolist() == [[0], [0], [4], [4]]
 
 
+def test_none_moves_what_float32_would_blur() -> None:
+    """As `PointCloudFolder` does, and in float64 alone: other clouds come as networks have seen them."""
+    far = POS.double() + 1e6
+    pos, height = preprocess(far, features=["height"], normalize="none")
+    torch.testing.assert_close(pos, (POS - POS.mean(0)).double())
+    assert height.tolist() == [[0], [0], [4], [4]]
+    assert torch.equal(preprocess(far.float(), normalize="none")[0], far.float())
+
+
+def test_whole_numbers_are_refused() -> None:
+    """Normalised positions would be truncated."""
+    with pytest.raises(ValueError, match=r"expected pos to be floating point, but got torch\.int64"):
+        preprocess(POS.long())
+
+
 def test_height_has_the_unit_of_the_positions() -> None:
     pos, height = preprocess(POS, features=["height"], up_axis="x")
     torch.testing.assert_close(height[:, 0], pos[:, 0] - pos[:, 0].min())

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pcattn.ops import farthest_point_sample
+from pcattn.ops.reference import centroid
 from tests.ops.clouds import CLOUDS, brute_force, make_cloud
 
 RULES = ("centroid", "pointnet2")
@@ -61,6 +62,12 @@ class TestFarthestPointSample:
         original = farthest_point_sample(cloud, 40, backend=backend)
         shuffled = farthest_point_sample(cloud[:, shuffle], 40, backend=backend)
         assert torch.equal(shuffle[shuffled], original)
+
+    def test_centroid_of_millions_of_points(self) -> None:
+        """The sum of the fixed-point numbers stays within int64."""
+        for num_points in (1 << 20, (1 << 21) - 1, 1 << 21, (1 << 21) + 100_000):
+            centre = centroid(torch.tensor([[0.99, -0.99]], dtype=torch.float64).expand(1, num_points, 2))
+            torch.testing.assert_close(centre, torch.tensor([[0.99, -0.99]], dtype=torch.float64), rtol=1e-11, atol=0)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_and_autocast(self, dtype: torch.dtype, backend: str) -> None:

@@ -148,6 +148,15 @@ class TestInterpolate:
         cloud = torch.randn(1, 9, 3)
         assert interpolate(cloud, cloud, cloud.half()).dtype == torch.float16
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_autocast_changes_nothing(self, dtype: torch.dtype) -> None:
+        query, support, features = torch.randn(1, 7, 3), torch.randn(1, 9, 3), torch.randn(1, 9, 4).to(dtype)
+        expected = interpolate(query, support, features)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = interpolate(query, support, features)
+        assert result.dtype == dtype
+        assert torch.equal(result, expected)
+
     def test_exceptions(self) -> None:
         with pytest.raises(ValueError, match=r"support \(B, N, D\) and features \(B, N, C\) with the same B and N"):
             interpolate(torch.rand(1, 4, 3), torch.rand(1, 5, 3), torch.rand(1, 6, 2))

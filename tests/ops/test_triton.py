@@ -85,3 +85,14 @@ class TestGroup:
         assert torch.equal(*results)
         gradients = [torch.autograd.grad(result.square().sum(), features)[0] for result in results]
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_need_not_be_on_the_current_device() -> None:
+    cloud = make_cloud("random", 64).to("cuda:1")
+    neighbours = knn(cloud, cloud, 5, backend="triton").indices
+    assert torch.equal(neighbours, knn(cloud, cloud, 5, backend="reference").indices)
+    chosen = farthest_point_sample(cloud, 9, backend="triton")
+    assert torch.equal(chosen, farthest_point_sample(cloud, 9, backend="reference"))
+    grouped = group(cloud, neighbours, backend="triton")
+    assert torch.equal(grouped, group(cloud, neighbours, backend="reference"))

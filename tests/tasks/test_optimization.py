@@ -8,6 +8,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pcattn.attention import ATTENTION
@@ -246,3 +247,43 @@ class TestCompilation:
     def test_mode(self) -> None:
         with pytest.raises(ValueError, match=r"expected compile to be .* default, reduce-overhead, .* but got 'fast'"):
             Classification(4, variant="spct", compile="fast")
+
+
+class TestWarmUp:
+    """Lasts as many epochs as it says, however the training is limited."""
+
+    @pytest.mark.parametrize(
+        "limits",
+        [{"max_epochs": 9}, {"max_epochs": 9, "max_steps": 10}, {"max_epochs": -1, "max_steps": 10}],
+    )
+    @pytest.mark.parametrize("accumulated", [1, 2])
+    def test_in_epochs(self, root: Path, limits: dict[str, int], accumulated: int) -> None:
+        epoch = 3 if accumulated == 1 else 2  # of 120 clouds in batches of 40
+        factors = schedule(root, warmup_epochs=2.0, accumulate_grad_batches=accumulated, **limits).lr_lambdas[0]
+        assert [factors(step) for step in range(2 * epoch + 1)] == [
+            *((step + 1) / (2 * epoch) for step in range(2 * epoch)),
+            1.0,
+        ]
+
+    def test_a_training_without_an_end(self, root: Path) -> None:
+        with pytest.raises(ValueError, match="expected max_epochs or max_steps of the trainer"):
+            schedule(root, max_epochs=-1)
+
+
+def schedule(root: Path, warmup_epochs: float = 0.0, **limits: int) -> LambdaLR:
+    """That of a training of 120 clouds, which stops before its first step."""
+    data = PointCloudDataModule(str(root), "modelnet40", num_points=16, batch_size=40)
+    task = Classification(40, variant="spct", network_kwargs={"dim": 8}, warmup_epochs=warmup_epochs)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", logger=False, use_distributed_sampler=False, **quiet, **limits)
+    found = []
+
+    class Stop(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            found.append(trainer.lr_scheduler_configs[0].scheduler)
+            raise KeyboardInterrupt
+
+    trainer.callbacks.append(Stop())
+    with pytest.raises(SystemExit):
+        trainer.fit(task, data)
+    return found[0]

@@ -128,6 +128,15 @@ class TestPrediction:
         with np.load(task.save_predictions(batches, tmp_path / "new")) as arrays:
             assert arrays["parts"].shape == (12, 16)
             assert arrays["indices"].tolist() == [0, 1, 2, 3] * 3
+            assert "points" not in arrays  # which points these are is not known of corrupted clouds
+
+    def test_tells_which_points_they_are_of(self, tmp_path: Path) -> None:
+        task, points = make_task().eval(), torch.stack([torch.randperm(90)[:16] for _ in range(4)])
+        with torch.no_grad():
+            found = task.predict_step(make_batch(4)._replace(point_indices=points), 0)
+        with np.load(task.save_predictions([found, found], tmp_path)) as arrays:
+            assert arrays["parts"].shape == (8, 16)
+            assert arrays["points"].tolist() == [*points.tolist()] * 2
 
     def test_other_protocols_choose_among_all(self) -> None:
         task, batch = make_task(protocol="all50"), make_batch(2)

@@ -1,6 +1,7 @@
 """Looks at a cloud for votes, predictions at all of its points, and what voting adds to a classifier's report."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from pcattn.datasets import PointBatch
-from pcattn.tasks import Classification
+from pcattn.inference import Model, draw
+from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.voting import SCALES, carry, draw_votes
 
 
@@ -125,3 +127,34 @@ class TestClassification:
     def test_no_vote(self) -> None:
         with pytest.raises(ValueError, match="votes >= 1, but got 0"):
             Classification(3, votes=0)
+
+
+class TestPartSegmentation:
+    """What is judged at all points, and by votes, is the prediction that users get of the same network."""
+
+    PARTS: ClassVar = [[0, 1], [2, 3]]
+
+    def test_is_the_model_in_use(self) -> None:
+        """The softmax is over the category's parts: a third point, nearer to the second, is of part 0 nevertheless."""
+        network = {"dim": 8, "depth": 1, "out_dim": 16}
+        task = PartSegmentation(self.PARTS, variant="spct", network_kwargs=network, all_points=True)
+        pos = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0.52, 0, 0]]])
+        answers = torch.tensor([[[2.0, 0, 10, 0], [0, 1, 0, 0]]])
+        task.forward = lambda *_: answers
+        model = Model(task, {"num_points": 2, "preprocessing": {"features": [], "normalize": "none", "up_axis": "z"}})
+        seed = next(seed for seed in range(99) if draw(3, 2, 1, seed).tolist() == [[0, 1]])
+        used = model.segment(pos[0], 0, seed=seed).labels
+        cloud = PointBatch(
+            pos,
+            None,
+            torch.from_numpy(used)[None],
+            torch.tensor([0]),
+            torch.tensor([0]),
+            0,
+            None,
+            torch.arange(3)[None],
+        )
+        own = torch.tensor([0, 1])
+        task.evaluate_looks(cloud, own, draw_votes(cloud, own, 1))
+        assert used.tolist() == [0, 1, 0]
+        assert task.look_ious[0].compute().instance == 1

@@ -6,12 +6,19 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from pcattn.cli import main
-from pcattn.visualize import Pictures
+from pcattn.datasets import PointBatch
+from pcattn.tasks import PartSegmentation
+from pcattn.visualize import Pictures, charts, evaluated
 from pcattn.visualize.charts import read_curves
+from pcattn.visualize.report import _evaluate
 
 
 def report(*args: str | Path) -> int:
@@ -54,6 +61,36 @@ def test_report(run: Path, capsys: pytest.CaptureFixture) -> None:
                 assert float(shown[1]) == pytest.approx(100 * float(row["miou"]), abs=0.06)  # type: ignore[index]
 
 
+class Says(nn.Module):
+    """A network that says the same parts (N,) of every cloud."""
+
+    def __init__(self, parts: list[int], num_parts: int) -> None:
+        super().__init__()
+        self.parts, self.num_parts = parts, num_parts
+
+    def forward(self, pos: Tensor, category: Tensor, features: None) -> Tensor:
+        return torch.eye(self.num_parts)[self.parts].expand(len(pos), -1, -1)
+
+
+@pytest.mark.parametrize("protocol", ["all50", "present"])
+def test_confusion_with_parts_of_another_category(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of two categories may share the last part of their names."""
+    names = ["bag/1", "bag/2", "cap/1", "cap/2"]
+    network = {"dim": 8, "depth": 1, "k": 2, "out_dim": 8}
+    task = PartSegmentation([[0, 1], [2, 3]], part_names=names, protocol=protocol, network_kwargs=network)
+    task.network = Says([0, 3, 1, 3], 4)
+    truth, category = torch.tensor([[0, 0, 0, 1], [2, 3, 2, 3]]), torch.tensor([0, 1])
+    batch = PointBatch(torch.rand(2, 4, 3), None, truth, category, torch.tensor([7, 5]), 0)
+    monkeypatch.setattr(evaluated, "read_split", lambda data, split: (None, None))
+    monkeypatch.setattr(evaluated, "batches", lambda clouds, indices: [batch])
+    run = evaluated.Run(Path("best.ckpt"), task.eval(), SimpleNamespace(per_point=True))  # type: ignore[arg-type]
+    clouds, _, (matrix, labels) = _evaluate(run, "val")
+    assert matrix.tolist() == [[1, 1, 0, 1], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 2]]
+    assert labels == ["bag 1", "bag 2", "cap 1", "cap 2"]
+    assert [(cloud.title, cloud.index) for cloud in clouds] == [("0 7", 7), ("1 5", 5)]
+    assert [cloud.score for cloud in clouds] == pytest.approx([1 / 6, 1 / 2], abs=1e-6)
+
+
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert report(tmp_path / "none") == 2
     assert report(tmp_path) == 2
@@ -67,6 +104,14 @@ def test_curves(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("\n".join(["epoch,step,train/loss,val/oa", *rows]) + "\n")
     assert read_curves(tmp_path) == {"train/loss": [(0, 3.0), (1, 2.5)], "val/oa": [(0, 0.1), (1, 0.2)]}
     assert read_curves(tmp_path / "none") == {}
+
+
+def test_the_legend_tells_the_losses_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(charts, "write_figure", lambda path, figure, dpi: figures.append(figure))
+    charts.draw_curves({name: [(0.0, 1.0)] for name in ("train/loss", "val/loss", "val/oa")}, tmp_path / "curves.png")
+    labels = [text.get_text() for axes in figures[0].axes for text in axes.get_legend().get_texts()]
+    assert labels == ["train/loss (as minimised)", "val/loss (cross-entropy alone)", "val/oa"]
 
 
 def test_pictures_of_a_training(parts_run: Path) -> None:

@@ -1,5 +1,6 @@
 """Clouds and fields: colours by place in the category, thinning, and the way to another process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,11 @@ def test_thinned_keeps_the_marked_point() -> None:
 
 
 def test_file(tmp_path: Path) -> None:
-    clouds = [ball(), ball(50, "second", marked=2)]
+    clouds = [replace(ball(), index=7, score=0.81), ball(50, "second", marked=2)]
     save(clouds, tmp_path / "clouds.npz")
     for cloud, copy in zip(clouds, load(tmp_path / "clouds.npz"), strict=True):
         assert (copy.title, copy.note, copy.good, copy.marked) == (cloud.title, cloud.note, cloud.good, cloud.marked)
+        assert (copy.index, str(copy.score)) == (cloud.index, str(cloud.score))
         assert np.array_equal(copy.pos, cloud.pos)
         for name, field in cloud.fields.items():
             assert np.array_equal(copy.fields[name].colors(), field.colors())

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from pcattn.cli import main
-from pcattn.datasets.files import Cloud, write_ply
+from pcattn.datasets.files import Cloud, read_cloud, write_ply
+from pcattn.inference import Model, draw
+from pcattn.tasks import Classification, PartSegmentation
+from pcattn.visualize import show as command
 from pcattn.visualize import window
 from pcattn.visualize.offscreen import Open3DError
 from pcattn.visualize.window import open_window
@@ -108,6 +111,28 @@ class TestFiles:
         assert {name for name, _ in cloud["fields"][0]["entries"]} == {"body", "handle", "saucer"}
         assert show(ply, "--out", "y.html", "--checkpoint", class_run) == 0
         assert content("y.html")["clouds"][0]["note"].endswith("%")
+
+    @pytest.mark.parametrize("num_points", [20, 128])
+    def test_a_network_sees_what_it_sees_in_use(
+        self, num_points: int, ply: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Placement and estimated normals are those of the whole cloud; so is what attention is shown of."""
+        network = {"dim": 8, "depth": 1, "k": 2, "out_dim": 8}
+        steps = {"features": ["estimated_normals"], "normalize": "sphere", "up_axis": "z"}
+        data = {"num_points": num_points, "preprocessing": steps}
+        kwargs = {"variant": "spct", "network_kwargs": network, "num_features": 3}
+        segmenter = Model(PartSegmentation([[0, 1, 2]], **kwargs), data)
+        cloud, keep = read_cloud(ply), draw(90, num_points, 1, 0)[0].numpy()
+        fields = command.predicted(segmenter, ply, None, None, None, None).fields
+        expected = segmenter.segment(cloud)
+        np.testing.assert_array_equal(fields["prediction"].values, expected.labels[keep])
+        np.testing.assert_array_equal(fields["probability"].values, expected.probabilities[keep].astype(float))
+        classifier = Model(Classification(2, **kwargs), data)
+        shown = []
+        monkeypatch.setattr(command, "show_attention", lambda cloud, network, forward, *rest: shown.append(forward()))
+        command.predicted(classifier, ply, None, 0, 0, None)
+        best = classifier.classify(cloud).probabilities
+        np.testing.assert_array_equal(np.sort(shown[0].softmax(dim=1).detach().numpy()[0])[::-1], best)
 
 
 @pytest.mark.parametrize(
