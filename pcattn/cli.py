@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -94,7 +96,18 @@ def concise(message: str) -> str:
         message = f"{where}{' or '.join(dict.fromkeys(told))}{got}"
     if "required" in message:  # "arguments are required", or in older versions of the parser "is required but not"
         message += f"; start from a configuration: pcattn fit -c smoke (or {', '.join(bundled())})"
+    misspelt = re.search(r"'([\w.]+)' is not (?:accepted|expected)|nrecognized arguments: --([\w.]+)", message)
+    if misspelt:
+        name = (misspelt[1] or misspelt[2]).rpartition(".")[2]
+        close = difflib.get_close_matches(name, _option_names(), n=1)
+        message += f" (did you mean {close[0]!r}?)" if close else ""
     return " ".join(message.partition(", but got Namespace(")[0].split())
+
+
+def _option_names() -> set[str]:
+    """Of the trainer, the data and the tasks."""
+    owners = (Trainer, PointCloudDataModule, pcattn.tasks.Classification, pcattn.tasks.PartSegmentation)
+    return {name for owner in owners for name in inspect.signature(owner).parameters}
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -198,6 +198,7 @@ class TestErrors:
         [
             (["--model.attention", "ofset"], "did you mean 'offset'"),
             (["--model.atention", "self"], "'atention' is not "),
+            (["--data.batchsize", "4"], "did you mean 'batch_size'"),
             (["--model.lr", "fast"], "Expected a <class 'float'>"),
             (["--data.root", "/nowhere"], "/nowhere, which does not exist"),
             (["--data.dataset", "modelnet04"], "did you mean 'modelnet40'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -46,19 +47,21 @@ def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Pat
         return None
     figure = Figure(figsize=(9.5, 3), layout="constrained")
     for axes, chosen, label in zip(figure.subplots(1, 2), (losses, metrics), ("loss", "validation"), strict=True):
-        for (name, values), color in zip(sorted(chosen.items()), palette(len(chosen)), strict=True):
+        # Markers of several shapes: curves may lie upon each other.
+        for (name, values), color, marker in zip(sorted(chosen.items()), palette(len(chosen)), cycle("os^D")):
             epochs, numbers = zip(*values, strict=True)
             axes.plot(
                 [epoch + 1 for epoch in epochs],
                 numbers,
-                "o-",
-                ms=3,
+                marker=marker,
+                fillstyle="none",
+                ms=5,
                 lw=1.5,
                 color=to_hex(color),
                 label=_LEGEND.get(name, name),
             )
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if chosen:

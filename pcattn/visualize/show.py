@@ -183,6 +183,9 @@ def _gather(given: argparse.Namespace) -> tuple[list[Cloud], str, str]:
     """The clouds that a command line asks for, which coordinate is up, and a heading."""
     attention = {"layer": given.attention, "point": given.point, "head": given.head}
     sources = [Path(name) for name in given.what]
+    for path in sources:
+        if not path.exists():
+            raise ValueError(f"expected a run, or files of clouds, but there is no {path}")
     if _is_run(sources[0]) and given.checkpoint is None:
         if len(sources) > 1:
             raise ValueError(f"expected one run, or files, but got {' '.join(given.what)}")

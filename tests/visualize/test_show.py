@@ -138,7 +138,8 @@ class TestFiles:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere.ply"], "nowhere.ply"),
+        (["nowhere.ply"], "there is no nowhere.ply"),
+        (["runs/nowhere"], "there is no runs/nowhere"),
         (["RUN", "--out", "x.gif"], "--out to end in .html or .png"),
         (["RUN", "--out", "x.html", "--attention", "0"], "--attention LAYER and --point I together"),
         (["RUN", "--out", "x.html", "--attention", "9", "--point", "0"], "layer in [0, 2), but got 9"),
