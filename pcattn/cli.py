@@ -38,7 +38,7 @@ from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
 from pcattn.metrics_log import MetricsLog
 from pcattn.printable import printable
-from pcattn.registry import find_import_path, look_here
+from pcattn.registry import find_import_path
 from pcattn.saving import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.stopwatch import ValidationTime
 from pcattn.tasks.base import NonFiniteError
@@ -158,7 +158,6 @@ class PointCloudCLI(LightningCLI):
             self._discard_unused()
 
     def _run(self, args: list[str] | None) -> None:
-        look_here()
         try:
             words = with_files(sys.argv[1:] if args is None else args)
         except ValueError as error:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -68,21 +69,25 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
             f"expected {kind} to be one of {', '.join(registry)}, but {source} names {name!r}, which is code to be "
             "imported and run: pass trust=True (--trust) if you trust where the file comes from"
         )
-    look_here()
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        return getattr(_import(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
-def look_here() -> None:
-    """Import modules of the current folder too, as `python -m` does: one's own, which a configuration names.
+def _import(module: str) -> ModuleType:
+    """A module, also of the current folder, as `python -m` finds it: one's own.
 
-    Last of all, so that they hide no installed ones; and only where names are trusted, because a folder of strangers'
-    files may hold modules as well.
+    Only what is found nowhere else is looked for there, and only here, where the name is trusted: a folder of files
+    from strangers may hold modules as well.
     """
-    if (here := os.getcwd()) not in sys.path:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0] or (here := os.getcwd()) in sys.path:
+            raise
         sys.path.append(here)
+        return importlib.import_module(module)
 
 
 def construct(kind: str, name: str, factory: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:

@@ -16,6 +16,6 @@ def test_own_modules_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.M
     Path("h5py.py").write_text("class File:\n    stolen = True\n")
     with names_only("stranger.ckpt"), pytest.raises(ValueError, match=r"stranger\.ckpt names 'some_own_module\.Own'"):
         resolve("attention", "some_own_module.Own", {})
+    assert not hasattr(resolve("data set", "h5py.File", {}), "stolen")
     assert str(tmp_path) not in sys.path
     assert resolve("attention", "some_own_module.Own", {}).__name__ == "Own"
-    assert not hasattr(resolve("data set", "h5py.File", {}), "stolen")
