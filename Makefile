@@ -10,8 +10,9 @@ train: $(INSTALLED)
 	$(BIN)/python train.py fit -c configs/smoke.yaml
 	$(BIN)/python train.py fit -c configs/smoke_parts.yaml
 
+# Threads that wait for each other asleep leave the processor to the tests of the other processes.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
