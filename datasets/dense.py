@@ -111,13 +111,10 @@ class DenseClouds(Dataset):
         self.category = data.category.view(num_clouds) if "category" in data else None
         if per_point:
             if data.y.numel() != len(data.pos):
-                told = f"expected a part label for every point in {name}, but it has labels of clouds"
-                if name == "folder":
-                    told += "; --data.dataset_kwargs '{label: NAME}' names the property of the files that labels points"
-                    told += (
-                        f" (they have {', '.join(names)})" if (names := getattr(dataset, "feature_names", [])) else ""
-                    )
-                raise DatasetError(told)
+                hint = getattr(dataset, "label_hint", "")
+                raise DatasetError(
+                    f"expected a part label for every point in {name}, but it has labels of clouds{hint}"
+                )
             self.label = data.y.view(shape)
         else:
             self.label = data.y.view(num_clouds) if self.category is None else self.category

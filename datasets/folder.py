@@ -179,6 +179,12 @@ class PointCloudFolder(InMemoryDataset):
             return True
 
     @property
+    def label_hint(self) -> str:
+        """How to have labels of points, for messages."""
+        there = f" (they have {', '.join(self.feature_names)})" if self.feature_names else ""
+        return f"; --data.dataset_kwargs '{{label: NAME}}' names the property of the files that labels points{there}"
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, also where a split lacks one."""
         return len(self.class_names)

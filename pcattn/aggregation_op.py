@@ -104,7 +104,8 @@ class _Aggregate(torch.autograd.Function):
         signed = linear * sign[:, None]
 
         sums = np.zeros((2, out_dim))
-        blocks, hidden_of, mapped_of = _blocks(neighbours, points, out_dim)
+        blocks, k = _blocks(neighbours, max(dim, out_dim)), neighbours.shape[1]
+        hidden_of, mapped_of = (points.new_empty(blocks[0].stop, k, width) for width in (dim, out_dim))
         for block in blocks:
             hidden, mapped = hidden_of[: block.stop - block.start], mapped_of[: block.stop - block.start]
             groups = (neighbours[block], centres[block])
@@ -138,7 +139,8 @@ class _Aggregate(torch.autograd.Function):
         square, offset = (exact.t() @ (factor[:, None] * exact)).to(points.dtype), constant @ exact
         errors = points.new_empty(*neighbours.shape, dim)  # gradient of the output of BN_1
         products, sums = points.new_zeros(dim, dim, dtype=torch.float64), np.zeros((3 + out_dim, dim))
-        blocks, hidden_of = _blocks(neighbours, points, out_dim)[:2]
+        blocks = _blocks(neighbours, max(dim, out_dim))
+        hidden_of = points.new_empty(blocks[0].stop, neighbours.shape[1], dim)
         for block in blocks:
             hidden, groups = hidden_of[: block.stop - block.start], (neighbours[block], centres[block])
             _run(kernels.activate, groups, (points, first.scale, first.shift), (hidden,))
@@ -238,9 +240,8 @@ def _before_maximum(grad: Tensor, best: Tensor, norm: Normalization) -> tuple[Te
     return *norm.backward(sums), (norm.scale * grad).to(grad.dtype)
 
 
-def _blocks(neighbours: Tensor, points: Tensor, out_dim: int) -> tuple[list[slice], Tensor, Tensor]:
-    """Slices of groups, and room for one of each of them (g, k, C) and (g, k, D)."""
-    (num_groups, k), dim = neighbours.shape, points.shape[1]
-    size = min(num_groups, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // (k * max(dim, out_dim))))
-    blocks = [slice(start, min(start + size, num_groups)) for start in range(0, num_groups, size)]
-    return blocks, points.new_empty(size, k, dim), points.new_empty(size, k, out_dim)
+def _blocks(neighbours: Tensor, width: int) -> list[slice]:
+    """Slices of groups (g, k), of which each value is `width` wide; the first is the largest."""
+    num_groups, k = neighbours.shape
+    size = min(num_groups, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // (k * width)))
+    return [slice(start, min(start + size, num_groups)) for start in range(0, num_groups, size)]

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -19,7 +16,7 @@ import threading
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -33,9 +30,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import pcattn.tasks  # so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
 from pcattn.atomic import replacing, write_text
-from pcattn.configurations import bundled, with_files
+from pcattn.configurations import with_files
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
+from pcattn.messages import Parser, fail, format_warning
 from pcattn.metrics_log import MetricsLog
 from pcattn.printable import printable
 from pcattn.registry import find_import_path
@@ -65,49 +63,6 @@ OTHER_COMMANDS = {
 
 #: What the data module knows, for the tasks that have an argument of this name.
 FROM_DATA = ("num_classes", "num_features", "class_names", "parts", "part_names")
-
-# Where the files of this package lie, whose warnings are told as its errors are.
-_HOMES = tuple(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (pcattn, pcattn.datasets))
-_PYTHONS_FORMAT = warnings.formatwarning
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong with a command line or a configuration in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and exit with status 2."""
-        fail(concise(message), ex)
-
-
-def fail(message: str, cause: Exception | None = None) -> NoReturn:
-    """Print one line and exit with status 2."""
-    print(f"pcattn: error: {printable(message)}", file=sys.stderr)
-    raise SystemExit(2) from cause
-
-
-def concise(message: str) -> str:
-    """A message of the parser in one line: what it found wrong, without a listing of the types that it tried."""
-    where, union, details = message.partition("Does not validate against any of the Union subtypes")
-    if union:
-        reasons = re.findall(r"^ *- (.*)$", details, flags=re.MULTILINE)
-        told = [reason for reason in reasons if "NoneType" not in reason] or reasons
-        value = re.search(r"Given value: (?!Namespace)(.*)", details)
-        got = f", but got {value[1]}" if value and "but got" not in told[0] else ""
-        message = f"{where}{' or '.join(dict.fromkeys(told))}{got}"
-    if "required" in message:  # "arguments are required", or in older versions of the parser "is required but not"
-        message += f"; start from a configuration: pcattn fit -c smoke (or {', '.join(bundled())})"
-    misspelt = re.search(r"'([\w.]+)' is not (?:accepted|expected)|nrecognized arguments: --([\w.]+)", message)
-    if misspelt:
-        name = (misspelt[1] or misspelt[2]).rpartition(".")[2]
-        close = difflib.get_close_matches(name, _option_names(), n=1)
-        message += f" (did you mean {close[0]!r}?)" if close else ""
-    return " ".join(message.partition(", but got Namespace(")[0].split())
-
-
-def _option_names() -> set[str]:
-    """Of the trainer, the data and the tasks."""
-    owners = (Trainer, PointCloudDataModule, pcattn.tasks.Classification, pcattn.tasks.PartSegmentation)
-    return {name for owner in owners for name in inspect.signature(owner).parameters}
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -488,18 +443,9 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def _format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Warnings of this package in one line, as its errors; those of others as Python shows them."""
-    if filename.startswith(_HOMES):
-        return f"pcattn: warning: {printable(message)}\n"
-    return _PYTHONS_FORMAT(message, category, filename, lineno, line)
-
-
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = format_warning
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch
         ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them

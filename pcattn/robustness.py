@@ -13,8 +13,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pcattn.atomic import write_figure, write_text
-from pcattn.cli import PointCloudCLI, fail
+from pcattn.cli import PointCloudCLI
 from pcattn.corruptions import CORRUPTIONS, SEVERITIES, corrupt, find
+from pcattn.messages import fail
 
 Errors = Mapping[str, Mapping[str, float]]
 
