@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 import urllib.error
 import urllib.request
 import uuid
@@ -25,6 +24,8 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
+
+from pcattn.messages import fail
 
 from .errors import DatasetError
 
@@ -236,7 +237,7 @@ def unpack(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str]) -> int:
     """Run `pcattn download`."""
     parser = argparse.ArgumentParser(prog="pcattn download", description=__doc__)
     parser.add_argument("name", choices=ARCHIVES, help="what to download")
@@ -249,15 +250,11 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"{target} is there already")
         return 0
     if archive.terms and not parsed.accept_terms:
-        print(
-            f"pcattn: error: {parsed.name} is for those who agree to {archive.terms}: --accept_terms", file=sys.stderr
-        )
-        return 2
+        fail(f"{parsed.name} is for those who agree to {archive.terms}: --accept_terms")
     try:
         print(f"{parsed.name} lies in {download(parsed.name, parsed.root)}")
     except (ValueError, OSError) as error:
-        print(f"pcattn: error: {error}", file=sys.stderr)
-        return 2
+        fail(str(error), error)
     return 0
 
 

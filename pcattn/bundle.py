@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from pcattn import checkpoints, runs
+from pcattn.messages import fail
 
 #: Weights of a package are downloaded by all of its users.
 MAX_BYTES = 6_000_000
@@ -59,7 +59,7 @@ def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER, which: st
     return path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command; see `--help`. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="pcattn bundle", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
@@ -71,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path = bundle(args.run, args.name, args.command, args.folder, args.checkpoint)
     except (ValueError, OSError) as error:
-        print(f"pcattn: error: {error}", file=sys.stderr)
-        return 2
+        fail(str(error), error)
     print(f"{path} ({path.stat().st_size:,} bytes)\nNext:\n  pcattn validate -c CONFIG --ckpt_path {path}")
     return 0

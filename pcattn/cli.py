@@ -1,19 +1,13 @@
-"""The command line, also as `python -m pcattn` and `python train.py`.
-
-`fit`, `validate`, `test` and `predict` are Lightning's; `OTHER_COMMANDS` lists the others.
-"""
+"""Lightning's commands `fit`, `validate`, `test` and `predict`; `pcattn/commands.py` calls them and all others."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import os
 import shutil
 import signal
 import sys
 import threading
-import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
@@ -27,39 +21,19 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-import pcattn.tasks  # so that `--model Classification` is found by its short name
 from pcattn import checkpoints, runs
 from pcattn.atomic import replacing, write_text
 from pcattn.configurations import with_files
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
-from pcattn.messages import Parser, fail, format_warning
+from pcattn.messages import fail
 from pcattn.metrics_log import MetricsLog
+from pcattn.parser import Parser
 from pcattn.printable import printable
 from pcattn.registry import find_import_path
 from pcattn.saving import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.stopwatch import ValidationTime
-from pcattn.tasks.base import NonFiniteError
-
-#: Lightning's commands.
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
-
-#: Commands beside those, and the module whose `main(args)` runs each.
-OTHER_COMMANDS = {
-    "bench attention": "pcattn.bench.attention",
-    "bench networks": "pcattn.bench.networks",
-    "bench ops": "pcattn.bench.ops",
-    "bench train": "pcattn.bench.train",
-    "bundle": "pcattn.bundle",
-    "compare": "pcattn.compare",
-    "data": "pcattn.data_report",
-    "download": "pcattn.datasets.download",
-    "export": "pcattn.export",
-    "predict-files": "pcattn.predict_files",
-    "report": "pcattn.visualize.report",
-    "robustness": "pcattn.robustness",
-    "show": "pcattn.visualize.show",
-}
+from pcattn.tasks.base import NonFiniteError  # all tasks, so that `--model Classification` is found by its short name
 
 #: What the data module knows, for the tasks that have an argument of this name.
 FROM_DATA = ("num_classes", "num_features", "class_names", "parts", "part_names")
@@ -89,7 +63,7 @@ class SaveRunConfig(SaveConfigCallback):
 class PointCloudCLI(LightningCLI):
     """Lightning's command line with runs that lie in `runs/<name>/`, and results that a person can read."""
 
-    def __init__(self, args: list[str] | None) -> None:
+    def __init__(self, args: list[str]) -> None:
         self.reserved: Path | None = None
         self.checkpoint: Path | None = None  # whose weights are evaluated, or trained further
         # Weights that Lightning does not load: of a `.safetensors` file, and those that a training starts from.
@@ -112,9 +86,9 @@ class PointCloudCLI(LightningCLI):
         finally:
             self._discard_unused()
 
-    def _run(self, args: list[str] | None) -> None:
+    def _run(self, args: list[str]) -> None:
         try:
-            words = with_files(sys.argv[1:] if args is None else args)
+            words = with_files(args)
         except ValueError as error:
             fail(str(error), error)
         super().__init__(
@@ -122,10 +96,7 @@ class PointCloudCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
-            parser_kwargs={
-                "prog": "pcattn",
-                "description": f"Attention on point clouds. Further commands: {', '.join(OTHER_COMMANDS)}.",
-            },
+            parser_kwargs={"prog": "pcattn"},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             # The data module shards by itself. Its sampler is a function of seed and epoch.
@@ -443,34 +414,9 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line `args` (default: that of the process)."""
-    warnings.formatwarning = format_warning
-    for message in (
-        ".*treespec, LeafSpec.*",  # Lightning's own business with torch
-        ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
-        "LightningCLI's args parameter.*",
-        ".*Precision bf16-mixed is not supported by the model summary.*",
-        ".*directory .* exists and is not empty.*",  # a resumed run's own
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+def main(args: list[str]) -> None:
+    """Run one of Lightning's commands."""
     threading.excepthook = _thread_failed
-    words = sys.argv[1:] if args is None else args
-    for command, module in OTHER_COMMANDS.items():
-        length = len(command.split())
-        if words[:length] == command.split():
-            raise SystemExit(importlib.import_module(module).main(words[length:]))
-    if words == ["--version"]:
-        print(f"pcattn {pcattn.__version__}")
-        raise SystemExit(0)
-    if words in (["bench", "-h"], ["bench", "--help"]):
-        print("usage: pcattn", "\n       pcattn ".join(name for name in OTHER_COMMANDS if name.startswith("bench ")))
-        raise SystemExit(0)
-    if words and not words[0].startswith("-") and words[0] not in LIGHTNING_COMMANDS:
-        fail(f"expected one of {', '.join((*LIGHTNING_COMMANDS, *OTHER_COMMANDS))}, but got {' '.join(words[:2])!r}")
     try:
         # Of the processes of one training the first speaks; errors are everyone's.
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if runs.is_first_process() else nowhere):

@@ -27,6 +27,7 @@ from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.configurations import find_configuration
 from pcattn.datasets.storage import is_file_name
+from pcattn.messages import fail
 from pcattn.printable import in_markdown, printable
 from pcattn.registry import resolve
 from pcattn.visualize import evaluated
@@ -304,7 +305,7 @@ def main(args: Sequence[str]) -> int:
             parser.error("expected at least one network, of --attentions or --also")
         rows = compare(known.config, networks, known.seeds, out, options)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"pcattn: error: {printable(error)}\n")
+        fail(str(error), error)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from pcattn.datasets import DATASETS, DatasetError, DatasetNotFoundError
 from pcattn.datasets.errors import SkippedWarning
 from pcattn.datasets.files import SUFFIXES
+from pcattn.messages import fail
 from pcattn.printable import printable
 from pcattn.registry import construct, resolve
 
@@ -193,7 +193,7 @@ def to_text(report: Report, limit: int = 20) -> str:
     return "\n".join(lines)
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str]) -> int:
     """Run `pcattn data`."""
     parser = argparse.ArgumentParser(prog="pcattn data", description=__doc__)
     parser.add_argument("root", help="folder of a data set, or a list path,label[,split] in a CSV file")
@@ -224,8 +224,7 @@ def main(args: Sequence[str] | None = None) -> int:
             draw_samples(report.splits, report.class_names, path, up=up_axis)
             print(f"\nsamples of every class: {path}")
     except (ValueError, OSError) as error:
-        print(f"pcattn: error: {printable(error)}", file=sys.stderr)
-        return 2
+        fail(str(error), error)
     return 0
 
 

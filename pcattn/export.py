@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pcattn import checkpoints
 from pcattn.atomic import replacing
 from pcattn.datasets.preprocess import ESTIMATED_NORMALS, name_channels
 from pcattn.inference import Model
+from pcattn.messages import fail
 from pcattn.tasks import PartSegmentation
 
 FORMATS = ("safetensors", "pt2", "onnx")
@@ -257,6 +257,5 @@ def main(args: Sequence[str]) -> int:
         model = pcattn.load(options.checkpoint, trust=options.trust, device="cpu")
         print(export(model, options.out, format, options.dtype))
     except (ModuleNotFoundError, OSError, ValueError) as error:
-        print(f"pcattn: error: {error}", file=sys.stderr)
-        return 2
+        fail(str(error), error)
     return 0

@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
+import logging
 import os
-import re
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.cli import LightningArgumentParser
-
-import pcattn.datasets
-from pcattn.configurations import bundled
-from pcattn.datasets import PointCloudDataModule
 from pcattn.printable import printable
-from pcattn.tasks import Classification, PartSegmentation
 
 # Where the files of this package lie, whose warnings are told as its errors are.
-_HOMES = tuple(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (pcattn, pcattn.datasets))
+_HOMES = tuple(
+    f"{Path(spec.origin).parent}{os.sep}"
+    for spec in map(find_spec, ("pcattn", "pcattn.datasets"))
+    if spec is not None and spec.origin is not None
+)
 _PYTHONS_FORMAT = warnings.formatwarning
 
 
-class Parser(LightningArgumentParser):
-    """Says what is wrong with a command line or a configuration in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and exit with status 2."""
-        fail(concise(message), ex)
+def tell_plainly() -> None:
+    """Warnings of this package in one line from now on; none of Lightning's about what is as it should be."""
+    warnings.formatwarning = format_warning
+    for message in (
+        ".*treespec, LeafSpec.*",  # Lightning's own business with torch
+        ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
+        "LightningCLI's args parameter.*",
+        ".*Precision bf16-mixed is not supported by the model summary.*",
+        ".*directory .* exists and is not empty.*",  # a resumed run's own
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
 
 
 def fail(message: str, cause: Exception | None = None) -> NoReturn:
     """Print one line and exit with status 2."""
     print(f"pcattn: error: {printable(message)}", file=sys.stderr)
     raise SystemExit(2) from cause
-
-
-def concise(message: str) -> str:
-    """A message of the parser in one line: what it found wrong, without a listing of the types that it tried."""
-    where, union, details = message.partition("Does not validate against any of the Union subtypes")
-    if union:
-        reasons = re.findall(r"^ *- (.*)$", details, flags=re.MULTILINE)
-        told = [reason for reason in reasons if "NoneType" not in reason] or reasons
-        value = re.search(r"Given value: (?!Namespace)(.*)", details)
-        got = f", but got {value[1]}" if value and "but got" not in told[0] else ""
-        message = f"{where}{' or '.join(dict.fromkeys(told))}{got}"
-    if "required" in message:  # "arguments are required", or in older versions of the parser "is required but not"
-        message += f"; start from a configuration: pcattn fit -c smoke (or {', '.join(bundled())})"
-    misspelt = re.search(r"'([\w.]+)' is not (?:accepted|expected)|nrecognized arguments: --([\w.]+)", message)
-    if misspelt:
-        name = (misspelt[1] or misspelt[2]).rpartition(".")[2]
-        close = difflib.get_close_matches(name, _option_names(), n=1)
-        message += f" (did you mean {close[0]!r}?)" if close else ""
-    return " ".join(message.partition(", but got Namespace(")[0].split())
-
-
-def _option_names() -> set[str]:
-    """Of the trainer, the data and the tasks."""
-    owners = (Trainer, PointCloudDataModule, Classification, PartSegmentation)
-    return {name for owner in owners for name in inspect.signature(owner).parameters}
 
 
 def format_warning(

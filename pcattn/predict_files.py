@@ -22,6 +22,7 @@ from pcattn.atomic import write_text
 from pcattn.datasets.files import BLOCK, SUFFIXES, Cloud, CloudFile, write_blocks
 from pcattn.datasets.preprocess import ESTIMATED_NORMALS
 from pcattn.inference import Classes, Model, Parts
+from pcattn.messages import fail
 from pcattn.printable import printable
 from pcattn.tasks import PartSegmentation
 from pcattn.visualize.colors import palette
@@ -151,7 +152,7 @@ def main(args: Sequence[str]) -> int:
         if segments:
             options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"pcattn: error: {printable(error)}\n")
+        fail(str(error), error)
     jobs, wrong = find_files(options.files, options.out if segments else None)
     failures = [{"file": name, "error": reason} for name, reason in wrong]
     for failure in failures:
@@ -245,8 +246,7 @@ def _finish(
         if options.csv is not None:
             _write(options.csv, _to_csv(rows, segments), options.overwrite)
     except OSError as error:
-        print(f"pcattn: error: {error}", file=sys.stderr)
-        return 2
+        fail(str(error), error)
     if failures or interrupted:
         ending = "interrupted" if interrupted else f"{len(failures)} failed"
         print(f"{len(rows)} files predicted, {ending}", file=sys.stderr)

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-import pcattn
 from pcattn import checkpoints
-from pcattn.cli import PointCloudCLI, main
+from pcattn.cli import PointCloudCLI
+from pcattn.commands import main
 from pcattn.tasks import Classification
 
 from .datasets.modelnet_files import write_modelnet40
@@ -261,23 +259,6 @@ class TestErrors:
         error = error_of(["test", "-c", str(config), *args], capsys)
         assert "of a network for PartSegmentation" in error
         assert "of one for Classification" in error
-
-
-def test_version(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
-    assert capsys.readouterr().out == f"pcattn {pcattn.__version__}\n"
-
-
-def test_three_ways_to_call_it_are_one() -> None:
-    repository = Path(__file__).parent.parent
-    script = Path(sys.executable).with_name("pcattn")
-    calls = [[sys.executable, str(repository / "train.py")], [sys.executable, "-m", "pcattn"], [str(script)]]
-    outputs = [
-        subprocess.run([*call, "fit"], capture_output=True, text=True, check=False, cwd=repository) for call in calls
-    ]
-    assert {output.returncode for output in outputs} == {2}
-    assert len({output.stderr for output in outputs}) == 1
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pcattn.cli import main
+from pcattn.commands import main
 
 from .datasets.user_files import write_clouds
 from .test_cli import error_of, last_line

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 import pcattn
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.compare import _count
 from pcattn.models import HierarchicalSegmenter
 

@@ -11,7 +11,7 @@ import yaml
 from torch_geometric.data import Data, InMemoryDataset
 
 import pcattn
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.datasets import PointCloudDataModule, Shapes
 from pcattn.metrics import part_iou
 from pcattn.ops import interpolate

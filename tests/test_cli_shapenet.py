@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pcattn.cli import main
+from pcattn.commands import main
 
 from .datasets.shapenet_files import write_own
 from .test_cli_parts import write_config

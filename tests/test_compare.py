@@ -9,7 +9,7 @@ import yaml
 
 from pcattn import compare as comparison
 from pcattn.bench.attention import count_multiply_adds
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.compare import _count, compare, format_table, summarize
 from pcattn.tasks import Classification
 

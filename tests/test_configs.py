@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from pcattn.attention import ATTENTION
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.datasets import PointBatch, PointCloudDataModule
 from pcattn.registry import resolve
 from pcattn.tasks.base import PointCloudTask

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.configurations import bundled, find_configuration, with_files
 
 CONFIGS = Path(__file__).parent.parent / "configs"

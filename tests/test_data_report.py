@@ -146,13 +146,18 @@ def test_messages(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(DatasetError, match=r"expected a folder .* in a CSV file, but .*notes\.md is a file$"):
         describe(str(tmp_path / "notes.md"))
     np.save(tmp_path / "scan.npy", np.eye(3))
-    assert main([str(tmp_path / "scan.npy")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "scan.npy")])
     assert "scan.npy is a file: `pcattn show` draws a single cloud" in capsys.readouterr().err
-    assert main([str(tmp_path / "scan.npy"), "--dataset", "folder"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "scan.npy"), "--dataset", "folder"])
     assert "scan.npy, which is a file" in capsys.readouterr().err
-    assert main([str(tmp_path / "nowhere")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "nowhere")])
     assert "nowhere does not exist" in capsys.readouterr().err
-    assert main([str(tmp_path), "--option", "label"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--option", "label"])
     assert "expected --option NAME=VALUE, but got label" in capsys.readouterr().err
-    assert main([str(tmp_path), "--dataset", "folders"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--dataset", "folders"])
     assert "did you mean 'folder'?" in capsys.readouterr().err

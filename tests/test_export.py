@@ -10,7 +10,7 @@ import torch
 
 import pcattn
 from pcattn import checkpoints, export
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.inference import Model
 from pcattn.tasks import Classification, PartSegmentation
 

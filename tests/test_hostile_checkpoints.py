@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import pcattn
 from pcattn import checkpoints
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.registry import find_import_path, names_only, resolve
 from tests.datasets.modelnet_files import write_modelnet40
 from tests.test_checkpoints import DATA, classifier, write_ckpt

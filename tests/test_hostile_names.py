@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pcattn import checkpoints, compare
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.datasets import DatasetBrokenError, read_cloud
 from pcattn.printable import printable
 from pcattn.visualize import charts, report

@@ -50,7 +50,7 @@ def test_sdist_and_wheel(tmp_path: Path) -> None:
     # With nothing but the wheel: bundled weights, and a bundled configuration by its name.
     code = "import pcattn; print(len(pcattn.load('modelnet40-cpu').class_names))"
     assert python(code, cwd=tmp_path, path=site) == "40"
-    code = "from pcattn.cli import main; main(['fit', '-c', 'smoke_parts', '--print_config'])"
+    code = "from pcattn.commands import main; main(['fit', '-c', 'smoke_parts', '--print_config'])"
     assert "class_path: pcattn.tasks.PartSegmentation" in python(code, cwd=tmp_path, path=site)
 
 

@@ -13,7 +13,7 @@ import torch
 
 import pcattn
 from pcattn import checkpoints, predict_files
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.datasets.files import Cloud, CloudFile, read_cloud, write_ply
 from pcattn.inference import Model, Parts
 from pcattn.predict_files import find_files, name_outputs, segmented

@@ -8,7 +8,7 @@ import torch
 
 import pcattn
 from pcattn.checkpoints import save_weights
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.datasets import PointCloudDataModule
 from pcattn.robustness import summarize
 from pcattn.visualize.evaluated import batches, choose, evaluate, open_run, read_split

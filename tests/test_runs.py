@@ -18,7 +18,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from pcattn import runs
-from pcattn.cli import main
+from pcattn.commands import main
 
 from .datasets.modelnet_files import write_modelnet40
 from .tiny import write_tiny_config

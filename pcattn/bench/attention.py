@@ -21,6 +21,7 @@ from pcattn.attention.external import ExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.self_attention import SelfAttention
 from pcattn.bench.timing import peak_on_gpu
+from pcattn.messages import fail
 from pcattn.ops import KNN, knn
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -411,7 +412,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     write_figure(path, figure, dpi=150)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command line of `bench_attention`."""
     parser = argparse.ArgumentParser(prog="pcattn bench attention", description=__doc__)
     names = (*ATTENTION, *REFERENCES)
@@ -452,7 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.attention, args.sizes, args.dim, args.batch, args.device, args.repeats, *limits, log
         )
     except ValueError as error:
-        parser.exit(2, f"pcattn: error: {error}\n")
+        fail(str(error), error)
     print(json.dumps(result, indent=2) if args.json else format_summary(result))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -464,7 +465,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot(result, args.plot)
         log(f"plot written to {args.plot}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

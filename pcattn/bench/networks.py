@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pcattn.bench.timing import measure_of_peak, peak_mib, synchronize
 from pcattn.bench.train import SHARES, OperationTimer, clouds
+from pcattn.messages import fail
 from pcattn.models import SEGMENTERS, build_segmenter
 
 SIZES = (6250, 12500, 25000, 50000, 100000)
@@ -121,7 +122,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command; see `--help`. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="pcattn bench networks", description=__doc__)
     parser.add_argument("--networks", nargs="+", choices=tuple(SEGMENTERS), default=("hierarchical_tiny",),
@@ -146,6 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = bench_networks(args.networks, args.sizes, args.attention, args.network_kwargs, args.device, say)
     except (TypeError, ValueError) as error:
-        parser.exit(2, f"pcattn: error: {error}\n")
+        fail(str(error), error)
     print(json.dumps(result, indent=1) if args.json else table(result))
     return 0

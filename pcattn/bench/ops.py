@@ -69,7 +69,7 @@ def bench_ops(
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command; see `--help`. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="pcattn bench ops", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pcattn.atomic import write_text
+from pcattn.messages import fail
 from pcattn.metrics import predict_parts
-from pcattn.printable import in_html, in_markdown, printable
+from pcattn.printable import in_html, in_markdown
 from pcattn.runs import run_of_checkpoint
 from pcattn.tasks.classification import class_accuracy
 from pcattn.visualize import charts, evaluated
@@ -225,6 +226,6 @@ def main(args: Sequence[str]) -> int:
     try:
         files = report(given.run, given.split, given.worst, given.trust)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"pcattn: error: {printable(' '.join(str(error).split()))}\n")
+        fail(" ".join(str(error).split()), error)
     print("written: " + ", ".join(map(str, files)))
     return 0

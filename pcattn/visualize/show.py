@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcattn.printable import printable
+from pcattn.messages import fail
 from pcattn.registry import resolve
 from pcattn.visualize import evaluated
 from pcattn.visualize.attention import show_attention
@@ -175,7 +175,7 @@ def main(args: Sequence[str]) -> int:
         else:
             _window(clouds, fields, up, heading)
     except (OSError, ValueError, Open3DError) as error:
-        parser.exit(2, f"pcattn: error: {printable(' '.join(str(error).split()))}\n")
+        fail(" ".join(str(error).split()), error)
     return 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from pcattn import checkpoints
-from pcattn.cli import main as pcattn
+from pcattn.commands import main as pcattn
 from pcattn.tasks import PartSegmentation
 
 _ROWS = 1 << 20  # written at a time

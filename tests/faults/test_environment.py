@@ -21,7 +21,7 @@ def refuse(event, args):
         raise AssertionError(f"{event} {args[1:]}")
 
 sys.addaudithook(refuse)
-from pcattn.cli import main
+from pcattn.commands import main
 main(sys.argv[1:])
 """
 

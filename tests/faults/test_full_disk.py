@@ -18,7 +18,7 @@ import torch
 
 import pcattn
 from pcattn import checkpoints
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.datasets import DatasetError, ModelNet40, PointCloudFolder, Shapes, read_cloud
 from pcattn.export import FORMATS, export
 from pcattn.tasks import Classification, PartSegmentation

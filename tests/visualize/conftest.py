@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pcattn.cli import main
+from pcattn.commands import main
 
 
 def fit(folder: Path, task: str, **settings) -> Path:

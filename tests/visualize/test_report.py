@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.datasets import PointBatch
 from pcattn.tasks import PartSegmentation
 from pcattn.visualize import Pictures, charts, evaluated

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcattn.cli import main
+from pcattn.commands import main
 from pcattn.datasets.files import Cloud, read_cloud, write_ply
 from pcattn.inference import Model, draw
 from pcattn.tasks import Classification, PartSegmentation
