@@ -157,9 +157,10 @@ def _read(run: Path) -> dict[str, Any]:
 
     After a training on a GPU the results hold the peak of its memory, which takes the place of that of the process.
     """
-    costs = run / "costs.json"
+    costs, results = run / "costs.json", json.loads((run / "results.json").read_text())
     peak = json.loads(costs.read_text()) if costs.exists() else {"peak_mib": math.nan}
-    return peak | json.loads((run / "results.json").read_text()) | _count(runs.checkpoint_path(run, "best"))
+    peak["peak_of"] = "GPU" if "peak_mib" in results else "process"
+    return peak | results | _count(runs.checkpoint_path(run, "best"))
 
 
 def _count(checkpoint: Path) -> dict[str, int]:
@@ -204,6 +205,7 @@ def summarize(network: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]
         "multiply_adds": results[0]["multiply_adds"],
         "clouds_per_second": statistics.median(result["clouds_per_second"] for result in results),
         "peak_mib": max(result["peak_mib"] for result in results),
+        "peak_of": results[0]["peak_of"],
     }
 
 
@@ -221,7 +223,13 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, the best first."""
     names = list(rows[0]["metrics"])
     headings = [f"{rows[0]['split']} {METRICS[name]}, %" for name in names]
-    headings += ["runs", "parameters", "M multiply-adds a cloud", "clouds/s in training", "peak MiB"]
+    headings += [
+        "runs",
+        "parameters",
+        "M multiply-adds a cloud",
+        "clouds/s in training",
+        f"peak MiB, {rows[0]['peak_of']}",
+    ]
     lines = [f"| network | {' | '.join(headings)} |", "| --- " * (1 + len(headings)) + "|"]
     for row in sorted(rows, key=lambda row: -_first(row)[1]["mean"]):
         values = [_percent(row["metrics"][name]) for name in names]

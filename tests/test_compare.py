@@ -25,7 +25,8 @@ def run(args: list[str]) -> int:
 
 
 def result(accuracy: float, **more: float) -> dict:
-    costs = {"parameters": 1000, "multiply_adds": 2_000_000, "clouds_per_second": 10.0, "peak_mib": 500.0}
+    costs = {"parameters": 1000, "multiply_adds": 2_000_000, "clouds_per_second": 10.0}
+    costs |= {"peak_mib": 500.0, "peak_of": "process"}
     return {"best": {"val/oa": 0.5}, "test": {"test/oa": accuracy}, **costs, **more}
 
 
@@ -47,6 +48,17 @@ class TestSummary:
         lines = format_table(rows).splitlines()
         assert lines[2].startswith("| offset | 91.0 ± 1.4 | 2 | 1,000 | 2 |")
         assert lines[3].startswith("| self | 80.0 | 1 |")  # one run has no spread
+
+    def test_peak_says_whose_it_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(comparison, "_count", lambda checkpoint: {"parameters": 1000, "multiply_adds": 2_000_000})
+        (tmp_path / "costs.json").write_text('{"peak_mib": 700.0}')
+        for peak, heading, value in (({}, "process", "700"), ({"peak_mib": 90.0}, "GPU", "90")):
+            (tmp_path / "results.json").write_text(
+                json.dumps({"best": {"val/oa": 0.5}, "clouds_per_second": 10.0, **peak})
+            )
+            table = format_table([summarize("self", [comparison._read(tmp_path)])])
+            assert f"| peak MiB, {heading} |" in table
+            assert table.endswith(f"| 10 | {value} |")
 
     def test_part_segmentation(self) -> None:
         metrics = {"test/loss": 1.0, "test/class_miou": 0.5, "test/instance_miou": 0.75}
