@@ -96,13 +96,15 @@ def test_pictures() -> None:
     montage([cloud], Path("a.svg"), renderer="matplotlib", heading=SCRIPT)
     assert "<script" not in Path("a.svg").read_text()
     charts.draw_bars(names, [0.5, None, 1.0], [1, 0, 2], "accuracy", Path("b.png"))
-    charts.draw_confusion(np.eye(3), names, Path("c.png"))
+    confusion = charts.Confusion(FORMULA, np.eye(3), names, names)
+    charts.draw_confusion([confusion], Path("c.png"))
+    charts.draw_confusion([confusion, confusion], Path("d.png"))
 
 
 def test_comparison(capsys: pytest.CaptureFixture) -> None:
     """In its table and its plot, and when a network cannot be called so."""
     values = {"metrics": {"oa": {"mean": 0.5, "std": 0.0, "values": [0.5]}}, "split": "test"}
-    costs = {"clouds_per_second": 1.0, "parameters": 1, "multiply_adds": 1, "peak_mib": 1.0}
+    costs = {"clouds_per_second": 1.0, "parameters": 1, "multiply_adds": 1, "peak_mib": 1.0, "peak_of": "process"}
     rows = [{"network": name, **values, **costs} for name in (SCRIPT, FORMULA, ESCAPES)]
     compare.plot(rows, Path("a.png"))
     table = compare.format_table(rows)

@@ -1,4 +1,4 @@
-"""Charts of a run: curves, bars of categories, and the confusion matrix."""
+"""Charts of a run: curves, bars of categories, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,10 @@ from pcattn.atomic import write_figure
 from pcattn.printable import printable
 from pcattn.visualize.colors import palette, sequential, to_hex
 from pcattn.visualize.plain_text import plain_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 #: What the losses of a run are; on smoothed labels the one of training may stay far above the other.
 _LEGEND = {"train/loss": "train/loss (as minimised)", "val/loss": "val/loss (cross-entropy alone)"}
@@ -92,28 +97,54 @@ def draw_bars(
     return path
 
 
+class Confusion(NamedTuple):
+    """How often what stands in a row of `matrix` (R, C) was taken for what stands in a column."""
+
+    title: str
+    matrix: NDArray
+    rows: Sequence[str]
+    columns: Sequence[str]
+
+
 @plain_text()
-def draw_confusion(matrix: NDArray, names: Sequence[str], path: Path) -> Path:
-    """Truth in the rows, each row as shares of its sum: where it went."""
-    from matplotlib.colors import ListedColormap
+def draw_confusion(confusions: Sequence[Confusion], path: Path) -> Path:
+    """Truth in the rows, each row as shares of its sum: where it went. Several lie side by side."""
     from matplotlib.figure import Figure
 
-    sums = matrix.sum(axis=1, keepdims=True)
-    shares = np.divide(matrix, sums, out=np.full(matrix.shape, np.nan), where=sums > 0)
-    side = float(np.clip(1.6 + 0.21 * len(names), 3.5, 13))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.subplots()
+    wide = min(4, len(confusions))
+    high = -(-len(confusions) // wide)
+    if len(confusions) == 1:
+        side = float(np.clip(1.6 + 0.21 * len(confusions[0].rows), 3.5, 13))
+        size = (side + 0.8, side)
+    else:
+        size = (2.5 * wide, 2.4 * high)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(high, wide, squeeze=False)
+    for axes in grid.flat[len(confusions) :]:
+        axes.remove()
+    for axes, confusion in zip(grid.flat, confusions, strict=False):
+        image = _draw_shares(axes, confusion)
+        axes.set_title(printable(confusion.title), fontsize=9)
+    figure.supxlabel("prediction")
+    figure.supylabel("truth")
+    if len(confusions) == 1:  # in small ones every number is written
+        figure.colorbar(image, ax=axes, shrink=0.6, label="share of the truth")
+    write_figure(path, figure, dpi=110)
+    return path
+
+
+def _draw_shares(axes: Axes, confusion: Confusion) -> AxesImage:
+    from matplotlib.colors import ListedColormap
+
+    sums = confusion.matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(confusion.matrix, sums, out=np.full(confusion.matrix.shape, np.nan), where=sums > 0)
     colors = ListedColormap(np.vstack(([[1, 1, 1]], sequential(np.linspace(0, 1, 255)) / 255)))
     image = axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
-    size = 8 if len(names) <= 45 else 5.5
-    names = list(map(printable, names))
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.set(xlabel="prediction", ylabel="truth")
-    if len(names) <= 30:
+    size = 8 if len(confusion.rows) <= 45 else 5.5
+    axes.set_xticks(range(len(confusion.columns)), list(map(printable, confusion.columns)), rotation=90, fontsize=size)
+    axes.set_yticks(range(len(confusion.rows)), list(map(printable, confusion.rows)), fontsize=size)
+    if len(confusion.rows) <= 30:
         for i, j in zip(*np.nonzero(shares >= 0.005), strict=True):
             color = "white" if shares[i, j] > 0.45 else "#222222"
             axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=6, color=color)
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the truth")
-    write_figure(path, figure, dpi=110)
-    return path
+    return image

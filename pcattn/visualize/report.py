@@ -68,16 +68,15 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
     split = split or ("test" if "test" in results else "val")
     pictures = run / "report"
     pictures.mkdir(exist_ok=True)
-    clouds, metrics, confusion = _evaluate(opened, split)
+    clouds, metrics, confusions = _evaluate(opened, split)
     sections = [_summary(opened, run, split, metrics, results, len(clouds))]
     curves = charts.draw_curves(charts.read_curves(run), pictures / "curves.png")
     if curves is not None:
         sections.append(Section("Curves", picture=curves))
     sections.append(_categories(opened.task, opened.data.per_point, pictures))
-    matrix, names = confusion
-    what = "points by part" if opened.data.per_point else "shapes by class"
-    drawn = charts.draw_confusion(matrix, names, pictures / "confusion.png")
-    sections.append(Section("Confusion", [f"{what.capitalize()}, in percent of the truth in each row."], picture=drawn))
+    what = "Points by part" if opened.data.per_point else "Shapes by class"
+    drawn = charts.draw_confusion(confusions, pictures / "confusion.png")
+    sections.append(Section("Confusion", [f"{what}, in percent of the truth in each row."], picture=drawn))
     if worst:
         chosen = sorted(clouds, key=lambda cloud: cloud.score)[:worst]
         path = montage(
@@ -98,12 +97,12 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
     return page, text
 
 
-def _evaluate(run: evaluated.Run, split: str) -> tuple[list[Cloud], dict[str, float], tuple[np.ndarray, list[str]]]:
-    """Clouds with predictions, metrics, and the confusion matrix with its names."""
+def _evaluate(run: evaluated.Run, split: str) -> tuple[list[Cloud], dict[str, float], list[charts.Confusion]]:
+    """Clouds with predictions, metrics, and confusion matrices: of the classes, or of the parts of each category."""
     task: Any = run.task
     dense, indices = evaluated.read_split(run.data, split)
-    names = [name.replace("/", " ") for name in task.part_names] if run.data.per_point else task.class_names
-    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
+    if run.data.per_point:
+        points = np.zeros((len(task.parts), len(task.part_names), len(task.part_names)), dtype=np.int64)
     clouds: list[Cloud] = []
     logits: list[Tensor] = []
     task.network.register_forward_hook(lambda module, inputs, output: logits.append(output))
@@ -114,9 +113,27 @@ def _evaluate(run: evaluated.Run, split: str) -> tuple[list[Cloud], dict[str, fl
         clouds += evaluated.describe(task, batch, found)
         if run.data.per_point:
             predicted = predict_parts(found, batch.category, task.parts, task.protocol)
-            np.add.at(confusion, (batch.label.flatten().numpy(), predicted.flatten().numpy()), 1)
+            category, truth, found_parts = torch.broadcast_tensors(batch.category[:, None], batch.label, predicted)
+            np.add.at(points, (category.numpy(), truth.numpy(), found_parts.numpy()), 1)
     metrics = {name.partition("/")[2]: float(value) for name, value in task.compute_metrics(split).items()}
-    return clouds, metrics, (confusion if run.data.per_point else task.last_confusion.numpy(), list(names))
+    if run.data.per_point:
+        return clouds, metrics, _by_category(points, task)
+    return clouds, metrics, [charts.Confusion("", task.last_confusion.numpy(), task.class_names, task.class_names)]
+
+
+def _by_category(points: np.ndarray, task: Any) -> list[charts.Confusion]:
+    """The parts of each category that has points, and in a last column what was taken for another's."""
+    confusions = []
+    for matrix, parts, name in zip(points, task.parts, task.class_names, strict=True):
+        if matrix.any():
+            rows = [task.part_names[part].rpartition("/")[2] for part in parts]
+            own = matrix[np.ix_(parts, parts)]
+            elsewhere = matrix[parts].sum(axis=1, keepdims=True) - own.sum(axis=1, keepdims=True)
+            if elsewhere.any():
+                confusions.append(charts.Confusion(name, np.hstack((own, elsewhere)), rows, [*rows, "other"]))
+            else:
+                confusions.append(charts.Confusion(name, own, rows, rows))
+    return confusions
 
 
 def _summary(

@@ -84,9 +84,12 @@ def test_confusion_with_parts_of_another_category(protocol: str, monkeypatch: py
     monkeypatch.setattr(evaluated, "read_split", lambda data, split: (None, None))
     monkeypatch.setattr(evaluated, "batches", lambda clouds, indices: [batch])
     run = evaluated.Run(Path("best.ckpt"), task.eval(), SimpleNamespace(per_point=True))  # type: ignore[arg-type]
-    clouds, _, (matrix, labels) = _evaluate(run, "val")
-    assert matrix.tolist() == [[1, 1, 0, 1], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 2]]
-    assert labels == ["bag 1", "bag 2", "cap 1", "cap 2"]
+    clouds, _, confusions = _evaluate(run, "val")
+    assert [(c.title, c.matrix.tolist()) for c in confusions] == [
+        ("0", [[1, 1, 1], [0, 0, 1]]),  # what was taken for a part of a cap stands in the last column
+        ("1", [[0, 0, 2], [0, 2, 0]]),
+    ]
+    assert all((c.rows, c.columns) == (["1", "2"], ["1", "2", "other"]) for c in confusions)
     assert [(cloud.title, cloud.index) for cloud in clouds] == [("0 7", 7), ("1 5", 5)]
     assert [cloud.score for cloud in clouds] == pytest.approx([1 / 6, 1 / 2], abs=1e-6)
 
