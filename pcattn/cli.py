@@ -23,14 +23,14 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from pcattn import checkpoints, runs
 from pcattn.atomic import replacing, write_text
-from pcattn.configurations import with_files
+from pcattn.configurations import class_paths, with_files
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
 from pcattn.messages import fail
 from pcattn.metrics_log import MetricsLog
 from pcattn.parser import Parser
 from pcattn.printable import printable
-from pcattn.registry import find_import_path
+from pcattn.registry import find_import_path, look_here
 from pcattn.saving import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.stopwatch import ValidationTime
 from pcattn.tasks.base import NonFiniteError  # all tasks, so that `--model Classification` is found by its short name
@@ -91,6 +91,8 @@ class PointCloudCLI(LightningCLI):
             words = with_files(args)
         except ValueError as error:
             fail(str(error), error)
+        for path in class_paths(words):
+            look_here(path)
         super().__init__(
             datamodule_class=PointCloudDataModule,
             save_config_callback=SaveRunConfig,

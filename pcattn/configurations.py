@@ -1,13 +1,19 @@
-"""The configurations that come with the package, by name: `pcattn fit -c smoke`."""
+"""What a command line says: configurations that come with the package, by name, and classes of one's own."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 # Installed they lie in the package; in the repository, beside it.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+
+# Options of the command line that take a class, beside those that end in `class_path`.
+_CLASSES = ("--model", "--trainer.callbacks", "--trainer.callbacks+", "--trainer.logger")
 
 
 def bundled() -> dict[str, Path]:
@@ -45,3 +51,26 @@ def with_files(words: Sequence[str]) -> list[str]:
         elif place and found[place - 1] in ("-c", "--config"):
             found[place] = find_configuration(word)
     return found
+
+
+def class_paths(words: Sequence[str]) -> Iterator[str]:
+    """The classes that a command line and its configurations name, for Lightning's parser to import."""
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        value = value if equals else "".join(words[place + 1 : place + 2])
+        if option in ("-c", "--config"):
+            try:
+                yield from _class_paths(yaml.safe_load(Path(value).read_text()))
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # the parser says what is wrong with it
+        elif option.endswith("class_path") or option in _CLASSES:
+            yield value
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("class_path"), str):
+            yield value["class_path"]
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else ():
+        yield from _class_paths(inner)

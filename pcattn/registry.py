@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -70,24 +71,21 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
             "imported and run: pass trust=True (--trust) if you trust where the file comes from"
         )
     try:
-        return getattr(_import(module_name), attribute)
+        look_here(module_name)
+        return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
-def _import(module: str) -> ModuleType:
-    """A module, also of the current folder, as `python -m` finds it: one's own.
+def look_here(import_path: str) -> None:
+    """Let the module of an import path be found in the current folder, as `python -m` finds it: one's own.
 
-    Only what is found nowhere else is looked for there, and only here, where the name is trusted: a folder of files
-    from strangers may hold modules as well.
+    Only what is found nowhere else is looked for there, and only where the name is trusted: a folder of files from
+    strangers may hold modules as well.
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0] or (here := os.getcwd()) in sys.path:
-            raise
+    name, here = import_path.partition(".")[0], os.getcwd()
+    if name not in sys.modules and find_spec(name) is None and PathFinder.find_spec(name, [here]) is not None:
         sys.path.append(here)
-        return importlib.import_module(module)
 
 
 def construct(kind: str, name: str, factory: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:

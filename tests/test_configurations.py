@@ -1,11 +1,13 @@
 """Bundled configurations by their names, on every command that takes one."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pcattn.commands import main
-from pcattn.configurations import bundled, find_configuration, with_files
+from pcattn.configurations import bundled, class_paths, find_configuration, with_files
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -39,3 +41,26 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         main(["fit", "-c", "no_such"])
     assert stop.value.code == 2
     assert "no_such" in capsys.readouterr().err
+
+
+def test_classes_that_are_named(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "model: {class_path: mine.Task, init_args: {attention: mine.Other}}\n"
+        "trainer: {callbacks: [{class_path: mine.Stop}, {class_path: 3}]}\n"
+    )
+    words = ["fit", "-c", str(config), "--model", "own.Task", "--optimizer.class_path=own.Adam", "--data.root", "a.b"]
+    assert list(class_paths(words)) == ["mine.Task", "mine.Stop", "own.Task", "own.Adam"]
+    config.write_text("{")
+    assert list(class_paths(["fit", f"--config={config}", "--config", "none.yaml", "-c"])) == []
+
+
+def test_a_task_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program finds it as `python -m pcattn` does."""
+    monkeypatch.chdir(tmp_path)
+    Path("some_task.py").write_text("from pcattn.tasks import Classification\nclass Own(Classification):\n    pass\n")
+    words = ["fit", "-c", "smoke", "--model", "some_task.Own", "--model.num_classes", "22", "--print_config"]
+    script = Path(sys.executable).with_name("pcattn")
+    done = subprocess.run([script, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "class_path: some_task.Own" in done.stdout
