@@ -100,7 +100,7 @@ class HierarchicalBackbone(nn.Module):
         heads = _per_level("num_heads", num_heads or size.num_heads, num_levels)
         dilations = _per_level("dilation", dilation, num_levels)
         attention = attention or "neighborhood"
-        names = [attention] * num_levels if isinstance(attention, str) else list(attention)
+        names: list[Any] = list(attention) if isinstance(attention, (list, tuple)) else [attention] * num_levels
         if len(names) != num_levels:
             raise ValueError(f"expected attention to be one name or {num_levels}, one a level, but got {attention}")
         for name, value in (("k", k), ("stride", stride), ("stem_stride", stem_stride)):
