@@ -86,6 +86,11 @@ class DenseClouds(Dataset):
         up_axis: str = "z",
         name: str = "data set",
     ) -> None:
+        if not isinstance(dataset, InMemoryDataset):
+            raise DatasetError(
+                f"expected {name} to be an InMemoryDataset of torch-geometric, but got {type(dataset).__name__} "
+                "(PyGPointClouds takes one that is not in memory)"
+            )
         if len(dataset) == 0:
             raise DatasetError(f"expected clouds in {name}, but it is empty")
         if dataset.transform is not None:
@@ -95,6 +100,9 @@ class DenseClouds(Dataset):
         self.dataset, self.name, self.per_point = dataset, name, per_point
         self.normalize, self.up_axis = normalize, up_axis
         data, num_clouds = dataset._data, len(dataset)
+        label = "y" if per_point or "category" not in data else "category"
+        if lacking := [field for field in ("pos", label) if field not in data]:
+            raise DatasetError(f"expected pos and {label} in {name}, but it has no {' and no '.join(lacking)}")
         self.starts = torch.as_tensor(dataset.slices["pos"][:-1])
         self.sizes = torch.as_tensor(dataset.slices["pos"]).diff()
         if not bool((self.sizes > 0).all()):
@@ -116,6 +124,11 @@ class DenseClouds(Dataset):
                     f"expected a part label for every point in {name}, but it has labels of clouds{hint}"
                 )
             self.label = data.y.view(shape)
+        elif self.category is None and data.y.numel() != num_clouds:
+            hint = ": labels of points are for per_point" if data.y.numel() == len(data.pos) else ""
+            raise DatasetError(
+                f"expected a class y for each of {num_clouds} clouds in {name}, but got {data.y.numel()} numbers{hint}"
+            )
         else:
             self.label = data.y.view(num_clouds) if self.category is None else self.category
             self.category = None
