@@ -154,6 +154,13 @@ class Model:
         self.class_names: list[str] = list(map(str, getattr(task, "class_names", [])))
         self.part_names: list[str] = list(map(str, getattr(task, "part_names", [])))
 
+    def __repr__(self) -> str:
+        of_points = f", {len(self.part_names)} parts" if self.part_names else ""
+        return (
+            f"Model({type(self.task).__name__}, {len(self.class_names)} classes{of_points}, {self.num_points} points, "
+            f"on {self.device})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the network lies."""

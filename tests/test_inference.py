@@ -216,6 +216,12 @@ class TestSegment:
             classifier().segment(torch.rand(5, 3))
 
 
+def test_what_a_shell_shows() -> None:
+    assert {"load", "Model"} <= set(dir(pcattn))
+    assert repr(classifier()) == "Model(Classification, 3 classes, 32 points, on cpu)"
+    assert repr(segmenter()) == "Model(PartSegmentation, 3 classes, 6 parts, 32 points, on cpu)"
+
+
 class TestDraw:
     def test_all_points_come_before_one_comes_twice(self) -> None:
         draws = draw(100, 32, 4, seed=0)
