@@ -50,6 +50,16 @@ class PointCloudDataModule(LightningDataModule):
     Where a data set has a validation split of its own, that is used; otherwise the validation clouds are carved out of
     the training split, stratified by class. The test split is read by `test` alone.
 
+    Without a trainer, in a loop of one's own, the training loader subsamples and augments by itself, on the CPU, and
+    goes on to the next epoch with every iteration:
+
+    .. code-block:: python
+
+        data.setup("fit")
+        for epoch in range(10):
+            for batch in data.train_dataloader():
+                loss = cross_entropy(network(batch.pos, batch.channels), batch.label)
+
     What a data set class may tell in attributes, none of which it needs: `class_names`; `parts`, the part ids of each
     category; `feature_names`, the channels of `x`; `splits`, if one that takes `split` lacks some of train, val and
     test; `normalized`, how its clouds are normalised already (see `normalize`); `up_axis`; `shuffled`, that the points
@@ -275,9 +285,14 @@ class PointCloudDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training part."""
-        self._train_loader = self._loader("train", self.train_indices, shuffle=True)
+        before, self._train_loader = self._train_loader, self._loader("train", self.train_indices, shuffle=True)
         if self._resumed is not None:
             self._train_loader.load_state_dict(self._resumed)
+        if self.trainer is None:
+            sampler = self._train_loader.sampler
+            sampler.advances = True
+            if before is not None:
+                sampler.epoch, sampler._begun = before.sampler.epoch, before.sampler._begun
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
@@ -309,8 +324,10 @@ class PointCloudDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: PointBatch, dataloader_idx: int) -> PointBatch:
         """Subsample and augment in training, on the device of the batch."""
-        if self.trainer is None or not self.trainer.training:
-            return batch
+        return self._prepare(batch) if self.trainer is not None and self.trainer.training else batch
+
+    def _prepare(self, batch: PointBatch) -> PointBatch:
+        """A training batch, subsampled and augmented."""
         generator = torch.Generator(batch.pos.device).manual_seed(batch.seed)
         return self._augment(subsample(batch, self.num_points or batch.pos.shape[1], generator), generator)
 
@@ -395,13 +412,14 @@ class PointCloudDataModule(LightningDataModule):
         elif self.num_points and not self._splits[split].equal:  # those of equal size are subsampled on the device
             clouds = self._splits[split].sampled(self.num_points)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        finish = self._prepare if shuffle and self.trainer is None else None  # else `on_after_batch_transfer` does
         if self.resident is True or (self.resident and device.type == "cuda"):
             reason = self._why_not_resident(clouds, sampler, device)
             if reason is None:
-                return ResidentLoader(cast("DenseClouds", clouds), sampler, device)
+                return ResidentLoader(cast("DenseClouds", clouds), sampler, device, finish)
             say = rank_zero_warn if self.resident is True else rank_zero_info
             say(f"{split} clouds are read on the host for every batch: {reason}")
-        return EpochLoader(clouds, sampler)
+        return EpochLoader(clouds, sampler, finish)
 
     def _why_not_resident(self, clouds: Dataset, sampler: EpochSampler, device: torch.device) -> str | None:
         """Why clouds cannot lie on a device, or with `"auto"` should not, in words; None if they can."""

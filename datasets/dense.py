@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +86,11 @@ class DenseClouds(Dataset):
         up_axis: str = "z",
         name: str = "data set",
     ) -> None:
+        if not isinstance(dataset, InMemoryDataset):
+            raise DatasetError(
+                f"expected {name} to be an InMemoryDataset of torch-geometric, but got {type(dataset).__name__} "
+                "(PyGPointClouds takes one that is not in memory)"
+            )
         if len(dataset) == 0:
             raise DatasetError(f"expected clouds in {name}, but it is empty")
         if dataset.transform is not None:
@@ -95,6 +100,9 @@ class DenseClouds(Dataset):
         self.dataset, self.name, self.per_point = dataset, name, per_point
         self.normalize, self.up_axis = normalize, up_axis
         data, num_clouds = dataset._data, len(dataset)
+        label = "y" if per_point or "category" not in data else "category"
+        if lacking := [field for field in ("pos", label) if field not in data]:
+            raise DatasetError(f"expected pos and {label} in {name}, but it has no {' and no '.join(lacking)}")
         self.starts = torch.as_tensor(dataset.slices["pos"][:-1])
         self.sizes = torch.as_tensor(dataset.slices["pos"]).diff()
         if not bool((self.sizes > 0).all()):
@@ -116,6 +124,11 @@ class DenseClouds(Dataset):
                     f"expected a part label for every point in {name}, but it has labels of clouds{hint}"
                 )
             self.label = data.y.view(shape)
+        elif self.category is None and data.y.numel() != num_clouds:
+            hint = ": labels of points are for per_point" if data.y.numel() == len(data.pos) else ""
+            raise DatasetError(
+                f"expected a class y for each of {num_clouds} clouds in {name}, but got {data.y.numel()} numbers{hint}"
+            )
         else:
             self.label = data.y.view(num_clouds) if self.category is None else self.category
             self.category = None
@@ -264,6 +277,8 @@ class EpochSampler:
     Attributes:
         epoch: the present one.
         position: how many of its batches have been taken.
+        advances: every iteration after the first is an epoch of its own, unless `set_epoch` says which; where no
+            trainer does.
     """
 
     def __init__(
@@ -275,14 +290,15 @@ class EpochSampler:
             self.batch_size = max(1, min(batch_size, len(indices) // world_size))
         self.epoch, self.position = 0, 0
         self._resumed = (0, 0)
+        self.advances, self._begun = False, False
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before every epoch."""
-        self.epoch = epoch
+        self.epoch, self._begun = epoch, False
 
     def resume(self, epoch: int, position: int) -> None:
         """Begin this epoch, and no other, after its first `position` batches."""
-        self.epoch, self.position = epoch, position
+        self.epoch, self.position, self._begun = epoch, position, False
         self._resumed = (epoch, position)
 
     @property
@@ -296,6 +312,9 @@ class EpochSampler:
         return batches // self.world_size if self.shuffle else -(-(batches - self.rank) // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        if self.advances and self._begun:
+            self.epoch += 1
+        self._begun = True
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
         order = torch.randperm(len(self.indices), generator=generator) if self.shuffle else slice(None)
         batches = self.indices[order].split(self.batch_size)
@@ -307,13 +326,21 @@ class EpochSampler:
 
 
 class EpochLoader(DataLoader):
-    """Batches of an `EpochSampler`. Lightning keeps its state in checkpoints, so that training goes on in an epoch."""
+    """Batches of an `EpochSampler`. Lightning keeps its state in checkpoints, so that training goes on in an epoch.
+
+    Args:
+        clouds: what to read from.
+        sampler: the batches of an epoch.
+        finish: what to do to each batch, where no trainer does it.
+    """
 
     sampler: EpochSampler
 
-    def __init__(self, clouds: Dataset, sampler: EpochSampler) -> None:
+    def __init__(
+        self, clouds: Dataset, sampler: EpochSampler, finish: Callable[[Any], PointBatch] | None = None
+    ) -> None:
         # batch_size None: the sampler yields whole batches. Indexing memory needs no worker processes.
-        super().__init__(clouds, sampler=sampler, batch_size=None)
+        super().__init__(clouds, sampler=sampler, batch_size=None, collate_fn=finish)
 
     def state_dict(self) -> dict[str, int]:
         """Which batch comes next."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,15 +26,22 @@ class ResidentLoader(EpochLoader):
         dataset: clouds of which every read gives the same points, see `DenseClouds.draws_anew`.
         sampler: the batches of an epoch.
         device: where the clouds lie.
+        finish: see `EpochLoader`.
 
     Raises:
         ValueError: points are drawn anew for each batch.
     """
 
-    def __init__(self, dataset: DenseClouds, sampler: EpochSampler, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: DenseClouds,
+        sampler: EpochSampler,
+        device: torch.device,
+        finish: Callable[[Any], PointBatch] | None = None,
+    ) -> None:
         if dataset.draws_anew:
             raise ValueError("expected clouds of which every read gives the same points, but they are drawn anew")
-        super().__init__(dataset, sampler)
+        super().__init__(dataset, sampler, finish)
         self.device = device
         self._indices = sampler.indices
         self._rows = torch.empty(len(dataset), dtype=torch.long)
@@ -53,7 +60,8 @@ class ResidentLoader(EpochLoader):
         for step, ((seed, _), chosen) in enumerate(zip(batches, rows.split(sizes), strict=True), first):
             self.sampler.position = step + 1  # taken up to here, although the sampler was asked for all of them at once
             fields: list[Any] = [x.index_select(0, chosen) if isinstance(x, Tensor) else x for x in self._clouds]
-            yield PointBatch(*fields)._replace(seed=seed)
+            batch: Any = PointBatch(*fields)._replace(seed=seed)
+            yield self.collate_fn(batch)
 
 
 def fits(dataset: DenseClouds, sampler: EpochSampler, device: torch.device) -> bool:

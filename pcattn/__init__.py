@@ -20,3 +20,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(inference, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Those names too, which an interactive shell completes."""
+    return sorted({*globals(), *__all__})

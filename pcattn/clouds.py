@@ -28,11 +28,19 @@ class Points(NamedTuple):
     names: list[str]  #: F names
 
 
-def is_several(clouds: Any) -> bool:
-    """Whether this is a list of clouds, or an array (B, N, C) of them, and not one cloud."""
-    if _is_list(clouds):
-        return len(clouds) == 0 or not _is_row(clouds[0])
-    return getattr(clouds, "ndim", 0) == 3
+def several(clouds: Any) -> Sequence[Any] | None:
+    """The clouds of a list, an array (B, N, C), or a `Batch` or data set of torch-geometric; None if this is one cloud.
+
+    The last two have a `pos` as well: that of all their clouds in one piece.
+    """
+    from torch_geometric.data import Batch, Dataset
+
+    if isinstance(clouds, Batch):
+        return clouds.to_data_list()
+    if isinstance(clouds, Dataset):
+        return [clouds[i] for i in range(len(clouds))]
+    one = bool(clouds) and _is_row(clouds[0]) if _is_list(clouds) else getattr(clouds, "ndim", 0) != 3
+    return None if one else clouds
 
 
 def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
@@ -47,10 +55,14 @@ def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
         first: number of its first point in error messages: of a block of a larger cloud.
 
     Raises:
-        ValueError: none of these, no points, or coordinates that are not finite. Missing channels are not an error.
+        ValueError: none of these, several clouds in one piece, no points, or coordinates that are not finite. Missing
+            channels are not an error.
     """
     if isinstance(cloud, Points):
         return cloud
+    of_cloud = getattr(cloud, "batch", None)  # as in torch-geometric: the number of the cloud of every point
+    if isinstance(of_cloud, Tensor) and of_cloud.numel() and bool((of_cloud != of_cloud[0]).any()):
+        raise ValueError(f"expected one cloud, but got {int(of_cloud.max()) + 1} in one piece, told apart by batch")
     attributes: Mapping[str, Any] = {}
     if hasattr(cloud, "pos"):
         pos, attributes = _tensor(cloud.pos), _attributes_of(cloud, names)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pcattn import checkpoints
-from pcattn.clouds import as_points, is_several
+from pcattn.clouds import as_points, several
 from pcattn.datasets.preprocess import (
     COMPUTED,
     ESTIMATED_NORMALS,
@@ -122,8 +122,9 @@ class Model:
     """A trained network with everything it needs to be used on a cloud.
 
     Clouds are NumPy arrays or torch tensors (N, 3), with features (N, 3 + F), Open3D `PointCloud` (legacy or tensor) or
-    torch-geometric `Data`; one of them or a list, in which case the result is a list. N is any number from 1 on: larger
-    clouds are subsampled for the network, smaller ones are filled up with copies of their points.
+    torch-geometric `Data`; one of them, or several, of which the result is a list: a list of clouds, an array
+    (B, N, C), a `Batch` or a data set of torch-geometric. N is any number from 1 on: larger clouds are subsampled for
+    the network, smaller ones are filled up with copies of their points.
 
     Args:
         task: the trained task.
@@ -153,6 +154,13 @@ class Model:
         self.class_names: list[str] = list(map(str, getattr(task, "class_names", [])))
         self.part_names: list[str] = list(map(str, getattr(task, "part_names", [])))
 
+    def __repr__(self) -> str:
+        of_points = f", {len(self.part_names)} parts" if self.part_names else ""
+        return (
+            f"Model({type(self.task).__name__}, {len(self.class_names)} classes{of_points}, {self.num_points} points, "
+            f"on {self.device})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the network lies."""
@@ -162,7 +170,7 @@ class Model:
         """The most probable classes of a cloud, or of each of several.
 
         Args:
-            points: one cloud or a list of clouds.
+            points: one cloud or several, see `Model`.
             top_k: how many classes, at most all.
             votes: draws of points from a larger cloud; their probabilities are averaged.
             seed: of the draws.
@@ -173,8 +181,8 @@ class Model:
         Raises:
             ValueError: the network is none that classifies, or a cloud cannot be used.
         """
-        if is_several(points):
-            return [self.classify(cloud, top_k, votes, seed) for cloud in points]
+        if (clouds := several(points)) is not None:
+            return [self.classify(cloud, top_k, votes, seed) for cloud in clouds]
         return self.classify_blocks([as_points(points, self.channel_names)], top_k, votes, seed)
 
     def classify_blocks(self, blocks: Iterable[Any], top_k: int = 5, votes: int = 1, seed: int = 0) -> Classes:
@@ -205,7 +213,7 @@ class Model:
         that the borders of parts become finer.
 
         Args:
-            points: one cloud or a list of clouds.
+            points: one cloud or several, see `Model`.
             category: name or index, or a list of them, one a cloud. Needed where the network was trained with several
                 categories; `category` of a `Data` serves as well.
             votes: draws of points from a larger cloud.
@@ -218,12 +226,12 @@ class Model:
             ValueError: the network is none that segments, the category is missing or unknown, or a cloud cannot be
                 used.
         """
-        if is_several(points):
-            single = category is None or isinstance(category, (str, int))
-            categories = [category] * len(points) if single else list(category)
-            if len(categories) != len(points):
-                raise ValueError(f"expected one category for each of {len(points)} clouds, but got {len(categories)}")
-            return [self.segment(cloud, of, votes, seed) for cloud, of in zip(points, categories, strict=True)]
+        if (clouds := several(points)) is not None:
+            single = category is None or isinstance(category, (str, int)) or getattr(category, "ndim", 1) == 0
+            categories = [category] * len(clouds) if single else list(category)
+            if len(categories) != len(clouds):
+                raise ValueError(f"expected one category for each of {len(clouds)} clouds, but got {len(categories)}")
+            return [self.segment(cloud, of, votes, seed) for cloud, of in zip(clouds, categories, strict=True)]
         if category is None:
             category = getattr(points, "category", None)
         (parts,) = self.segment_blocks([as_points(points, self.channel_names)], category, votes, seed)

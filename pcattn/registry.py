@@ -55,7 +55,8 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
             take configurations from people you would take code from. Within `names_only` it is refused.
     """
     if not isinstance(name, str):
-        raise ValueError(f"expected {kind} to be one name, but got {name}")
+        hint = f": its import path is '{name.__module__}.{name.__qualname__}'" if isinstance(name, type) else ""
+        raise ValueError(f"expected {kind} to be one name, but got {name}{hint}")
     if name in registry:
         return registry[name]
     module_name, _, attribute = name.rpartition(".")

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
-from pcattn.clouds import as_points, is_several
+from pcattn.clouds import as_points, several
 from pcattn.datasets.files import Cloud
+
+from .datasets.test_dense import Clouds
 
 POS = torch.arange(15, dtype=torch.float32).view(5, 3)
 NORMAL = ("nx", "ny", "nz")
@@ -61,8 +63,8 @@ def test_every_kind(kind: str) -> None:
     pos, features = as_points(KINDS[kind](POS, NORMALS), NORMAL)[:2]
     assert torch.equal(pos.float(), POS)
     torch.testing.assert_close(features.float(), NORMALS)
-    assert not is_several(KINDS[kind](POS))
-    assert is_several([KINDS[kind](POS)])
+    assert several(KINDS[kind](POS)) is None
+    assert len(several([KINDS[kind](POS)])) == 1
 
 
 def test_channels_of_a_file() -> None:
@@ -87,14 +89,23 @@ def test_read_only_arrays_are_taken() -> None:
 
 
 def test_several() -> None:
-    assert is_several(np.zeros((2, 5, 3)))
-    assert is_several([])
-    assert not is_several(np.zeros((5, 3)))
+    assert len(several(np.zeros((2, 5, 3)))) == 2
+    assert len(several([])) == 0
+    assert several(np.zeros((5, 3))) is None
+    assert [len(cloud.pos) for cloud in several(Batch.from_data_list([Data(pos=POS), Data(pos=POS[:2])]))] == [5, 2]
+    dataset = Clouds((4, 7, 3))
+    assert [len(cloud.pos) for cloud in several(dataset)] == [4, 7, 3]
+    assert [len(cloud.pos) for cloud in several(dataset[1:])] == [7, 3]
 
 
 @pytest.mark.parametrize(
     ("cloud", "names", "message"),
     [
+        (
+            Data(pos=POS, batch=torch.tensor([0, 0, 0, 1, 1])),
+            (),
+            r"expected one cloud, but got 2 in one piece, told apart by batch",
+        ),
         (
             np.zeros((7, 6)),
             (),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 import pcattn
 from pcattn import checkpoints, inference
@@ -102,6 +102,12 @@ class TestClassify:
             for got, expected in zip(model.classify(several), single, strict=True):
                 assert np.array_equal(got.probabilities, expected.probabilities)
         assert model.classify([]) == []
+
+    def test_batches_of_torch_geometric(self) -> None:
+        """As its loaders yield them: all clouds in one `pos`, which is no cloud."""
+        model, clouds = classifier(), [Data(pos=torch.rand(size, 3)) for size in (40, 9)]
+        for got, cloud in zip(model.classify(Batch.from_data_list(clouds)), clouds, strict=True):
+            assert np.array_equal(got.probabilities, model.classify(cloud).probabilities)
 
     def test_few_points_are_repeated(self) -> None:
         model, pos = classifier(), torch.rand(3, 3)
@@ -198,12 +204,22 @@ class TestSegment:
             results = model.segment(clouds, categories)
             assert [result.category for result in results] == expected
             assert [len(result.labels) for result in results] == [40, 7]
+        for category in (1, np.int64(1), torch.tensor(1)):
+            assert [result.category for result in model.segment(clouds, category)] == [1, 1]
+        batch = Batch.from_data_list([Data(pos=pos, category=torch.tensor([2])) for pos in clouds])
+        assert [(result.category, len(result.labels)) for result in model.segment(batch)] == [(2, 40), (2, 7)]
         with pytest.raises(ValueError, match="one category for each of 2 clouds, but got 1"):
             model.segment(clouds, ["bed"])
 
     def test_of_a_classifier(self) -> None:
         with pytest.raises(ValueError, match="a part segmenter, but this is Classification: use classify"):
             classifier().segment(torch.rand(5, 3))
+
+
+def test_what_a_shell_shows() -> None:
+    assert {"load", "Model"} <= set(dir(pcattn))
+    assert repr(classifier()) == "Model(Classification, 3 classes, 32 points, on cpu)"
+    assert repr(segmenter()) == "Model(PartSegmentation, 3 classes, 6 parts, 32 points, on cpu)"
 
 
 class TestDraw:

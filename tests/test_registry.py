@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pcattn.models import HierarchicalClassifier, PCTClassifier
 from pcattn.registry import names_only, resolve
 
 
@@ -19,3 +20,14 @@ def test_own_modules_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.M
     assert not hasattr(resolve("data set", "h5py.File", {}), "stolen")
     assert str(tmp_path) not in sys.path
     assert resolve("attention", "some_own_module.Own", {}).__name__ == "Own"
+
+
+class Own:
+    """A mechanism that is handed over as a class."""
+
+
+def test_a_class_is_told_its_import_path() -> None:
+    expected = f"expected attention to be one name, but got <class .*>: its import path is '{__name__}.Own'"
+    for build in (PCTClassifier, HierarchicalClassifier):
+        with pytest.raises(ValueError, match=expected):
+            build(4, attention=Own)

@@ -4,7 +4,7 @@ import inspect
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pcattn.attention.acmix import ACmixAttention
 from pcattn.attention.axial import AxialAttention
@@ -51,6 +51,8 @@ def build_attention(name: str, dim: int, **kwargs: Any) -> nn.Module:
 
 def _check_input(dim: int, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     x, geometry = (*args, *(kwargs[name] for name in ("x", "geometry") if name in kwargs))
+    if isinstance(geometry, Tensor):
+        raise ValueError(f"expected geometry to be Geometry(pos), but got a tensor of shape {tuple(geometry.shape)}")
     expected = (*geometry.pos.shape[:2], dim)
     if x.shape != expected:
         raise ValueError(

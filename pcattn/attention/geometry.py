@@ -87,7 +87,8 @@ class Geometry:
     def offsets(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
         """Positions (B, N, k, 3) of the `neighbours` of every point, relative to the point."""
         k, dilation = self._fit(k, dilation)
-        key = ("offsets", k, dilation, mode if dilation > 1 else "")
+        # Found without gradients they would have none for the positions ever after.
+        key = ("offsets", k, dilation, mode if dilation > 1 else "", torch.is_grad_enabled())
         if key not in self._cache:
             self._cache[key] = gather(self.pos, self.neighbours(k, dilation, mode)) - self.pos[:, :, None]
         return self._cache[key]

@@ -41,7 +41,11 @@ def pencil_variances(
         order: points in the order of their pencils, see `pcattn.attention.geometry.Pencils`.
         label: pencil of each of them.
         coordinate: (B, N), position along the pencil in entries of the table.
+
+    Raises:
+        ValueError: as `pencil_attention`.
     """
+    _check_sizes(coordinate, q=q, k=k, q_table=q_table, k_table=k_table)
     variances, _, num_pairs = _variances(q, k, q_table, k_table, order, label, coordinate)
     return variances, num_pairs
 
@@ -72,8 +76,22 @@ def pencil_attention(
 
     Shape:
         the sums of the values (B, N, G, E), and the weight that every entry of the table received (B, N, G, T).
+
+    Raises:
+        ValueError: the pencils are not those of the B N points.
     """
+    _check_sizes(coordinate, q=q, k=k, v=v, q_table=q_table, k_table=k_table)
     return _attend(q, k, v, q_table, k_table, scales, order, label, coordinate)
+
+
+def _check_sizes(coordinate: Tensor, **rows: Tensor) -> None:
+    """Kernels read rows by the pencils' points: of fewer rows they would read foreign memory."""
+    for name, tensor in rows.items():
+        if tensor.shape[:2] != coordinate.shape:
+            raise ValueError(
+                f"expected {name} (B, N, ...) of {tuple(coordinate.shape)} points, as the pencils have, "
+                f"but got shape {tuple(tensor.shape)}"
+            )
 
 
 class _Block(NamedTuple):

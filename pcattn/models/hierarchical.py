@@ -1,6 +1,7 @@
 """A hierarchical transformer on points: the design of NAT and DiNAT (Hassani et al. 2022) on sampled clouds."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -99,11 +100,12 @@ class HierarchicalBackbone(nn.Module):
         heads = _per_level("num_heads", num_heads or size.num_heads, num_levels)
         dilations = _per_level("dilation", dilation, num_levels)
         attention = attention or "neighborhood"
-        names = [attention] * num_levels if isinstance(attention, str) else list(attention)
+        names: list[Any] = list(attention) if isinstance(attention, (list, tuple)) else [attention] * num_levels
         if len(names) != num_levels:
             raise ValueError(f"expected attention to be one name or {num_levels}, one a level, but got {attention}")
         for name, value in (("k", k), ("stride", stride), ("stem_stride", stem_stride)):
             _per_level(name, value, 1)
+        _per_level("num_features", num_features, 1, least=0)
         if not 0 <= drop_path < 1 or mlp_ratio <= 0:
             raise ValueError(f"expected drop_path in [0, 1) and mlp_ratio > 0, but got {drop_path} and {mlp_ratio}")
         self.num_features, self.k = num_features, k
@@ -161,7 +163,7 @@ class _Stack(nn.ModuleList):
 def _per_level(name: str, value: int | Sequence[int], num_levels: int, least: int = 1) -> list[int]:
     """One value of each level: an integer >= `least`."""
     values = list(value) if isinstance(value, Sequence) else [value] * num_levels
-    if len(values) != num_levels or any(not isinstance(each, int) or each < least for each in values):
+    if len(values) != num_levels or any(not isinstance(each, Integral) or each < least for each in values):
         raise ValueError(
             f"expected {name} to be {'an integer' if num_levels == 1 else f'{num_levels} integers, one a level,'} "
             f">= {least}, but got {value}"

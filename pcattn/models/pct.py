@@ -1,5 +1,6 @@
 """The Point Cloud Transformer (Guo et al. 2021) and its naive and simple variants."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -126,8 +127,9 @@ class PCTBackbone(nn.Module):
         dim = own_dim if dim is None else dim
         if dim < 4 or dim % 4:
             raise ValueError(f"expected dim to be a multiple of 4, but got {dim}")
-        for name, value, least in (("depth", depth, 0), ("k", k, 1), ("out_dim", out_dim, 1)):
-            if not isinstance(value, int) or value < least:
+        counts = (("depth", depth, 0), ("k", k, 1), ("out_dim", out_dim, 1), ("num_features", num_features, 0))
+        for name, value, least in counts:
+            if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"expected {name} to be an integer >= {least}, but got {value}")
         self.num_features = num_features
         in_dim = 3 + num_features
@@ -209,6 +211,8 @@ class ClassificationHead(nn.Sequential):
     """
 
     def __init__(self, in_dim: int, num_classes: int, dropout: float) -> None:
+        if num_classes < 1:
+            raise ValueError(f"expected num_classes >= 1, but got {num_classes}")
         super().__init__(
             LBR(in_dim, 512, negative_slope=0.2),
             nn.Dropout(dropout),

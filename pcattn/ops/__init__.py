@@ -155,7 +155,7 @@ def farthest_point_sample(
     check_lengths("lengths", lengths, pos, 1)
     check_finite("pos", pos, lengths)
     _check_backend(backend)
-    check_count("num_samples", num_samples, pos.shape[1], "the number of points")
+    num_samples = check_count("num_samples", num_samples, pos.shape[1], "the number of points")
     if rule not in _FPS_RULES:
         raise ValueError(f"expected rule to be one of {', '.join(_FPS_RULES)}, but got {rule!r}")
     return _farthest_point_sample(_search_dtype(pos.detach()), num_samples, rule, lengths, backend)
@@ -312,7 +312,7 @@ def _search(
             "expected query (B, M, D) and support (B, N, D) with the same B and D, "
             f"but got {tuple(query.shape)} and {tuple(support.shape)}"
         )
-    check_count("k", k, support.shape[1], "the number of support points")
+    k = check_count("k", k, support.shape[1], "the number of support points")
     if query_indices is not None:
         if query_indices.shape != query.shape[:2]:
             raise ValueError(

@@ -4,6 +4,8 @@ Shapes, types and devices are checked everywhere. Values are read on the CPU alo
 for the device, and a compiled graph has none yet.
 """
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -109,10 +111,16 @@ def check_labels(name: str, labels: Tensor, num_classes: int, clouds: Tensor | N
         raise ValueError(f"expected {name} in [0, {num_classes}), but got {got} for {point}{cloud}")
 
 
-def check_count(name: str, count: int, most: int, of_what: str) -> None:
-    """Refuse a number of points that is not in [1, most]."""
-    if not isinstance(count, (int, torch.SymInt)) or isinstance(count, bool) or not 1 <= count <= most:
+def check_count(name: str, count: int, most: int, of_what: str) -> int:
+    """A number of points in [1, most], whatever type of integer it came as: NumPy's, or a tensor of one."""
+    if not isinstance(count, (int, torch.SymInt)):
+        try:
+            count = operator.index(count)
+        except TypeError:
+            raise ValueError(f"expected {name} to be an integer, but got {count!r}") from None
+    if isinstance(count, bool) or not 1 <= count <= most:
         raise ValueError(f"expected 1 <= {name} <= {most} ({of_what}), but got {name}={count}")
+    return count
 
 
 def is_integer(tensor: Tensor) -> bool:

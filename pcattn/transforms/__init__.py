@@ -9,6 +9,13 @@ generator it is given alone. In a configuration they are written by name, in the
       - scale: {low: 0.667, high: 1.5}
       - translate: {max_offset: 0.2}
       - point_cutmix: {kind: r, probability: 0.5}
+
+In a loop of one's own, on positions (B, N, 3) and labels (B,):
+
+.. code-block:: python
+
+    batch = PointBatch(pos, None, label, None, torch.arange(len(pos)), seed=0)  # of pcattn.datasets
+    batch = Scale()(batch, torch.Generator().manual_seed(0))
 """
 
 from __future__ import annotations

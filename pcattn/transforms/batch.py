@@ -81,7 +81,7 @@ def subsample(batch: PointBatch, num_points: int, generator: Generator | None = 
     """
     check_points("pos", batch.pos)
     batch_size, available, _ = batch.pos.shape
-    check_count("num_points", num_points, available, "the points of a cloud")
+    num_points = check_count("num_points", num_points, available, "the points of a cloud")
     if num_points == available:
         return batch
     if generator is None:

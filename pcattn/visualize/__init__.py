@@ -16,3 +16,8 @@ def __getattr__(name: str) -> Any:
 
         return Pictures
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """That name too, which an interactive shell completes."""
+    return sorted({*globals(), *__all__})

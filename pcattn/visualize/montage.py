@@ -30,7 +30,7 @@ _CELL, _ROW_LABEL, _TITLE, _LINE, _GAP = 1.75, 0.3, 0.4, 0.165, 0.06
 
 def montage(
     clouds: Sequence[Cloud],
-    path: Path,
+    path: str | Path,
     fields: Sequence[str] | None = None,
     *,
     columns: int = 8,
@@ -68,6 +68,7 @@ def montage(
         for name in rows or [""]
     ]
     pictures = draw(cells, 300, up, renderer, tell)
+    path = Path(path)
     with plain_text():
         write_figure(path, _layout(clouds, rows, pictures, min(columns, len(clouds)), up, heading), dpi=150)
     return path

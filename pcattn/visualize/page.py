@@ -25,7 +25,7 @@ _MAX_POINTS = 20_000
 
 def page(
     clouds: Sequence[Cloud],
-    path: Path,
+    path: str | Path,
     fields: Sequence[str] | None = None,
     *,
     up: str = "z",
@@ -46,13 +46,15 @@ def page(
         flat: draw without WebGL, as a browser that has none does.
 
     Raises:
-        ValueError: no clouds, or another `up`.
+        ValueError: no clouds, no such field, or another `up`.
     """
     if not clouds:
         raise ValueError("expected clouds to show, but got none")
     if up not in AXES:
         raise ValueError(f"expected up to be one of {', '.join(AXES)}, but got {up!r}")
     names = field_names(clouds)
+    if unknown := [name for name in fields or () if name not in names]:
+        raise ValueError(f"expected fields among {', '.join(names)}, but got {', '.join(unknown)}")
     content = {
         "names": names,
         "shown": list(names if fields is None else fields),
@@ -62,6 +64,7 @@ def page(
         "clouds": [_cloud(cloud.thinned(_MAX_POINTS), up) for cloud in clouds],
     }
     template = files("pcattn.visualize").joinpath("page.html").read_text(encoding="utf-8")
+    path = Path(path)
     # A name of a class must not end the script that holds it.
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     write_text(path, template.replace("{{title}}", html.escape(printable(heading))).replace("{{data}}", data))

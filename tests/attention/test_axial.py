@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pcattn.attention import Geometry, build_attention, pencil_op
+from pcattn.attention import ATTENTION, Geometry, build_attention, pencil_op
 from pcattn.attention.axial import PairNorm, PencilAttention
 from pcattn.attention.pencil_op import pencil_attention, pencil_variances
 from pcattn.bench.attention import peak_memory
@@ -201,6 +201,15 @@ def test_any_number_of_threads_gives_the_same():
     torch.set_num_threads(before)
     for one, three in zip(*results, strict=True):
         torch.testing.assert_close(one, three)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(2, 10, 16), (1, 40, 16), (2, 41, 16)])
+def test_features_of_other_points_are_refused(training, shape):
+    """Also by the class itself, which `build_attention` does not guard: its kernel would read foreign memory."""
+    core = ATTENTION["axial"](16).train(training)
+    with pytest.raises(ValueError, match=r"of \(2, 40\) points, as the pencils have, but got shape"):
+        core(torch.randn(shape), Geometry(torch.randn(2, 40, 3)))
 
 
 def test_pair_norm_starts_as_identity():

@@ -30,6 +30,17 @@ def test_searches_once():
     assert geometry.pencils(0, 3) is geometry.pencils(0, 3)
 
 
+def test_positions_get_gradients_after_a_use_without():
+    """As in an attack on the positions that first looks at the clean prediction."""
+    pos = torch.randn(1, 12, 3, requires_grad=True)
+    geometry = Geometry(pos)
+    with torch.no_grad():
+        without = geometry.offsets(4)
+    torch.testing.assert_close(geometry.offsets(4), without)
+    geometry.offsets(4).square().sum().backward()
+    assert bool(pos.grad.any())
+
+
 def test_self_comes_first_among_copies():
     pos = torch.randn(2, 5, 3).repeat(1, 8, 1)
     for dilation, mode in ((1, "rank"), (3, "rank"), (3, "class")):

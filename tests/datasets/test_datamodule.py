@@ -1,6 +1,7 @@
 """The data module in a real training loop: what reaches the network, and when it differs."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -190,6 +191,49 @@ class TestSizesThatDiffer:
         assert loaded(dataset="ManySizes", num_points=29).example().pos.shape == (2, 29, 3)
         with pytest.raises(DatasetError, match=r"at most 29, the points of the largest cloud of .*, but got 30"):
             loaded(dataset="ManySizes", num_points=30)
+
+
+class TestWithoutTrainer:
+    """A loop of one's own, and Lightning given the loader alone, see what a trainer with the data module sees."""
+
+    OPTIONS: ClassVar = {"num_points": 16, "batch_size": 24, "val_fraction": 0.25, "augmentation": SHIFT}
+
+    def data(self, root: Path, **kwargs) -> PointCloudDataModule:
+        data = PointCloudDataModule(str(root), "modelnet40", **self.OPTIONS, **kwargs)
+        data.setup("fit")
+        return data
+
+    @pytest.mark.parametrize("kwargs", [{}, {"resident": True}])
+    def test_batches_of_every_epoch(self, root: Path, kwargs: dict) -> None:
+        expected = run(root, epochs=3, **self.OPTIONS)["train"]
+        data = self.data(root, **kwargs)
+        loader = data.train_dataloader()
+        again, kept = self.data(root), [batch for _ in range(3) for batch in loader]
+        anew = [batch for _ in range(3) for batch in again.train_dataloader()]
+        assert len(expected) == len(kept) == len(anew) == 15
+        for one, first, second in zip(expected, kept, anew, strict=True):
+            assert first.pos.shape == (24, 16, 3)
+            assert torch.equal(first.pos, one.pos)
+            assert torch.equal(second.pos, one.pos)
+
+    def test_a_chosen_epoch_comes_again(self, root: Path) -> None:
+        loader = self.data(root).train_dataloader()
+        seeds = []
+        for epoch in (2, 2, 0):
+            loader.sampler.set_epoch(epoch)
+            seeds.append([batch.seed for batch in loader])
+        assert seeds[0] == seeds[1]
+        assert not set(seeds[0]) & set(seeds[2])
+
+    def test_lightning_with_the_loader_alone(self, root: Path) -> None:
+        recorder = Recorder()
+        trainer = Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(recorder, self.data(root).train_dataloader())
+        expected = run(root, epochs=2, **self.OPTIONS)["train"]
+        assert torch.equal(pos_of(recorder.batches["train"]), pos_of(expected))
 
 
 class TestLabels:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 from torch_geometric.data import Data, InMemoryDataset
 
-from pcattn.datasets import DenseClouds, EpochSampler, PointBatch, preprocess, stratified_split
+from pcattn.datasets import DatasetError, DenseClouds, EpochSampler, PointBatch, preprocess, stratified_split
 from pcattn.ops import farthest_point_sample
 
 
@@ -57,6 +58,20 @@ class TestDenseClouds:
         del without._data.x
         with pytest.raises(ValueError, match="expected normals"):
             DenseClouds(without, features=["normals"])
+
+    def test_data_sets_that_it_cannot_read(self) -> None:
+        """Mistakes of who writes a data set of their own."""
+        with pytest.raises(DatasetError, match=r"expected mine to be an InMemoryDataset .*, but got TensorDataset"):
+            DenseClouds(TensorDataset(torch.zeros(3, 5, 3)), name="mine")
+        points, one_hot, without = Clouds(parts=True), Clouds(parts=False), Clouds(parts=False)
+        del points._data.category, without._data.y
+        with pytest.raises(DatasetError, match=r"a class y for each of 3 clouds .*, but got 15 numbers: .* per_point"):
+            DenseClouds(points)
+        one_hot._data.y = torch.eye(3)
+        with pytest.raises(DatasetError, match=r"a class y for each of 3 clouds in mine, but got 9 numbers$"):
+            DenseClouds(one_hot, name="mine")
+        with pytest.raises(DatasetError, match="expected pos and y in mine, but it has no y"):
+            DenseClouds(without, name="mine")
 
 
 SIZES = (9, 4, 30, 7)

@@ -96,8 +96,10 @@ class TestSameBatches:
         """The next epoch does not see it."""
         _, (train, *_) = loaders("Parts")
         before = [batch.pos.clone() for batch in train]
+        train.sampler.set_epoch(0)
         for batch in train:
             batch.pos.zero_()
+        train.sampler.set_epoch(0)
         for expected, batch in zip(before, train, strict=True):
             assert torch.equal(batch.pos, expected)
 

@@ -100,8 +100,11 @@ def test_numbers_of_points(count: Any) -> None:
     if count != 33:  # interpolation takes as many as there are
         uses["k"].append(lambda: interpolate(POS, POS, POS, count))
     for name, calls in uses.items():
+        message = rf"expected 1 <= {name} <= 32 .*, but got {name}={count}"
+        if isinstance(count, float):
+            message = rf"expected {name} to be an integer, but got {count}"
         for call in calls:
-            with pytest.raises(ValueError, match=rf"expected 1 <= {name} <= 32 .*, but got {name}={count}"):
+            with pytest.raises(ValueError, match=message):
                 call()
 
 
@@ -119,6 +122,10 @@ class TestAttentionInput:
         core = build_attention(name, 16)
         with pytest.raises(ValueError, match=r"expected features x .* = \(2, 32, 16\) .* but got shape"):
             core(torch.zeros(shape), Geometry(POS))
+
+    def test_bare_positions(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"geometry to be Geometry\(pos\), but got a tensor of shape \(2, 32, 3\)"):
+            build_attention(name, 16)(torch.zeros(2, 32, 16), POS)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.complex64, torch.bool], ids=str)
     def test_types(self, name: str, dtype: torch.dtype) -> None:

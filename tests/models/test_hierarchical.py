@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -251,6 +252,7 @@ class TestClassifier:
             ({"dilation": 0}, "dilation to be 2 integers, one a level, >= 1, but got 0"),
             ({"stride": 0}, "stride to be an integer >= 1, but got 0"),
             ({"k": 2.5}, "k to be an integer >= 1, but got 2.5"),
+            ({"num_features": -1}, "num_features to be an integer >= 0, but got -1"),
             ({"drop_path": 1.0}, r"drop_path in \[0, 1\)"),
             ({"attention": ["self"]}, r"one name or 2, one a level, but got \['self'\]"),
             ({"attention": "neighbourhood"}, "did you mean 'neighborhood'"),
@@ -261,6 +263,10 @@ class TestClassifier:
     def test_bad_arguments(self, kwargs: dict, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             classifier(**kwargs)
+
+    def test_numpy_integers(self) -> None:
+        network = classifier(k=np.int64(4), stride=np.int64(2), dilation=np.int64(2))
+        assert network(torch.randn(2, 40, 3)).shape == classifier()(torch.randn(2, 40, 3)).shape
 
     def test_bad_input(self) -> None:
         with pytest.raises(ValueError, match=r"\(B, N, 3\)"):

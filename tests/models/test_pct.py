@@ -1,5 +1,6 @@
 """PCT's networks: sizes, the algebra of local aggregation, invariances, errors."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -172,11 +173,23 @@ class TestClassifier:
             ({"attention": "external", "attention_kwargs": {"num_slots": [1, 2, 3]}}, "list of 4"),
             ({"attention": "no.such.module"}, "cannot be imported"),
             ({"dim": 30}, "multiple of 4"),
+            ({"num_features": -1}, "num_features to be an integer >= 0, but got -1"),
+            ({"num_classes": 0}, "num_classes >= 1, but got 0"),
         ],
     )
     def test_bad_arguments(self, kwargs: dict, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            PCTClassifier(5, **kwargs)
+            PCTClassifier(**{"num_classes": 5, **kwargs})
+
+    def test_numpy_integers(self) -> None:
+        classifier = PCTClassifier(np.int64(5), dim=np.int64(16), depth=np.int64(1), k=np.int64(4), out_dim=np.int64(8))
+        assert classifier(torch.randn(2, 16, 3)).shape == (2, 5)
+
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+    def test_trace(self) -> None:
+        """While a function is traced, sizes are tensors of one integer."""
+        classifier, pos = small("pct", k=4).eval(), torch.randn(2, 32, 3)
+        torch.testing.assert_close(torch.jit.trace(classifier, pos)(pos), classifier(pos))
 
     @pytest.mark.parametrize(
         ("num_features", "pos", "features", "message"),

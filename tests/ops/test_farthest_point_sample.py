@@ -137,6 +137,7 @@ class TestFarthestPointSample:
             ({"pos": torch.rand(5, 3)}, r"expected pos to be \(B, N, D\)"),
             ({"num_samples": 0}, "expected 1 <= num_samples <= 9"),
             ({"num_samples": 10}, "but got num_samples=10"),
+            ({"num_samples": 9 / 2}, r"expected num_samples to be an integer, but got 4\.5"),
             ({"rule": "random"}, "expected rule to be one of centroid, pointnet2, but got 'random'"),
             ({"lengths": torch.tensor([9, 0])}, r"expected lengths in \[1, 9\], but got 0 to 9"),
             ({"backend": "fast"}, "expected backend to be one of"),

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -213,6 +214,8 @@ class TestKNN:
             ({"query": torch.rand(3, 5, 3)}, r"same B and D, but got \(3, 5, 3\) and \(2, 9, 3\)"),
             ({"query": torch.rand(2, 5, 2)}, "same B and D"),
             ({"k": 0}, "expected 1 <= k <= 9"),
+            ({"k": 3.0}, r"expected k to be an integer, but got 3\.0"),
+            ({"k": True}, "expected 1 <= k <= 9"),
             ({"k": 10}, r"expected 1 <= k <= 9 \(the number of support points\), but got k=10"),
             ({"metric": "l1"}, "expected metric to be one of l2, linf, but got 'l1'"),
             ({"backend": "cuda"}, "expected backend to be one of auto"),
@@ -227,6 +230,11 @@ class TestKNN:
         message = message or "backend='triton': .*cpu, not on a CUDA device"
         with pytest.raises(ValueError, match=message):
             knn(**{"query": torch.rand(2, 5, 3), "support": torch.rand(2, 9, 3), "k": 3, **arguments})
+
+    @pytest.mark.parametrize("k", [np.int64(3), torch.tensor(3)])
+    def test_every_integer_is_one(self, k) -> None:
+        cloud = torch.rand(2, 9, 3)
+        assert torch.equal(knn(cloud, cloud, k).indices, knn(cloud, cloud, 3).indices)
 
     def test_explicit_backend_says_every_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pcattn.ops.backends._installed", lambda module: False)

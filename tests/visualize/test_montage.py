@@ -41,7 +41,8 @@ class TestMatplotlib:
             assert picture[200, 200].tolist() == [0, 0, 255]
 
     def test_montage(self, tmp_path: Path) -> None:
-        path = montage([ball(marked=3), ball(1)], tmp_path / "m.png", renderer="matplotlib", heading="<two>")
+        path = montage([ball(marked=3), ball(1)], f"{tmp_path}/m.png", renderer="matplotlib", heading="<two>")
+        assert path == tmp_path / "m.png"
         picture = (imread(path) * 255).astype(int)
         assert near(picture, WRONG) > 50
         empty = (picture[..., :3] == 255).all(axis=-1)

@@ -25,7 +25,7 @@ def test_self_contained(tmp_path: Path) -> None:
 
 
 def test_size(tmp_path: Path) -> None:
-    assert page([ball(2048)] * 16, tmp_path / "p.html").stat().st_size < 1_000_000
+    assert page([ball(2048)] * 16, f"{tmp_path}/p.html").stat().st_size < 1_000_000
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
@@ -33,6 +33,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
         page([], tmp_path / "p.html")
     with pytest.raises(ValueError, match="up to be one of x, y, z"):
         page([ball()], tmp_path / "p.html", up="w")
+    with pytest.raises(ValueError, match=r"truth, prediction, error, probability, but got trut"):
+        page([ball()], tmp_path / "p.html", ["truth", "trut"])
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["webgl", "no-webgl"])
