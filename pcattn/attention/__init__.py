@@ -1,16 +1,35 @@
-"""Attention mechanisms on point sets: interchangeable cores `(x, geometry) -> (B, N, C)`, chosen by name."""
+"""Attention mechanisms on point sets: interchangeable cores `(x, geometry) -> (B, N, C)`, chosen by name.
 
+`build_attention` also checks what a core is called with; the classes alone leave that to the caller.
+"""
+
+from pcattn.attention.acmix import ACmixAttention
+from pcattn.attention.axial import AxialAttention
 from pcattn.attention.build import ATTENTION, accepted, build_attention, layer_kwargs
+from pcattn.attention.external import ExternalAttention
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.layer import AttentionBlock, AttentionLayer
 from pcattn.attention.maps import AttentionMaps
+from pcattn.attention.multihead_external import MultiheadExternalAttention
+from pcattn.attention.neighborhood import NeighborhoodAttention
+from pcattn.attention.offset import OffsetAttention
+from pcattn.attention.polarized import PolarizedAttention
+from pcattn.attention.self_attention import SelfAttention
 
 __all__ = [
     "ATTENTION",
+    "ACmixAttention",
     "AttentionBlock",
     "AttentionLayer",
     "AttentionMaps",
+    "AxialAttention",
+    "ExternalAttention",
     "Geometry",
+    "MultiheadExternalAttention",
+    "NeighborhoodAttention",
+    "OffsetAttention",
+    "PolarizedAttention",
+    "SelfAttention",
     "accepted",
     "build_attention",
     "layer_kwargs",

@@ -56,6 +56,10 @@ def test_the_example_of_the_readme_works(tmp_path, monkeypatch):
     assert [layer.core.k for layer in model.backbone.layers] == [8, 8, 16, 16]
 
 
+def test_every_class_is_exported():
+    assert {cls.__name__ for cls in ATTENTION.values()} <= set(pcattn.attention.__all__)
+
+
 def test_the_readme_names_every_mechanism_and_argument():
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", README.read_text(), re.MULTILINE))
     assert set(rows) == set(ATTENTION)
