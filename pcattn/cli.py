@@ -274,7 +274,10 @@ class PointCloudCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""
         config = self.config_init[self.subcommand]
-        self.timer, self.validation_time = Timer(), ValidationTime()
+        # Lightning would ignore max_time, because there is a timer already.
+        self.timer = Timer(config["trainer"]["max_time"], interval="step")
+        self.validation_time = ValidationTime()
+        kwargs["max_time"] = None
         # In this order: what the last checkpoint holds includes which one was the best.
         options = config["checkpoint"]
         self.best = RunCheckpoint(self.run, "best", options["monitor"], options["mode"])
@@ -316,7 +319,9 @@ class PointCloudCLI(LightningCLI):
             return
         seconds = self.timer.time_elapsed("train") - self.validation_time.seconds
         clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
-        results: dict[str, Any] = {"clouds_per_second": clouds * self.trainer.world_size / seconds}
+        results: dict[str, Any] = {}
+        if seconds > 0:  # a training of no steps takes no time
+            results["clouds_per_second"] = clouds * self.trainer.world_size / seconds
         if self.trainer.strategy.root_device.type == "cuda":
             results["peak_mib"] = torch.cuda.max_memory_allocated(self.trainer.strategy.root_device) / 2**20
         tables: list[Path] = []

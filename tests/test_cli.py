@@ -322,3 +322,27 @@ def test_speed_and_a_score_of_zero(config: Path, monkeypatch: pytest.MonkeyPatch
     assert results == {"clouds_per_second": 40, "best": {"val/oa": 0}}
     main(["fit", "-c", "run/config.yaml", "--trainer.max_epochs=3", "--ckpt_path=last"])
     assert json.loads(Path("run/results.json").read_text()) == results
+
+
+def test_a_limit_of_time(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a training batch takes a second."""
+    now = 0.0
+    step = Classification.training_step
+
+    def second(*args: object) -> object:
+        nonlocal now
+        now += 1.0
+        return step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Classification, "training_step", second)
+    monkeypatch.setattr(PointCloudCLI, "_draw", lambda self: [])
+    args = ["fit", "-c", str(config), "--run=run", "--final_test=false", "--trainer.max_time=00:00:00:25"]
+    main(args)
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 25
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["trainer"]["max_time"] == "00:00:00:25"
+
+
+def test_no_steps(config: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["fit", "-c", str(config), "--run=run", "--trainer.max_epochs=0"])
+    assert "no validation, hence no best checkpoint and no test" in capsys.readouterr().out
