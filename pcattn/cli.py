@@ -33,6 +33,7 @@ from pcattn.atomic import replacing, write_text
 from pcattn.configurations import with_files
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
+from pcattn.lasting import lasting_output
 from pcattn.messages import Parser, fail, format_warning
 from pcattn.metrics_log import MetricsLog
 from pcattn.printable import printable
@@ -101,8 +102,8 @@ class PointCloudCLI(LightningCLI):
             # Lightning ends an interrupted training with no word on how to go on.
             if getattr(getattr(self, "trainer", None), "interrupted", False):
                 self._say_interrupted()
-                terminated = self.trainer.received_sigterm or self.last.requested == signal.SIGTERM
-                raise SystemExit(143 if terminated else 130) from stop
+                asked = signal.SIGTERM if self.trainer.received_sigterm else self.last.requested or signal.SIGINT
+                raise SystemExit(128 + asked) from stop
             raise
         except OSError as error:
             if error.errno is None or error.filename is not None or not hasattr(self, "run"):
@@ -450,6 +451,15 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process)."""
+    with lasting_output():
+        try:
+            _run_command(args)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def _run_command(args: list[str] | None) -> None:
     warnings.formatwarning = format_warning
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own business with torch

@@ -15,6 +15,7 @@ import yaml
 import pcattn
 from pcattn import checkpoints
 from pcattn.cli import PointCloudCLI, main
+from pcattn.datasets import PointCloudDataModule
 from pcattn.tasks import Classification
 
 from .datasets.modelnet_files import write_modelnet40
@@ -346,3 +347,17 @@ def test_a_limit_of_time(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_steps(config: Path, capsys: pytest.CaptureFixture) -> None:
     main(["fit", "-c", str(config), "--run=run", "--trainer.max_epochs=0"])
     assert "no validation, hence no best checkpoint and no test" in capsys.readouterr().out
+
+
+def test_interrupted_before_the_training(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PointCloudDataModule, "setup", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", str(config), "--run=run"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith("\ninterrupted\n")
+    assert not Path("run").exists()
