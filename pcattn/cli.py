@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +92,7 @@ class PointCloudCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None) -> None:
         self.reserved: Path | None = None
+        self._held = ExitStack()
         self.checkpoint: Path | None = None  # whose weights are evaluated, or trained further
         # Weights that Lightning does not load: of a `.safetensors` file, and those that a training starts from.
         self.weights: dict[str, torch.Tensor] | None = None
@@ -112,6 +113,7 @@ class PointCloudCLI(LightningCLI):
             raise OSError(f"expected to write to {self.run}, but {error.strerror}") from error
         finally:
             self._discard_unused()
+            self._held.close()
 
     def _run(self, args: list[str] | None) -> None:
         try:
@@ -240,7 +242,12 @@ class PointCloudCLI(LightningCLI):
             take(split, config.data, source)
 
     def before_instantiate_classes(self) -> None:
-        """Evaluation prints its own table."""
+        """Evaluation prints its own table; of two trainings in one run, one would write over what the other has."""
+        if self.subcommand == "fit" and runs.is_first_process() and self.run.is_dir():
+            try:
+                self._held.enter_context(runs.alone(self.run))
+            except ValueError as error:
+                fail(str(error), error)
         config = self.config[self.subcommand]
         if "verbose" in config:
             config.verbose = False
