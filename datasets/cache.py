@@ -80,7 +80,8 @@ def cached(
     """The arrays that `build` makes of some files, built once.
 
     They lie in `<root>/processed/<name>-<key>/`, or where that cannot be written in `pcattn/` of the user's cache
-    folder. The key covers names, sizes and times of the files, and the options. A cache appears at once and complete:
+    folder. The key covers names, sizes and times of the files, and the options; in the user's cache folder, which all
+    data sets share, also where the data lies. A cache appears at once and complete:
     it is built under another name, so a killed process leaves none, and of two that build at once the first one's
     counts. It may be deleted at any time.
 
@@ -94,21 +95,25 @@ def cached(
     Raises:
         DatasetError: no folder can be written.
     """
-    folder_name = f"{name}-{_key(root, files, options)}"
-    places = (root / "processed", user_cache())
-    for place in places:
+    key = _key(root, files, options)
+    places = {
+        root / "processed": f"{name}-{key}",  # the same when the data is moved
+        user_cache(): f"{name}-{sha256(os.fsencode(root.resolve()) + key.encode()).hexdigest()[:16]}",
+    }
+    own, shared = places
+    for place, folder_name in places.items():
         if (found := _open(place / folder_name)) is not None:
             return found
-    for place in places:
+    for place, folder_name in places.items():
         try:
-            if place == places[0] and not root.stat().st_mode & 0o222:
+            if place == own and not root.stat().st_mode & 0o222:
                 continue  # meant to stay as it is, also by a superuser, whom nothing would stop
             place.mkdir(parents=True, exist_ok=True)
             unfinished = place / f"{folder_name}.{uuid.uuid4().hex}.tmp"
             unfinished.mkdir()
         except OSError:
             continue
-        if place != places[0]:
+        if place == shared:
             message = f"{root} cannot be written: its cache goes to {place / folder_name}"
             warnings.warn(message, CacheElsewhereWarning, stacklevel=2)
         _remove_stale(place, name)
@@ -133,7 +138,7 @@ def cached(
             )
         return result
     raise DatasetError(
-        f"expected a folder to cache {name} in, but neither {places[0]} nor {places[1]} can be written: "
+        f"expected a folder to cache {name} in, but neither {own} nor {shared} can be written: "
         "name another one in the environment variable XDG_CACHE_HOME"
     )
 

@@ -253,11 +253,12 @@ class PyGPointClouds(InMemoryDataset):
 
 def _present(entries: Sequence[Entry], on_error: str) -> list[Entry]:
     """Those whose files are there; a list may name others."""
-    missing = [entry for entry in entries if not entry.path.exists()]
-    if missing and on_error == "raise":
-        more = f" ({len(missing) - 1} more files of the list are missing)" if len(missing) > 1 else ""
-        raise DatasetBrokenError(missing[0].path, f"there is no such file{more}")
-    return [entry for entry in entries if entry not in missing]
+    present = [entry for entry in entries if entry.path.exists()]
+    if (missing := len(entries) - len(present)) and on_error == "raise":
+        first = next(entry.path for entry in entries if not entry.path.exists())
+        more = f" ({missing - 1} more files of the list are missing)" if missing > 1 else ""
+        raise DatasetBrokenError(first, f"there is no such file{more}")
+    return present
 
 
 def _build(

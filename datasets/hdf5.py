@@ -31,7 +31,7 @@ def read_arrays(
     Raises:
         DatasetBrokenError: the file is truncated or none of HDF5; an array is missing, lies in another file (external
             and soft links, external storage, virtual data sets), is larger than its bytes can hold, is none of
-            numbers, or holds NaN or infinity where `finite`.
+            numbers, holds others than integers where those are wanted, or NaN or infinity where `finite`.
     """
     import h5py  # imported here: only this format needs it
 
@@ -40,7 +40,7 @@ def read_arrays(
         with h5py.File(path, "r") as file:
             for name, dtype in (*wanted.items(), *(optional or {}).items()):
                 if name in wanted or name in file:
-                    arrays[name] = _read(file, name, path.stat().st_size).astype(dtype, copy=False)
+                    arrays[name] = _convert(name, _read(file, name, path.stat().st_size), np.dtype(dtype))
     except MemoryError as error:
         raise DatasetBrokenError(path, "it is too large for the memory of this machine") from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -51,6 +51,15 @@ def read_arrays(
             cloud = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
             raise DatasetBrokenError(path, f"expected finite numbers in {name}, but cloud {cloud} has NaN or infinity")
     return arrays
+
+
+def _convert(name: str, array: NDArray[Any], dtype: np.dtype) -> NDArray[Any]:
+    """In the wanted type; integers are not made by rounding."""
+    with np.errstate(invalid="ignore"):
+        converted = array.astype(dtype, copy=False)
+    if dtype.kind == "i" and array.dtype.kind == "f" and (changed := converted != array).any():
+        raise ValueError(f"{array[changed][0]} in {name}, which is to hold integers")
+    return converted
 
 
 def _read(file: Any, name: str, file_size: int) -> NDArray[Any]:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import threading
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ class PointCloudCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.reserved: Path | None = None
+        self._held = ExitStack()
         self.checkpoint: Path | None = None  # whose weights are evaluated, or trained further
         # Weights that Lightning does not load: of a `.safetensors` file, and those that a training starts from.
         self.weights: dict[str, torch.Tensor] | None = None
@@ -75,8 +76,8 @@ class PointCloudCLI(LightningCLI):
             # Lightning ends an interrupted training with no word on how to go on.
             if getattr(getattr(self, "trainer", None), "interrupted", False):
                 self._say_interrupted()
-                terminated = self.trainer.received_sigterm or self.last.requested == signal.SIGTERM
-                raise SystemExit(143 if terminated else 130) from stop
+                asked = signal.SIGTERM if self.trainer.received_sigterm else self.last.requested or signal.SIGINT
+                raise SystemExit(128 + asked) from stop
             raise
         except OSError as error:
             if error.errno is None or error.filename is not None or not hasattr(self, "run"):
@@ -85,6 +86,7 @@ class PointCloudCLI(LightningCLI):
             raise OSError(f"expected to write to {self.run}, but {error.strerror}") from error
         finally:
             self._discard_unused()
+            self._held.close()
 
     def _run(self, args: list[str]) -> None:
         try:
@@ -212,7 +214,12 @@ class PointCloudCLI(LightningCLI):
             take(split, config.data, source)
 
     def before_instantiate_classes(self) -> None:
-        """Evaluation prints its own table."""
+        """Evaluation prints its own table; of two trainings in one run, one would write over what the other has."""
+        if self.subcommand == "fit" and runs.is_first_process() and self.run.is_dir():
+            try:
+                self._held.enter_context(runs.alone(self.run))
+            except ValueError as error:
+                fail(str(error), error)
         config = self.config[self.subcommand]
         if "verbose" in config:
             config.verbose = False
@@ -247,7 +254,10 @@ class PointCloudCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""
         config = self.config_init[self.subcommand]
-        self.timer, self.validation_time = Timer(), ValidationTime()
+        # Lightning would ignore max_time, because there is a timer already.
+        self.timer = Timer(config["trainer"]["max_time"], interval="step")
+        self.validation_time = ValidationTime()
+        kwargs["max_time"] = None
         # In this order: what the last checkpoint holds includes which one was the best.
         options = config["checkpoint"]
         self.best = RunCheckpoint(self.run, "best", options["monitor"], options["mode"])
@@ -289,7 +299,9 @@ class PointCloudCLI(LightningCLI):
             return
         seconds = self.timer.time_elapsed("train") - self.validation_time.seconds
         clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
-        results: dict[str, Any] = {"clouds_per_second": clouds * self.trainer.world_size / seconds}
+        results: dict[str, Any] = {}
+        if seconds > 0:  # a training of no steps takes no time
+            results["clouds_per_second"] = clouds * self.trainer.world_size / seconds
         if self.trainer.strategy.root_device.type == "cuda":
             results["peak_mib"] = torch.cuda.max_memory_allocated(self.trainer.strategy.root_device) / 2**20
         tables: list[Path] = []

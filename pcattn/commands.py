@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pcattn
+from pcattn.lasting import lasting_output
 from pcattn.messages import fail, tell_plainly
 
 
@@ -52,7 +54,15 @@ COMMANDS: Mapping[str, Command] = TRAINING | OTHERS
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line `args` (default: that of the process); one that fails exits with its status."""
-    words = list(sys.argv[1:] if args is None else args)
+    with lasting_output():
+        try:
+            _run(list(sys.argv[1:] if args is None else args))
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _run(words: list[str]) -> None:
     if not words or words in (["-h"], ["--help"], ["help"]):
         print(_overview(COMMANDS))
         return

@@ -65,11 +65,24 @@ def compare(
 
     Raises:
         ValueError: `out` holds a comparison with another configuration or other options, also of one of the networks;
-            or a seed is there twice.
+            another process works there; or a seed is there twice.
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"expected seeds that differ, but got {', '.join(map(str, seeds))}")
     out.mkdir(parents=True, exist_ok=True)
+    with runs.alone(out) as lock:
+        return _compare(config, networks, seeds, out, options, lock)
+
+
+def _compare(
+    config: str,
+    networks: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    out: Path,
+    options: Sequence[str],
+    lock: int | None,
+) -> list[dict[str, Any]]:
+    """The same, with the folder for itself."""
     setting_file = out / "setting.json"
     setting = {"config": Path(config).read_text(), "options": list(options)}
     stored: dict[str, Any] = json.loads(setting_file.read_text()) if setting_file.exists() else setting
@@ -90,7 +103,7 @@ def compare(
         for name, seed in progress:
             progress.set_description(printable(f"{name}, seed {seed}"))
             run = out / f"{name}-seed{seed}"
-            if not (run / "results.json").exists() and not _train(config, seed, run, [*options, *networks[name]]):
+            if not (run / "results.json").exists() and not _train(config, seed, run, [*options, *networks[name]], lock):
                 progress.write(printable(f"{name}, seed {seed} failed: see {run}.log"), file=sys.stderr)
     finished = {
         name: [_read(run) for run in (out / f"{name}-seed{seed}" for seed in seeds) if (run / "results.json").exists()]
@@ -105,8 +118,10 @@ def _has_begun(network: str, out: Path) -> bool:
     return any((run / "results.json").exists() or runs.checkpoint_path(run, "last").exists() for run in trainings)
 
 
-def _train(config: str, seed: int, run: Path, options: Sequence[str]) -> bool:
+def _train(config: str, seed: int, run: Path, options: Sequence[str], lock: int | None) -> bool:
     """One training as a process of its own, whose peak memory is kept beside its results; whether it succeeded."""
+    # It keeps the lock: where this is killed, it still saves, and nobody may clear its folder meanwhile.
+    inherited = () if lock is None else (lock,)
     command = [sys.executable, "-m", "pcattn", "fit", "-c", config, "--run", str(run), *options]
     command += ["--seed_everything", str(seed)]
     if runs.checkpoint_path(run, "last").exists():
@@ -116,7 +131,9 @@ def _train(config: str, seed: int, run: Path, options: Sequence[str]) -> bool:
     with (
         Path(f"{run}.log").open("a") as log,
         # In a group of its own: Ctrl-C is for this process, which tells the training.
-        subprocess.Popen(command, stdout=log, stderr=log, process_group=0, preexec_fn=_end_with_this()) as process,
+        subprocess.Popen(
+            command, stdout=log, stderr=log, process_group=0, preexec_fn=_end_with_this(), pass_fds=inherited
+        ) as process,
     ):
         try:
             _, status, usage = os.wait4(process.pid, 0)

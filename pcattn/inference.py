@@ -312,7 +312,7 @@ class Model:
 
     @torch.no_grad()
     def _forward(self, drawn: Drawn, category: int | None) -> Tensor:
-        """Logits of each draw of points, (V, K) or (V, n, P)."""
+        """Logits of each draw of points, (V, K) or (V, n, P); those that are not finite would count as some class."""
         logits = []
         for indices in drawn.draws.split(_BATCH):
             batch = drawn.pos[indices].to(self.device)
@@ -322,7 +322,10 @@ class Model:
             else:
                 categories = torch.full((len(batch),), category, device=self.device)
                 logits.append(self.task(batch, categories, of_points))
-        return torch.cat(logits).float()
+        found = torch.cat(logits).float()
+        if not bool(found.isfinite().all()):
+            raise ValueError("expected finite logits, but the network has others: its weights are broken")
+        return found
 
 
 def _guess(num_features: int) -> dict[str, Any]:

@@ -1,6 +1,10 @@
 """Where runs lie on disk: `runs/<name>/` with its configuration, logs, results and `checkpoints/{best,last}.ckpt`."""
 
+import os
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero
@@ -49,6 +53,46 @@ def reserve(run: Path) -> Path:
         except FileExistsError:
             number += 1
             candidate = run.with_name(f"{run.name}.{number}")
+
+
+@contextmanager
+def alone(folder: Path, patience: float = 10.0) -> Iterator[int | None]:
+    """Within it no other process is in its own `alone` of a folder; where the system cannot promise that, none asks.
+
+    Args:
+        folder: that is there.
+        patience: seconds to wait for another, which may be about to end.
+
+    Yields:
+        The descriptor that holds the lock, also for processes that inherit it.
+
+    Raises:
+        ValueError: another process is there all that time.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield None
+        return
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise ValueError(
+                        f"expected {folder} for this process alone, but another one works there"
+                    ) from error
+                time.sleep(0.05)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def latest(run: Path, checkpoint: str) -> Path | None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,8 +19,11 @@ from pcattn.atomic import write_bytes
 from pcattn.runs import CHECKPOINTS
 from pcattn.tensor_files import pack
 
+# A terminal is closed; Windows does not tell.
+_HANG_UP = getattr(signal, "SIGHUP", None)
+
 #: Signals that ask a training to stop.
-_REQUESTS = (signal.SIGINT, signal.SIGTERM)
+_REQUESTS = (signal.SIGINT, signal.SIGTERM, *([_HANG_UP] if _HANG_UP else []))
 
 #: Several processes have to agree that it is time to save, which holds all of them up: they ask only now and then.
 _STEPS_BETWEEN_QUESTIONS = 32
@@ -89,9 +93,10 @@ class LastCheckpoint(RunCheckpoint):
     Within an epoch it is saved where a resumed training repeats exactly what this one goes on with: after a step of the
     optimiser, and after the validation where one is due.
 
-    On SIGINT (Ctrl-C) or SIGTERM the training saves at the next such point and stops; a second one is Lightning's to
-    handle, which stops without saving. Of several processes any may get the signal. They look at it together, and at
-    the time, every `_STEPS_BETWEEN_QUESTIONS` steps and at the end of an epoch.
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP (a closed terminal) the training saves at the next such point and stops; a
+    second SIGINT or SIGTERM is Lightning's to handle, which stops without saving. Of several processes any may get the
+    signal. They look at it together, and at the time, every `_STEPS_BETWEEN_QUESTIONS` steps and at the end of an
+    epoch.
 
     Args:
         run: folder of the run.
@@ -161,9 +166,11 @@ class LastCheckpoint(RunCheckpoint):
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number)
-        os.write(2, self._notice)  # print may be what was interrupted
+        with suppress(OSError):  # who read it may have been stopped as well
+            os.write(2, self._notice)  # print may be what was interrupted
         for known, handler in self._handlers.items():
-            signal.signal(known, handler)
+            if known != _HANG_UP:  # which comes twice where a terminal is closed: from the system and from the shell
+                signal.signal(known, handler)
 
 
 def _validates_next(trainer: Trainer, batch_idx: int) -> bool:

@@ -13,6 +13,7 @@ import yaml
 from pcattn import checkpoints
 from pcattn.cli import PointCloudCLI
 from pcattn.commands import main
+from pcattn.datasets import PointCloudDataModule
 from pcattn.tasks import Classification
 
 from .datasets.modelnet_files import write_modelnet40
@@ -303,3 +304,41 @@ def test_speed_and_a_score_of_zero(config: Path, monkeypatch: pytest.MonkeyPatch
     assert results == {"clouds_per_second": 40, "best": {"val/oa": 0}}
     main(["fit", "-c", "run/config.yaml", "--trainer.max_epochs=3", "--ckpt_path=last"])
     assert json.loads(Path("run/results.json").read_text()) == results
+
+
+def test_a_limit_of_time(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a training batch takes a second."""
+    now = 0.0
+    step = Classification.training_step
+
+    def second(*args: object) -> object:
+        nonlocal now
+        now += 1.0
+        return step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Classification, "training_step", second)
+    monkeypatch.setattr(PointCloudCLI, "_draw", lambda self: [])
+    args = ["fit", "-c", str(config), "--run=run", "--final_test=false", "--trainer.max_time=00:00:00:25"]
+    main(args)
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 25
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["trainer"]["max_time"] == "00:00:00:25"
+
+
+def test_no_steps(config: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["fit", "-c", str(config), "--run=run", "--trainer.max_epochs=0"])
+    assert "no validation, hence no best checkpoint and no test" in capsys.readouterr().out
+
+
+def test_interrupted_before_the_training(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PointCloudDataModule, "setup", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", str(config), "--run=run"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith("\ninterrupted\n")
+    assert not Path("run").exists()

@@ -1,6 +1,7 @@
 """`pcattn compare`: the table, and that an interrupted comparison goes on."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import yaml
 
 from pcattn import compare as comparison
+from pcattn import runs
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.commands import main
 from pcattn.compare import _count, compare, format_table, summarize
@@ -99,7 +101,7 @@ class TestOptions:
         """The options of every training; one of a network that is `wrong` fails."""
         began: list[list[str]] = []
 
-        def train(config: str, seed: int, run: Path, options: list[str]) -> bool:
+        def train(config: str, seed: int, run: Path, options: list[str], lock: int | None) -> bool:
             began.append(options)
             if "wrong" in options:
                 return False
@@ -133,6 +135,15 @@ class TestOptions:
         Path("out/setting.json").write_text(json.dumps({"config": "{}", "options": []}))
         assert len(compare("some.yaml", {"mine": []}, [0], Path("out"))) == 1
         assert trained == []
+
+    def test_one_at_a_time(self, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A second comparison would take the trainings of the first for killed ones, and clear their folders."""
+        monkeypatch.setattr(runs, "alone", partial(runs.alone, patience=0.0))
+        Path("out").mkdir()
+        with runs.alone(Path("out")), pytest.raises(ValueError, match="out for this process alone, but another one"):
+            compare("some.yaml", {"mine": []}, [0], Path("out"))
+        assert trained == []
+        assert len(compare("some.yaml", {"mine": []}, [0], Path("out"))) == 1
 
     def test_repeated_seeds(self, trained: list[list[str]]) -> None:
         with pytest.raises(ValueError, match="expected seeds that differ, but got 0, 1, 0"):

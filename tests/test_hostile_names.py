@@ -132,3 +132,14 @@ def test_pages() -> None:
         made.encode()
     rows = report._markdown("a", [section], Path()).split("\n")
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows if row.startswith("|")] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("text", ["a: 1\n```\n<script>", "a: ````\n```````\n"])
+def test_a_configuration_stays_in_its_block(text: str) -> None:
+    """That of a run from a stranger: nothing in it ends the block of Markdown that it is shown in."""
+    lines = report._markdown("a", [report.Section("b", verbatim=text)], Path()).split("\n")
+    first = next(index for index, line in enumerate(lines) if line.startswith("```"))
+    fence = lines[first].removesuffix("yaml")
+    assert lines[first + 1 : -2] == text.rstrip().split("\n")
+    assert lines[-2] == fence
+    assert fence not in text

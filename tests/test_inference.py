@@ -294,3 +294,16 @@ def test_votes_on_a_point_are_averaged() -> None:
     parts, values = carry(pos, Drawn(pos[drawn], None, torch.tensor([[0, 1], [1, 1]]), place, 2), known)
     assert parts.tolist() == [0, 1]
     torch.testing.assert_close(values, torch.tensor([0.9, 0.7]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    ("make", "call", "arguments"), [(classifier, "classify", ()), (segmenter, "segment", ("bed",))]
+)
+def test_broken_weights_predict_nothing(make: Any, call: str, arguments: tuple, value: float) -> None:
+    """NaN would count as the first class."""
+    model = make()
+    with torch.no_grad():
+        next(model.task.network.parameters()).fill_(value)
+    with pytest.raises(ValueError, match="expected finite logits, but the network has others: its weights"):
+        getattr(model, call)(torch.rand(NUM_POINTS, 3), *arguments)

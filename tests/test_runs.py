@@ -67,6 +67,21 @@ def test_latest_knows_its_own_siblings_only(tmp_path: Path) -> None:
     assert runs.latest(tmp_path / "pct", "last") is None
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
+def test_alone(tmp_path: Path) -> None:
+    """Also where the process that asked has died, as long as one that it started lives."""
+    with runs.alone(tmp_path) as lock:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock or 0,))
+    with (
+        child,
+        pytest.raises(ValueError, match="for this process alone, but another one works there"),
+        runs.alone(tmp_path, patience=0.1),
+    ):
+        pass
+    with runs.alone(tmp_path), runs.alone(tmp_path.parent):
+        pass
+
+
 class TestTwoRunsOfOneConfiguration:
     @pytest.fixture(autouse=True)
     def _two_runs(self, config: str) -> None:
@@ -127,6 +142,18 @@ class TestResumption:
         assert same_weights("whole", "part")
         for name in ("best", "test"):
             assert results("whole")[name] == results("part")[name]
+
+    def test_one_that_still_goes_on_is_left_alone(
+        self, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        monkeypatch.setattr(runs, "alone", partial(runs.alone, patience=0.0))
+        main(["fit", "-c", config, "--run=run", "--trainer.max_epochs=1", "--final_test=false"])
+        before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+        with runs.alone(Path("run")), pytest.raises(SystemExit) as stop:
+            main(["fit", "-c", config, "--run=run", "--ckpt_path=last", "--trainer.max_epochs=2"])
+        assert stop.value.code == 2
+        assert "pcattn: error: expected run for this process alone" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
     def test_of_a_killed_run_is_bit_identical(self, config: str) -> None:
         args = ["fit", "-c", config, "--trainer.max_epochs=6", "--model.ema_decay=0.99"]

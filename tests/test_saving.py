@@ -3,12 +3,14 @@
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pcattn.saving import AtomicCheckpointIO
+from pcattn.saving import AtomicCheckpointIO, LastCheckpoint
 
 
 class TestFullDisk:
@@ -33,6 +35,30 @@ class TestFullDisk:
         with pytest.raises(OSError, match="there is none before it"):
             AtomicCheckpointIO().save_checkpoint({"a": 2}, tmp_path / "new" / "last.ckpt")
         assert list((tmp_path / "new").iterdir()) == []
+
+
+class TestRequests:
+    def test_nobody_reads_the_notice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl-C has ended the `tee` behind it as well: the training still saves."""
+
+        def refuse(*args: object) -> None:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+        last = LastCheckpoint(tmp_path, minutes=1)
+        monkeypatch.setattr(os, "write", refuse)
+        last._request(signal.SIGINT, None)
+        assert last.requested == signal.SIGINT
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal is closed on Windows")
+    def test_a_closed_terminal_tells_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The system does, and the shell: the second must not end what the first has asked for."""
+        last = LastCheckpoint(tmp_path, minutes=1)
+        restored = []
+        monkeypatch.setattr(signal, "signal", lambda number, handler: restored.append(number))
+        last.on_train_start(SimpleNamespace(world_size=1), SimpleNamespace())  # type: ignore[arg-type]
+        assert restored == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        last._request(signal.SIGHUP, None)
+        assert restored[3:] == [signal.SIGINT, signal.SIGTERM]
 
 
 def test_not_by_way_of_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,6 +225,21 @@ class PointCloudTask(LightningModule):
         schedule = build_schedule(optimizer, h["lr"], h["min_lr"], warmup, int(total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def training_logits(self, batch: PointBatch) -> Tensor:
+        """`logits` in training.
+
+        Raises:
+            NonFiniteError: the network refuses the batch, as ours do on the CPU, and it holds NaN or infinity. It lies
+                in a file in the run then.
+        """
+        try:
+            return self.logits(batch)
+        except ValueError as error:
+            if _not_finite(batch) is None:
+                raise
+            loss = torch.tensor(math.nan)
+            raise NonFiniteError(self._save_batch(loss, batch, self.current_epoch, self.global_step, False)) from error
+
     def log_train_loss(self, loss: Tensor, batch: PointBatch) -> None:
         """Count a loss in `train/loss`, the mean over the epoch, once it is known to be a number.
 

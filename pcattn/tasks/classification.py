@@ -105,7 +105,7 @@ class Classification(PointCloudTask):
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy of a batch, whose clouds may be mixed."""
         check_labels("label", batch.label, self.num_classes, batch.indices)
-        logits = self.logits(batch)
+        logits = self.training_logits(batch)
         if batch.mixed_label is None or batch.mixed_weight is None:
             loss = F.cross_entropy(logits, batch.label.long(), label_smoothing=self.label_smoothing)
         else:

@@ -139,7 +139,7 @@ class PartSegmentation(PointCloudTask):
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """Smoothed cross-entropy over the points of a batch, and the Lovász term."""
         check_labels("label", batch.label, self.iou.table.num_parts, batch.indices)
-        logits = self.logits(batch)
+        logits = self.training_logits(batch)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.label.flatten().long(), label_smoothing=self.label_smoothing)
         if self.lovasz:
             loss = loss + self.lovasz * lovasz_softmax(logits.softmax(dim=2), batch.label)

@@ -6,6 +6,7 @@ import argparse
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,7 +224,10 @@ def _markdown(title: str, sections: Sequence[Section], run: Path) -> str:
         if section.picture is not None:
             lines.append(f"![{section.title}]({section.picture.relative_to(run).as_posix()})")
         if section.verbatim:
-            lines += ["```yaml", section.verbatim.rstrip(), "```"]
+            fence = "`" * max(
+                3, 1 + max(map(len, re.findall("`+", section.verbatim)), default=0)
+            )  # nothing ends it early
+            lines += [f"{fence}yaml", section.verbatim.rstrip(), fence]
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+import warnings
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pcattn.datasets import cache
-from pcattn.datasets.cache import ArrayWriter, cached
+from pcattn.datasets.cache import ArrayWriter, CacheElsewhereWarning, cached
 
 
 @pytest.fixture
@@ -81,6 +82,23 @@ def test_where_nothing_can_be_written(root: Path, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("")
     with pytest.raises(ValueError, match="expected a folder to cache points in"):
         read(root, build)
+
+
+def test_the_users_cache_tells_data_apart_that_looks_the_same(root: Path, tmp_path: Path) -> None:
+    """Names, sizes and times are often equal: in archives, images of containers, copies with a fixed time."""
+    other = tmp_path / "more" / "data"
+    other.mkdir(parents=True)
+    (other / "a.txt").write_text("4 5 6")
+    for folder in (root, other):
+        os.utime(folder / "a.txt", ns=(1, 1))
+        (folder / "processed").write_text("in the way")
+    build = Build()
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CacheElsewhereWarning)
+            found = [cached("points", folder, [folder / "a.txt"], build) for folder in (root, other)]
+    assert build.calls == 2
+    assert found[0].folder != found[1].folder
 
 
 def test_a_read_only_folder_stays_as_it_is(root: Path, tmp_path: Path) -> None:

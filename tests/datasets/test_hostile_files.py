@@ -255,6 +255,18 @@ class TestHDF5:
             file.create_group("data")
         refused(path, None, "something else than numbers in data", self.read)
 
+    @pytest.mark.parametrize("value", [0.7, np.nan, np.inf])
+    def test_integers_that_are_none(self, value: float, tmp_path: Path) -> None:
+        """A label is not rounded to some class."""
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file["data"] = np.array([1.0, value, 2.0])
+        reason = f"{value} in data, which is to hold integers"
+        refused(path, None, reason, lambda path: read_arrays(path, {"data": np.int64}))
+        with h5py.File(path, "w") as file:
+            file["data"] = np.array([1.0, -1.0])
+        assert read_arrays(path, {"data": np.int64})["data"].tolist() == [1, -1]
+
 
 def test_what_compresses_well_is_no_bomb() -> None:
     """Labels beside coordinates; but nothing that deflate cannot make, nor a large array that is the whole file."""

@@ -29,7 +29,11 @@ def test_killed(config: Path) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "status", "moment", "call", "step"),
-    [(signal.SIGINT, 130, "validation", 1, 5), (signal.SIGTERM, 143, "epoch", 12, 12)],
+    [
+        (signal.SIGINT, 130, "validation", 1, 5),
+        (signal.SIGTERM, 143, "epoch", 12, 12),
+        (signal.SIGHUP, 129, "epoch", 3, 3),
+    ],
 )
 def test_stopped(sent: signal.Signals, status: int, moment: str, call: int, step: int, config: Path) -> None:
     """It saves where it is, within an epoch; and where the next checkpoint finds the disk full, that one is left."""

@@ -91,6 +91,17 @@ class TestNotFinite:
         assert saved["indices"].tolist() == [10, 11, 12, 13]
         assert not saved["pos"][2].isfinite().all()
 
+    def test_a_batch_that_the_network_refuses_is_saved(self, tmp_path: Path) -> None:
+        """Ours look at their input on the CPU: there is no loss then."""
+
+        def spoil(batch: PointBatch) -> PointBatch:
+            return batch._replace(pos=batch.pos * torch.tensor([1, 1, torch.nan, 1])[:, None, None])
+
+        with pytest.raises(NonFiniteError, match=r"pos of clouds 12 of the data set has NaN .*The batch is saved in"):
+            self.trainer(tmp_path).fit(make_task(), Batches(spoil))
+        saved = torch.load(tmp_path / "nonfinite-epoch0-step1.pt", weights_only=True)
+        assert saved["indices"].tolist() == [10, 11, 12, 13]
+
     def test_weights_are_named_where_they_are_the_reason(self, tmp_path: Path) -> None:
         task = make_task()
         with torch.no_grad():
