@@ -27,10 +27,25 @@ def cloud() -> np.ndarray:
     return (points + np.array((0.05, 0, -0.05))).astype(np.float32)
 
 
-def unit(pos: np.ndarray) -> np.ndarray:
-    """Fitted into the box that most corruptions end with."""
-    low, high = pos.min(0), pos.max(0)
-    return (pos - (low + high) / 2) * 2 / (high - low).max()
+#: What leaves a cloud in the box [-1, 1]^3.
+FITTED = (
+    "occlusion",
+    "uniform",
+    "impulse",
+    "upsampling",
+    "background",
+    "rotation",
+    "shear",
+    "ffd",
+    "rbf",
+    "inverse_rbf",
+)
+
+
+def unfit(pos: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """What the fit into the box was given: its result, and what most points were before they were moved a little."""
+    found, *_ = np.linalg.lstsq(np.c_[source, np.ones(len(source))], pos[: len(source)], rcond=None)
+    return (pos - found[3]) / np.cbrt(np.linalg.det(found[:3]))
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -77,6 +92,14 @@ class TestEveryCorruption:
             np.testing.assert_allclose(np.roll(turned, -turns, axis=1), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", FITTED)
+def test_ends_in_the_box(name: str, cloud: np.ndarray) -> None:
+    """Its middle at the origin, its longest edge of length 2."""
+    pos, _ = corrupt(cloud + np.float32((0.3, -0.2, 0.1)), name, 2, 512)
+    np.testing.assert_allclose(pos.min(0), -pos.max(0), atol=1e-6)
+    assert (pos.max(0) - pos.min(0)).max() == pytest.approx(2)
+
+
 class TestStrength:
     """Against the definitions in the authors' generator, undoing the fit into the box where there is one."""
 
@@ -87,72 +110,99 @@ class TestStrength:
         assert noise.std() == pytest.approx(0.005 + 0.005 * severity, rel=0.05)
         assert np.abs(pos).max() <= 1
 
-    def test_impulse(self, cloud: np.ndarray) -> None:
-        pos, _ = corrupt(cloud, "impulse", 5, 1024)
-        low, high = pos.min(0), pos.max(0)
-        scale = np.abs(np.polyfit(cloud[:1024, 0], pos[:, 0], 1)[0])
-        shift = pos / scale - cloud[:1024]
+    @pytest.mark.parametrize("severity", SEVERITIES)
+    def test_uniform(self, severity: int, cloud: np.ndarray) -> None:
+        pos, _ = corrupt(cloud, "uniform", severity, 2048)
+        noise = unfit(pos, cloud) - cloud
+        assert noise.std() == pytest.approx(0.01 * severity / math.sqrt(3), rel=0.05)
+        assert np.abs(noise).max() < 0.0105 * severity
+
+    @pytest.mark.parametrize("severity", SEVERITIES)
+    def test_impulse(self, severity: int, cloud: np.ndarray) -> None:
+        pos, _ = corrupt(cloud, "impulse", severity, 1024)
+        shift = unfit(pos, cloud[:1024]) - cloud[:1024]
         shift -= np.median(shift, axis=0)
         hit = np.abs(shift).max(axis=1) > 0.05
-        assert hit.sum() == 102
+        assert hit.sum() == 1024 // (30, 25, 20, 15, 10)[severity - 1]
         np.testing.assert_allclose(np.abs(shift[hit]), 0.1, atol=0.01)
-        assert (high - low).max() == pytest.approx(2)
 
     @pytest.mark.parametrize(("name", "per"), [("upsampling", 2), ("background", 30)])
     def test_added_points(self, name: str, per: int, cloud: np.ndarray) -> None:
-        _, source = corrupt(cloud, name, 4, 1024)
+        pos, source = corrupt(cloud, name, 4, 1024)
         added = 1024 // per
         assert source[:1024].tolist() == list(range(1024))
+        before = unfit(pos, cloud[:1024])
+        np.testing.assert_allclose(before[:1024], cloud[:1024], atol=1e-5)
         if name == "background":
             assert (source[1024:] == -1).all()
+            assert np.abs(before[1024:]).max() <= 1 + 1e-5
+            assert before[1024:].std() == pytest.approx(1 / math.sqrt(3), rel=0.2)
         else:
             assert len(np.unique(source[1024:])) == added
+            noise = before[1024:] - cloud[source[1024:]]
+            assert np.abs(noise).max() <= 0.05 + 1e-5
+            assert noise.std() == pytest.approx(0.05 / math.sqrt(3), rel=0.05)
 
     @pytest.mark.parametrize("severity", SEVERITIES)
     def test_rotation(self, severity: int, cloud: np.ndarray) -> None:
         level = (2.5, 5, 7.5, 10, 15)[severity - 1]
         corners = np.concatenate((cloud[:61], np.eye(3, dtype=np.float32)))
-        for index in range(5):
+        angles = []
+        for index in range(8):
             pos, _ = corrupt(corners, "rotation", severity, 64, index=index, up="y")
             found, *_ = np.linalg.lstsq(np.c_[corners, np.ones(64)], pos, rcond=None)
             matrix = found[:3] / np.cbrt(np.linalg.det(found[:3]))
             np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-5)
-            angle = math.degrees(math.acos((np.trace(matrix) - 1) / 2))
-            assert (level - 2.5) * 1.2 <= angle + 0.1
-            assert angle <= (level + 2.5) * math.sqrt(3) + 0.5
+            (xx, xy, xz), (_, _, yz), (_, _, zz) = matrix  # the product of rotations about x, y and z
+            angles.append(np.degrees((math.atan2(-yz, zz), math.asin(xz), math.atan2(-xy, xx))))
+        off = np.abs(angles) - level
+        assert np.abs(off).max() <= 2.5 + 1e-2
+        assert abs(off.mean()) < 1
+        assert (np.ptp(off, axis=0) > 1.5).all()  # each axis by a number of its own, in either direction
+        assert (np.min(angles, axis=0) < 0).all()
+        assert (np.max(angles, axis=0) > 0).all()
 
-    def test_shear_keeps_the_height(self, cloud: np.ndarray) -> None:
-        pos, _ = corrupt(cloud, "shear", 5, 64, up="y")
-        found, *_ = np.linalg.lstsq(np.c_[cloud[:64], np.ones(64)], pos, rcond=None)
-        matrix = found[:3] / found[1, 1]
-        np.testing.assert_allclose(matrix[:, 1], (0, 1, 0), atol=1e-5)
-        np.testing.assert_allclose(matrix.diagonal(), 1, atol=1e-5)
-        off = np.abs(matrix[[0, 1, 1, 2], [2, 0, 2, 0]])
-        assert ((off >= 0.2 - 1e-4) & (off <= 0.3 + 1e-4)).all()
+    @pytest.mark.parametrize("severity", SEVERITIES)
+    def test_shear_keeps_the_height(self, severity: int, cloud: np.ndarray) -> None:
+        shears = []
+        for index in range(8):
+            pos, _ = corrupt(cloud, "shear", severity, 64, index=index, up="y")
+            found, *_ = np.linalg.lstsq(np.c_[cloud[:64], np.ones(64)], pos, rcond=None)
+            matrix = found[:3] / found[1, 1]
+            np.testing.assert_allclose(matrix[:, 1], (0, 1, 0), atol=1e-5)
+            np.testing.assert_allclose(matrix.diagonal(), 1, atol=1e-5)
+            shears.append(matrix[[0, 1, 1, 2], [2, 0, 2, 0]])
+        off = np.abs(shears) - 0.05 * severity
+        assert ((off >= -0.05 - 1e-4) & (off <= 0.05 + 1e-4)).all()
+        assert abs(off.mean()) < 0.015
+        assert (np.ptp(off, axis=0) > 0.03).all()  # each of the four by a number of its own
+        assert (np.min(shears, axis=0) < 0).all()
+        assert (np.max(shears, axis=0) > 0).all()
 
+    @pytest.mark.parametrize("severity", SEVERITIES)
     @pytest.mark.parametrize("name", ["rbf", "inverse_rbf"])
-    def test_control_points_move_as_far_as_asked(self, name: str) -> None:
+    def test_control_points_move_as_far_as_asked(self, name: str, severity: int) -> None:
         """An interpolant is right where it interpolates; the fit into the box is a similarity, found from distances."""
         axis = np.linspace(-1, 1, 5)
         controls = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
-        pos, _ = corrupt(controls, name, 4, 125)
-        design = np.c_[controls, np.ones(125)]
-        found, *_ = np.linalg.lstsq(design, pos, rcond=None)
-        scale = np.cbrt(np.linalg.det(found[:3]))
-        moved = pos / scale - controls
-        moved -= moved.mean(0)
-        assert np.linalg.norm(moved, axis=1).mean() == pytest.approx(0.1, rel=0.1)
+        pos, _ = corrupt(controls, name, severity, 125)
+        moved = unfit(pos, controls) - controls
+        assert np.linalg.norm(moved, axis=1).mean() == pytest.approx(0.025 * severity, rel=0.1)
 
-    def test_ffd_is_the_polynomial(self) -> None:
-        """Degree 4 in each coordinate: interpolated exactly from 125 points, at points that took no part."""
+    @pytest.mark.parametrize("severity", SEVERITIES)
+    def test_ffd_is_the_polynomial(self, severity: int) -> None:
+        """Bernstein polynomials of degree 4: their coefficients are where the control points have gone to."""
         rng = np.random.default_rng(0)
-        pos = rng.uniform(-1, 1, (400, 3))
-        out, _ = corrupt(pos, "ffd", 5, 400)
-        powers = [pos**p for p in range(5)]
-        basis = np.stack([powers[i][:, 0] * powers[j][:, 1] * powers[k][:, 2] for i, j, k in np.ndindex(5, 5, 5)], 1)
-        weights, *_ = np.linalg.lstsq(basis[:300], out[:300], rcond=None)
-        np.testing.assert_allclose(basis[300:] @ weights, out[300:], atol=1e-4)
-        assert np.abs(unit(pos) - out).max() > 0.05
+        pos = rng.uniform(-1, 1, (700, 3))
+        out, _ = corrupt(pos, "ffd", severity, 700)
+        factors = [math.comb(4, i) * ((1 + pos) / 2) ** i * ((1 - pos) / 2) ** (4 - i) for i in range(5)]
+        basis = np.stack([factors[i][:, 0] * factors[j][:, 1] * factors[k][:, 2] for i, j, k in np.ndindex(5, 5, 5)], 1)
+        moved, *_ = np.linalg.lstsq(basis[:600], out[:600], rcond=None)
+        np.testing.assert_allclose(basis[600:] @ moved, out[600:], atol=1e-4)  # at points that took no part
+        controls = np.array(list(np.ndindex(5, 5, 5))) / 2 - 1
+        shift = (unfit(moved, controls) - controls) / 2  # in units of the edge of the cube
+        assert shift.std() == pytest.approx(0.1 * severity / math.sqrt(3), rel=0.15)
+        assert np.abs(shift).max() < 0.12 * severity
 
 
 class TestDensity:

@@ -37,6 +37,18 @@ def test_equals_torch_in_float64(shape: tuple[int, ...], threads: int) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kwargs", [{"momentum": 0.3}, {"momentum": None}, {"track_running_stats": False}], ids=str)
+def test_statistics_as_the_layer_keeps_them(kwargs: dict) -> None:
+    """A moving average, that of all batches, or none; then evaluation with them."""
+    ours = nn.BatchNorm1d(4, **kwargs).double()
+    torchs = copy.deepcopy(ours)
+    for mean in (1.0, -3.0, 5.0):
+        x = (torch.randn(2, 10, 4) + mean).double().requires_grad_()
+        for got, expected in zip(step(x, ours, own=True), step(x, torchs, own=False), strict=True):
+            torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(normalize(ours.eval(), x), torchs.eval()(x.flatten(0, 1)).view_as(x))
+
+
 @pytest.mark.parametrize("mean", [0.0, 1.0, 100.0])
 def test_float32_is_rounded_once(mean: float) -> None:
     """All numbers are those of float64 but for the last rounding, of as many rows as a batch has."""

@@ -105,4 +105,4 @@ class PolarizedAttention(nn.Module):
             return (value @ query.softmax(dim=2).to(value.dtype).transpose(1, 2)).sigmoid()
         if self.layout == "parallel":
             return (value @ query.transpose(1, 2)).softmax(dim=1).sigmoid()
-        return (value.softmax(dim=1) @ query.to(x.dtype).transpose(1, 2)).sigmoid()
+        return (value.softmax(dim=1) @ query.transpose(1, 2)).sigmoid()

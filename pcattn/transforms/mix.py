@@ -176,7 +176,7 @@ def partners(batch: PointBatch, generator: Generator) -> Tensor:
     noise = torch.rand(len(batch.pos), generator=generator, device=batch.pos.device, dtype=torch.float64)
     category = torch.zeros_like(noise, dtype=torch.long) if batch.category is None else batch.category
     order = (category + noise).argsort()
-    ordered = category[order].contiguous()
+    ordered = category[order]
     first, end = torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
     following = torch.arange(1, len(order) + 1, device=order.device)
     return torch.empty_like(order).scatter_(0, order, order[torch.where(following == end, first, following)])

@@ -99,6 +99,15 @@ def test_convolution_written_out(cloud):
     assert_near(core.conv_path(q, k, v, geometry), expected)
 
 
+def test_default_kernel_points_are_the_centre_and_the_corners_of_a_cube():
+    points = build_attention("acmix", 16).kernel_points.double()
+    assert points[0].tolist() == [0, 0, 0]
+    assert_near(points[1:].norm(dim=1), torch.ones(8).double(), atol=1e-6)
+    edge = 2 / 3**0.5  # the corners of a cube in the unit sphere: its edges, diagonals of its faces, its own diagonal
+    expected = torch.tensor([0.0] + [edge] * 3 + [edge * 2**0.5] * 3 + [2.0]).double().expand(8, -1)
+    assert_near(torch.cdist(points[1:], points[1:]).sort(dim=1).values, expected, atol=1e-6)
+
+
 def test_does_not_depend_on_the_scale_of_the_convolution(cloud):
     core, (x, geometry) = build_attention("acmix", 16).double(), cloud()
     expected = paths(core, x, geometry)[1]

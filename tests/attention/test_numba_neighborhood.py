@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pcattn.attention import numba_neighborhood
 from pcattn.attention.neighborhood_op import neighborhood_attention
 
 
@@ -11,6 +12,27 @@ def _restore_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("backend", "calls"), [("auto", 1), ("numba", 1), ("reference", 0)])
+def test_runs_where_it_is_chosen(backend, calls, monkeypatch):
+    """Forward and backward: the reference gives the same numbers, many times slower, and would not be noticed."""
+    called = {"forward": 0, "backward": 0}
+
+    def count(name):
+        kernel = getattr(numba_neighborhood, name)
+
+        def counted(*args):
+            called[name] += 1
+            return kernel(*args)
+
+        return counted
+
+    for name in called:
+        monkeypatch.setattr(numba_neighborhood, name, count(name))
+    q = torch.randn(1, 9, 1, 4, requires_grad=True)
+    neighborhood_attention(q, q, q, torch.zeros(1, 9, 2, dtype=torch.long), backend=backend).sum().backward()
+    assert called == {"forward": calls, "backward": calls}
 
 
 @pytest.mark.parametrize("threads", [2, 3])

@@ -286,6 +286,13 @@ class TestSegmenter:
         assert expected.shape == (2, num_points, 5)
         torch.testing.assert_close(network(pos[:, order], category), expected[:, order], atol=1e-10, rtol=0)
 
+    @pytest.mark.parametrize(("kwargs", "num_tokens"), [({}, 12), ({"stem_stride": 1}, 12), ({"stem_stride": 3}, 4)])
+    def test_tokens_of_the_first_level(self, kwargs: dict, num_tokens: int) -> None:
+        """Every point, unless asked otherwise: logits come out for every point in any case."""
+        levels, tokens = segmenter(**kwargs).backbone(torch.randn(2, 12, 3))
+        assert levels[0].geometry.pos.shape == (2, num_tokens, 3)
+        assert tokens[0].shape == (2, num_tokens, 16)
+
     def test_gradients(self) -> None:
         network = segmenter()
         network(torch.randn(2, 40, 3), torch.tensor([0, 1])).sum().backward()

@@ -45,7 +45,7 @@ class TestBallQuery:
 
 
 class TestGather:
-    @pytest.mark.parametrize("shape", [(2,), (2, 5), (2, 5, 3)])
+    @pytest.mark.parametrize("shape", [(2,), (2, 5), (2, 5, 3), (2, 0), (2, 5, 0)])
     def test_equals_indexing(self, shape: tuple[int, ...]) -> None:
         features, indices = torch.randn(2, 9, 4), torch.randint(0, 9, shape)
         expected = torch.stack([features[b, indices[b]] for b in range(2)])

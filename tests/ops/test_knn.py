@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcattn.ops import KNN, knn
+from pcattn.ops import KNN, knn, reference
 from tests.ops.clouds import CLOUDS, brute_force, make_cloud
 
 
@@ -126,6 +126,16 @@ class TestKNN:
         for dim in (3, 16):
             cloud = torch.randn(2, 75, dim)
             assert_exact(knn(cloud, cloud, 8, backend=backend), cloud, cloud, 8)
+
+    @pytest.mark.parametrize("elements", [1, 300])
+    def test_blocks_of_the_reference(self, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Query by query where the cloud alone fills a block, and in blocks of which the last is smaller."""
+        cloud, lengths, own = torch.randn(2, 40, 3), torch.tensor([40, 25]), torch.arange(40).expand(2, -1)
+        arguments = {"query_lengths": lengths, "support_lengths": lengths, "query_indices": own, "backend": "reference"}
+        expected = knn(cloud, cloud, 5, **arguments)
+        monkeypatch.setattr(reference, "_BLOCK_ELEMENTS", elements)
+        for got, whole in zip(knn(cloud, cloud, 5, **arguments), expected, strict=True):
+            assert torch.equal(got, whole)
 
     def test_non_contiguous(self, backend: str) -> None:
         for dim in (3, 16):

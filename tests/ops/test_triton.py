@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pcattn.ops import ball_query, farthest_point_sample, group, knn
+from pcattn.ops.backends import can_run_triton_group
 from tests.ops.clouds import make_cloud
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -85,6 +86,14 @@ class TestGroup:
         assert torch.equal(*results)
         gradients = [torch.autograd.grad(result.square().sum(), features)[0] for result in results]
         torch.testing.assert_close(*gradients)
+
+    @pytest.mark.parametrize("interpreted", [True, False])
+    def test_bfloat16_is_beyond_the_interpreter_alone(self, interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Training on a GPU in bf16-mixed keeps its kernel."""
+        monkeypatch.setenv("TRITON_INTERPRET", str(int(interpreted)))
+        for dtype in (torch.bfloat16, torch.float16):
+            reasons = " ".join(can_run_triton_group(torch.zeros(1, 2, 3, dtype=dtype)))
+            assert ("bfloat16" in reasons) == (interpreted and dtype == torch.bfloat16)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -11,7 +11,7 @@ from torch import Tensor
 from pcattn.datasets import PointBatch
 from pcattn.inference import Model, draw
 from pcattn.tasks import Classification, PartSegmentation
-from pcattn.tasks.voting import SCALES, carry, draw_votes
+from pcattn.tasks.voting import carry, draw_votes
 
 
 def make_cloud(num_points: int = 20, index: int = 3) -> PointBatch:
@@ -38,12 +38,13 @@ class TestDrawVotes:
         assert torch.equal(looks.point_indices[0], own)
 
     def test_the_others_are_resampled_and_scaled(self) -> None:
+        """By 0.7, 0.8, ..., 1.4 (PCT section 4.4), over and over."""
         cloud = make_cloud()
         looks = draw_votes(cloud, torch.arange(12), 11)
         for vote in range(10):
             points = looks.point_indices[1 + vote]
             assert len(points.unique()) == 12
-            torch.testing.assert_close(looks.pos[1 + vote], cloud.pos[0, points] * SCALES[vote % 8])
+            torch.testing.assert_close(looks.pos[1 + vote], cloud.pos[0, points] * (0.7 + 0.1 * (vote % 8)))
             assert torch.equal(looks.normals[1 + vote], cloud.normals[0, points])
             assert torch.equal(looks.label[1 + vote], points)
             assert torch.equal(looks.features[1 + vote, :, 0], points.float())

@@ -139,6 +139,23 @@ class TestRSMix:
             moved += int(replaced.sum() > 1)
         assert moved >= 3
 
+    def test_what_came_lay_in_a_ball_of_the_same_radius(self) -> None:
+        batch = make_batch(per_point=True)._replace(normals=None)
+        out = RSMix(probability=1.0)(batch, generator(1))
+        checked = 0
+        for cloud in range(6):
+            replaced = out.label[cloud] // 200 != cloud
+            taken = out.label[cloud, replaced]
+            own, other = batch.pos[cloud], batch.pos[int(taken[0]) // 200]
+            shift = out.pos[cloud, replaced][0] - batch.pos.flatten(0, 1)[taken[0]]
+            # The one pair of points that the shift leads from and to.
+            centre, other_centre = divmod(int((own[:, None] - other - shift).norm(dim=2).argmin()), 200)
+            if replaced.sum() < 100:  # else the ball was cut short
+                beyond = (own - own[centre]).norm(dim=1)[~replaced].min()
+                assert (other[taken % 200] - other[other_centre]).norm(dim=1).max() < beyond
+                checked += 1
+        assert checked >= 3
+
     def test_what_gave_way_was_a_ball(self) -> None:
         batch = make_batch()
         out = RSMix(probability=1.0)(batch, generator(1))
