@@ -10,7 +10,8 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DatasetError
+from .errors import DatasetBrokenError, DatasetError
 
 VERSION = 1
 """Part of the key of every cache; grows with this file's own format."""
@@ -38,6 +39,21 @@ class Cached(NamedTuple):
     arrays: dict[str, NDArray[Any]]  #: mapped copy-on-write: read on access, never written back
     info: dict[str, Any]  #: plain data
     folder: Path  #: where it lies
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within it, what is missing or does not fit is told of the cache, which may have come from a stranger.
+
+        Raises:
+            DatasetBrokenError: something else than a `DatasetError` went wrong.
+        """
+        try:
+            yield
+        except DatasetError:
+            raise
+        except Exception as error:  # whatever wrong names, types and sizes make numpy and torch raise
+            reason = f"this cache holds something else than it should ({type(error).__name__}: {error}): delete it"
+            raise DatasetBrokenError(self.folder, reason) from error
 
 
 class ArrayWriter:

@@ -105,6 +105,11 @@ class DenseClouds(Dataset):
             raise DatasetError(f"expected pos and {label} in {name}, but it has no {' and no '.join(lacking)}")
         self.starts = torch.as_tensor(dataset.slices["pos"][:-1])
         self.sizes = torch.as_tensor(dataset.slices["pos"]).diff()
+        if data.pos.shape[1:] != (3,):
+            raise DatasetError(f"expected pos (P, 3) in {name}, but got {tuple(data.pos.shape)}")
+        if int(self.starts[0]) != 0 or int(dataset.slices["pos"][-1]) != len(data.pos):
+            first, last = int(self.starts[0]), int(dataset.slices["pos"][-1])
+            raise DatasetError(f"expected clouds of all {len(data.pos)} points of {name}, but got {first} to {last}")
         if not bool((self.sizes > 0).all()):
             raise DatasetError(
                 f"expected points in every cloud of {name}, but cloud {int(self.sizes.argmin())} has none"

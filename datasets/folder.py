@@ -138,9 +138,11 @@ class PointCloudFolder(InMemoryDataset):
             partial(_build, entries, layout.root, self.class_names, options, on_error),
             [VERSION, *options, [(str(e.path.relative_to(layout.root)), e.label, e.split) for e in entries]],
         )
-        self._take(split, result.arrays, result.info)
-        if result.info["skipped"]:
-            _refuse_or_warn(result.info["skipped"], on_error)  # the cache may be one of `skip`
+        with result.reading():
+            self._take(split, result.arrays, result.info)
+            skipped = list(result.info["skipped"])
+        if skipped:
+            _refuse_or_warn(skipped, on_error)  # the cache may be one of `skip`
 
     def _take(self, split: str, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         """The range of the arrays that is this split."""
@@ -149,14 +151,14 @@ class PointCloudFolder(InMemoryDataset):
         if not len(clouds):
             raise DatasetError(f"expected clouds in the {split} split, but none of its files can be used")
         first, last = int(clouds[0]), int(clouds[-1]) + 1
-        starts = torch.from_numpy(np.concatenate(([0], np.cumsum(arrays["size"]))))
+        starts = torch.from_numpy(np.concatenate(([0], np.cumsum(arrays["size"], dtype=np.int64))))
         points = slice(int(starts[first]), int(starts[last]))
         per_point = starts[first : last + 1] - starts[first]
         per_cloud = torch.arange(last - first + 1)
         self.names: list[str] = info["names"][first:last]
-        self.feature_names: list[str] = info["feature_names"]
-        self.parts: list[list[int]] | None = info["parts"]
-        self.part_names: list[str] | None = info["part_names"]
+        self.feature_names: list[str] = list(info["feature_names"])
+        self.parts: list[list[int]] | None = info["parts"] and list(map(list, info["parts"]))
+        self.part_names: list[str] | None = info["part_names"] and list(info["part_names"])
         classes = torch.from_numpy(arrays["class"][first:last])
         self._data = Data(pos=torch.from_numpy(arrays["pos"][points]))
         self.slices = {"pos": per_point}

@@ -194,10 +194,12 @@ class FileLayout(Layout):
         name = f"modelnet{self.num_classes}-{type(self).__name__.removesuffix('Layout').lower()}-{split}"
         options = ["modelnet", VERSION, skip, [source.label for source in sources], self.options()]
         found = cached(name, self.folder, [source.path for source in sources], build, options)
-        arrays, skipped = found.arrays, found.info["skipped"]
-        if "pos" not in arrays:
-            raise DatasetError(f"expected clouds in {self.folder}, but no file can be used: {'; '.join(skipped[:3])}")
-        return Clouds(arrays["sizes"], arrays["pos"], arrays.get("normals"), arrays["label"], skipped)
+        with found.reading():
+            arrays, skipped = found.arrays, list(found.info["skipped"])
+            if "pos" not in arrays:
+                reasons = "; ".join(skipped[:3])
+                raise DatasetError(f"expected clouds in {self.folder}, but no file can be used: {reasons}")
+            return Clouds(arrays["sizes"], arrays["pos"], arrays.get("normals"), arrays["label"], skipped)
 
     def options(self) -> list[Any]:
         """What the clouds depend on beside their files."""

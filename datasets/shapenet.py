@@ -79,18 +79,22 @@ class ShapeNetPart(InMemoryDataset):
         super().__init__(None, transform, pre_transform, pre_filter)
         layout = find_layout(Path(root))
         found = layout.read(on_error == "skip", split_seed)
-        report_skipped("ShapeNetPart", found.info["skipped"])
-        self.class_names: list[str] = found.info["class_names"]
-        self.parts: list[list[int]] = found.info["parts"]
-        self.part_names = _part_names(layout, self.parts)
-        bounds: dict[str, list[int]] = found.info["splits"]
-        self.splits = tuple(name for name in SPLITS if name in bounds)
-        if split not in bounds:
-            there = ", ".join(self.splits)
-            hint = f"It has {there}. {HINT}"
-            raise DatasetNotFoundError(f"the {split} split of ShapeNetPart", layout.folder, f"{split} files", hint)
-        first, last = bounds[split]
-        _fill(self, found, first, last, _numbers(categories, self.class_names), pre_filter, pre_transform)
+        with found.reading():
+            skipped = list(found.info["skipped"])
+        report_skipped("ShapeNetPart", skipped)
+        with found.reading():
+            self.class_names: list[str] = found.info["class_names"]
+            self.parts: list[list[int]] = found.info["parts"]
+            self.part_names = _part_names(layout, self.parts)
+            bounds: dict[str, list[int]] = found.info["splits"]
+            self.splits = tuple(name for name in SPLITS if name in bounds)
+            if split not in bounds:
+                there = ", ".join(self.splits)
+                hint = f"It has {there}. {HINT}"
+                raise DatasetNotFoundError(f"the {split} split of ShapeNetPart", layout.folder, f"{split} files", hint)
+            first, last = bounds[split]
+            content = _content(found, first, last, _numbers(categories, self.class_names))
+        install(self, *content, pre_filter, pre_transform)
 
     @property
     def num_classes(self) -> int:
@@ -112,16 +116,10 @@ def _numbers(names: Sequence[str] | None, known: list[str]) -> list[int] | None:
     return [known.index(name) for name in names]
 
 
-def _fill(
-    dataset: InMemoryDataset,
-    found: Cached,
-    first: int,
-    last: int,
-    categories: list[int] | None,
-    pre_filter: Callable | None,
-    pre_transform: Callable | None,
-) -> None:
-    """Make clouds `first` to `last` of what was read the content of a data set."""
+def _content(
+    found: Cached, first: int, last: int, categories: list[int] | None
+) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
+    """Sizes, points and labels of clouds `first` to `last` of what was read."""
     sizes, labels = np.array(found.arrays["sizes"]), np.array(found.arrays["category"])
     starts = np.concatenate(([0], np.cumsum(sizes)))
     rows: Any = slice(starts[first], starts[last])
@@ -136,7 +134,7 @@ def _fill(
         for name, key in (("pos", "pos"), ("x", "normals"), ("y", "part"))
         if key in found.arrays
     }
-    install(dataset, sizes[chosen], points, {"category": labels[chosen]}, pre_filter, pre_transform)
+    return sizes[chosen], points, {"category": labels[chosen]}
 
 
 def _part_names(layout: Layout, parts: list[list[int]]) -> list[str]:

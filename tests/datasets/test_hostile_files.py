@@ -16,13 +16,23 @@ import numpy as np
 import pytest
 import torch
 
-from pcattn.datasets import DatasetBrokenError, DatasetError, PointCloudFolder, ShapeNetPart, Shapes, read_cloud
+from pcattn.datasets import (
+    DatasetBrokenError,
+    DatasetError,
+    ModelNet40,
+    PointCloudFolder,
+    ShapeNetPart,
+    Shapes,
+    read_cloud,
+)
+from pcattn.datasets.dense import DenseClouds
 from pcattn.datasets.download import DownloadError, unpack
 from pcattn.datasets.expansion import check_expansion
 from pcattn.datasets.folder_layout import find_layout
 from pcattn.datasets.hdf5 import read_arrays
 from pcattn.datasets.modelnet_layouts import TextLayout
 from pcattn.datasets.text import read_table
+from tests.datasets.modelnet_files import write_resampled
 from tests.datasets.shapenet_files import write_text
 from tests.datasets.user_files import write_clouds
 from tests.fuzz.readers import limited_memory
@@ -179,6 +189,58 @@ class TestPickles:
             assert cache._open(folder) is None
         (folder / "index.json").write_text("[" * 100_000)
         assert cache._open(folder) is None
+
+    @pytest.mark.parametrize("kind", ["folder", "modelnet", "shapenet"])
+    def test_caches_of_something_else(self, tmp_path: Path, kind: str) -> None:
+        """Whatever one of a valid form lacks or says wrong is told of it: no traceback, nothing read beyond it."""
+        if kind == "folder":
+            write_clouds(tmp_path, {"ball": 3, "disc": 3}, labels=True)
+        elif kind == "modelnet":
+            write_resampled(tmp_path / "modelnet40_normal_resampled")
+        else:
+            write_text(tmp_path / "shapenet")
+
+        def read_all() -> None:
+            if kind == "folder":
+                data = DenseClouds(PointCloudFolder(str(tmp_path)), features=["color"]).sampled(16)
+            elif kind == "modelnet":
+                data = DenseClouds(ModelNet40(str(tmp_path)), features=["normals"]).sampled(16)
+            else:
+                data = DenseClouds(ShapeNetPart(str(tmp_path / "shapenet")), True, features=["normals"]).sampled(16)
+            data[0, torch.arange(len(data))]
+
+        read_all()
+        (folder,) = (path.parent for path in tmp_path.rglob("processed/*/index.json"))
+        index = json.loads((folder / "index.json").read_text())
+        content = {name: (folder / f"{name}.bin").read_bytes() for name in index["arrays"]}
+
+        def without(part: str, name: str) -> dict:
+            return {**index, part: {key: value for key, value in index[part].items() if key != name}}
+
+        tampered = [(without(part, name), {}) for part in index for name in index[part]]
+        tampered += [({**index, "info": {**index["info"], name: 3}}, {}) for name in index["info"]]
+        for name, layout in index["arrays"].items():
+            size = np.dtype(layout["dtype"]).itemsize
+            other = {"<f4": "<i4", "<i8": "<f8", "|u1": "|i1", "|i1": "|b1"}[layout["dtype"]]
+            few = {**layout, "shape": [1, *layout["shape"][1:]]}
+            for change, data in (
+                ({**layout, "shape": [len(content[name]) // size]}, content[name]),  # flat
+                ({**layout, "dtype": other}, content[name]),
+                (few, content[name][: size * int(np.prod(few["shape"]))]),  # one row
+                (layout, b"\x7f" * len(content[name])),  # huge numbers
+            ):
+                tampered.append(({**index, "arrays": {**index["arrays"], name: change}}, {name: data}))
+        said = set()
+        for changed, files in tampered:
+            (folder / "index.json").write_text(json.dumps(changed))
+            for name, data in (content | files).items():
+                (folder / f"{name}.bin").write_bytes(data)
+            try:
+                with limited_memory():
+                    read_all()
+            except DatasetError as error:
+                said.add(type(error))
+        assert DatasetBrokenError in said
 
 
 class TestHDF5:
