@@ -26,7 +26,7 @@ from pcattn.atomic import replacing, write_text
 from pcattn.configurations import class_paths, with_files
 from pcattn.datasets import DatasetError, PointCloudDataModule
 from pcattn.finetune import initialize
-from pcattn.messages import fail
+from pcattn.messages import fail, is_told
 from pcattn.metrics_log import MetricsLog
 from pcattn.parser import Parser
 from pcattn.printable import printable
@@ -281,6 +281,9 @@ class PointCloudCLI(LightningCLI):
         names = [f"val/{name}" for name in getattr(self.model, "METRICS", ())]
         if names and self.best.monitor not in names:
             fail(f"expected --checkpoint.monitor to be one of {', '.join(names)}, but got {self.best.monitor}")
+        for name in ("accumulate_grad_batches", "limit_train_batches"):
+            if getattr(self.trainer, name) == 0:
+                fail(f"expected --trainer.{name} above 0, but got 0")
         if self.trainer.max_epochs == self.trainer.max_steps == -1:
             fail("expected --trainer.max_epochs or max_steps, over which the learning rate falls, but got neither")
         try:
@@ -297,11 +300,12 @@ class PointCloudCLI(LightningCLI):
         config = self.config_init["fit"]
         if config["trainer"]["fast_dev_run"] or self.trainer.interrupted or self.trainer.received_sigterm:
             return
+        if self.trainer.global_step == 0:
+            print("\nno step was taken: nothing to test or to keep")
+            return
         seconds = self.timer.time_elapsed("train") - self.validation_time.seconds
         clouds = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.datamodule.batch_size
-        results: dict[str, Any] = {}
-        if seconds > 0:  # a training of no steps takes no time
-            results["clouds_per_second"] = clouds * self.trainer.world_size / seconds
+        results: dict[str, Any] = {"clouds_per_second": clouds * self.trainer.world_size / seconds}
         if self.trainer.strategy.root_device.type == "cuda":
             results["peak_mib"] = torch.cuda.max_memory_allocated(self.trainer.strategy.root_device) / 2**20
         tables: list[Path] = []
@@ -438,4 +442,8 @@ def main(args: list[str]) -> None:
     except (DatasetError, NonFiniteError, OSError) as error:
         fail(str(error), error)
     except MisconfigurationException as error:  # Lightning's: no such device, fewer epochs than the checkpoint has, ...
+        fail(" ".join(str(error).split()), error)
+    except ValueError as error:
+        if not is_told(error):
+            raise
         fail(" ".join(str(error).split()), error)

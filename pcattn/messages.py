@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,14 @@ def tell_plainly() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+
+
+def is_told(error: ValueError) -> bool:
+    """Whether an error says what a user gave wrong: one of this package in its words, or one of Lightning's own."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    if raised_in.startswith(_HOMES):
+        return str(error).startswith("expected ")
+    return any(f"{os.sep}{package}{os.sep}" in raised_in for package in ("pytorch_lightning", "lightning_fabric"))
 
 
 def fail(message: str, cause: Exception | None = None) -> NoReturn:

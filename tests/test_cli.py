@@ -224,6 +224,9 @@ class TestErrors:
             ),
             (["--run", "."], "a run with a name, but got ."),
             (["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:01:00"], "max_epochs or max_steps"),
+            (["--trainer.limit_train_batches", "0"], "limit_train_batches"),
+            (["--trainer.val_check_interval", "1000"], "must be less than or equal to the number of the training"),
+            (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches"),
             (["--ckpt_path", "last"], "there is none"),
             (["--ckpt_path", "no/such/file.ckpt"], "best, last or a file"),
         ],
@@ -327,7 +330,8 @@ def test_a_limit_of_time(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_steps(config: Path, capsys: pytest.CaptureFixture) -> None:
     main(["fit", "-c", str(config), "--run=run", "--trainer.max_epochs=0"])
-    assert "no validation, hence no best checkpoint and no test" in capsys.readouterr().out
+    assert "no step was taken" in capsys.readouterr().out
+    assert not Path("run").exists()
 
 
 def test_interrupted_before_the_training(

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from pcattn import cli, runs, saving
+from pcattn import cli, commands, runs, saving
 from pcattn.datasets import cache
 from pcattn.tasks.base import PointCloudTask
 from tests.datasets.modelnet_files import write_resampled
@@ -165,7 +165,7 @@ def _train(args: list[str], folder: Path, plan: Plan | None, largest_file: int |
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     with open(f"{folder}.log", "a") as log, redirect_stdout(log), redirect_stderr(log):
         os.dup2(log.fileno(), 2)  # what is written to the system's standard error as well
-        cli.main(args)
+        commands.main(args)
 
 
 def _arm(plan: Plan) -> None:
