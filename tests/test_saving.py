@@ -54,6 +54,8 @@ class TestRequests:
         """The system does, and the shell: the second must not end what the first has asked for."""
         last = LastCheckpoint(tmp_path, minutes=1)
         restored = []
+        # As in a terminal; the tests themselves may run where signals are ignored.
+        monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
         monkeypatch.setattr(signal, "signal", lambda number, handler: restored.append(number))
         last.on_train_start(SimpleNamespace(world_size=1), SimpleNamespace())  # type: ignore[arg-type]
         assert restored == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
