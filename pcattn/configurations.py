@@ -54,13 +54,17 @@ def with_files(words: Sequence[str]) -> list[str]:
 
 
 def class_paths(words: Sequence[str]) -> Iterator[str]:
-    """The classes that a command line and its configurations name, for Lightning's parser to import."""
+    """The classes that a command line and its configurations name, for Lightning's parser to import.
+
+    A pipe can be read once, which is the parser's to do: classes in a configuration of that kind are not seen.
+    """
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
         value = value if equals else "".join(words[place + 1 : place + 2])
         if option in ("-c", "--config"):
             try:
-                yield from _class_paths(yaml.safe_load(Path(value).read_text()))
+                if Path(value).is_file():
+                    yield from _class_paths(yaml.safe_load(Path(value).read_text()))
             except (OSError, ValueError, yaml.YAMLError):
                 continue  # the parser says what is wrong with it
         elif option.endswith("class_path") or option in _CLASSES:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 
@@ -38,9 +39,11 @@ class LastingStream:
         """Let all that is still to come go nowhere, what Python itself writes at its end included."""
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise error
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+        with suppress(AttributeError, io.UnsupportedOperation):  # no file of the system: it is asked again each time
+            place = self._stream.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, place)
+            os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -48,7 +51,16 @@ class LastingStream:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Within it, standard output and standard error are `LastingStream`s, where there are any."""
+    """Within it, standard output and standard error are `LastingStream`s, where there are any.
+
+    They are flushed at its end: Python, which does it at its own, would complain of a reader that has gone.
+    """
     out, err = (stream and LastingStream(stream) for stream in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
-        yield
+        try:
+            yield
+        finally:
+            for stream in (out, err):
+                if stream:
+                    with suppress(OSError):  # Python tries once more, and tells
+                        stream.flush()

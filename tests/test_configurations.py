@@ -1,5 +1,6 @@
 """Bundled configurations by their names, on every command that takes one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,17 @@ def test_classes_that_are_named(tmp_path: Path) -> None:
     assert list(class_paths(words)) == ["mine.Task", "mine.Stop", "own.Task", "own.Adam"]
     config.write_text("{")
     assert list(class_paths(["fit", f"--config={config}", "--config", "none.yaml", "-c"])) == []
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="descriptors have no names")
+def test_a_pipe_is_left_to_the_parser() -> None:
+    """As in `pcattn fit -c <(...)`: whoever reads it a second time finds nothing."""
+    read, write = os.pipe()
+    with open(write, "w") as pipe:
+        pipe.write("model: {class_path: mine.Task}")
+    with open(read) as pipe:
+        assert list(class_paths(["fit", "-c", f"/dev/fd/{read}"])) == []
+        assert pipe.read() == "model: {class_path: mine.Task}"
 
 
 def test_a_task_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,7 @@ def _train(args: list[str], folder: Path, plan: Plan | None, largest_file: int |
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     cli.PointCloudCLI._draw = lambda self: []  # type: ignore[method-assign]  # takes longer than the training
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
     with open(f"{folder}.log", "a") as log, redirect_stdout(log), redirect_stderr(log):
         os.dup2(log.fileno(), 2)  # what is written to the system's standard error as well
         commands.main(args)
