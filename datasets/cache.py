@@ -51,6 +51,8 @@ class Cached(NamedTuple):
             yield
         except DatasetError:
             raise
+        except MemoryError as error:
+            raise DatasetBrokenError(self.folder, "it is too large for the memory of this machine") from error
         except Exception as error:  # whatever wrong names, types and sizes make numpy and torch raise
             reason = f"this cache holds something else than it should ({type(error).__name__}: {error}): delete it"
             raise DatasetBrokenError(self.folder, reason) from error

@@ -254,8 +254,9 @@ class PointCloudCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers and checkpoints inside the run folder."""
         config = self.config_init[self.subcommand]
-        # Lightning would ignore max_time, because there is a timer already.
-        self.timer = Timer(config["trainer"]["max_time"], interval="step")
+        # Lightning would ignore max_time, because there is a timer already. At the end of an epoch, because one that is
+        # cut would count as complete, and a resumed training would leave out the rest of it.
+        self.timer = Timer(config["trainer"]["max_time"], interval="epoch")
         self.validation_time = ValidationTime()
         kwargs["max_time"] = None
         # In this order: what the last checkpoint holds includes which one was the best.

@@ -63,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> None:
-    if not words or words in (["-h"], ["--help"], ["help"]):
+    if not words or words in (["-h"], ["--help"]):
         print(_overview(COMMANDS))
         return
     if words == ["--version"]:

@@ -12,8 +12,8 @@ import yaml
 # Installed they lie in the package; in the repository, beside it.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
-# Options of the command line that take a class, beside those that end in `class_path`.
-_CLASSES = ("--model", "--trainer.callbacks", "--trainer.callbacks+", "--trainer.logger")
+# Options whose value is a class, or a list of them.
+_CLASSES = ("class_path", "model", "callbacks", "logger")
 
 
 def bundled() -> dict[str, Path]:
@@ -61,20 +61,23 @@ def class_paths(words: Sequence[str]) -> Iterator[str]:
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
         value = value if equals else "".join(words[place + 1 : place + 2])
-        if option in ("-c", "--config"):
-            try:
-                if Path(value).is_file():
-                    yield from _class_paths(yaml.safe_load(Path(value).read_text()))
-            except (OSError, ValueError, yaml.YAMLError):
-                continue  # the parser says what is wrong with it
-        elif option.endswith("class_path") or option in _CLASSES:
-            yield value
+        is_file = option in ("-c", "--config")
+        try:
+            if not is_file:
+                yield from _class_paths(yaml.safe_load(value), option.rpartition(".")[2].strip("-+"))
+            elif Path(value).is_file():
+                yield from _class_paths(yaml.safe_load(Path(value).read_text()), "")
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong with it
 
 
-def _class_paths(value: Any) -> Iterator[str]:
+def _class_paths(value: Any, name: str) -> Iterator[str]:
+    """Those in the value of an option."""
     if isinstance(value, dict):
-        if isinstance(value.get("class_path"), str):
-            yield value["class_path"]
-        value = list(value.values())
-    for inner in value if isinstance(value, list) else ():
-        yield from _class_paths(inner)
+        for inner_name, inner in value.items():
+            yield from _class_paths(inner, inner_name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _class_paths(inner, name)
+    elif isinstance(value, str) and name in _CLASSES:
+        yield value

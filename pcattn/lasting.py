@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
@@ -27,6 +27,11 @@ class LastingStream:
         except OSError as error:
             self._give_up(error)
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write them one after the other, likewise."""
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """Flush, likewise."""

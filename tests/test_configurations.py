@@ -52,6 +52,10 @@ def test_classes_that_are_named(tmp_path: Path) -> None:
     )
     words = ["fit", "-c", str(config), "--model", "own.Task", "--optimizer.class_path=own.Adam", "--data.root", "a.b"]
     assert list(class_paths(words)) == ["mine.Task", "mine.Stop", "own.Task", "own.Adam"]
+    listed = "[{class_path: mine.Stop, init_args: {logger: {class_path: mine.Log}}}, mine.Short]"
+    assert list(class_paths(["fit", "--trainer.callbacks", listed])) == ["mine.Stop", "mine.Log", "mine.Short"]
+    config.write_text("model: mine.Task")
+    assert list(class_paths(["-c", str(config), "--trainer.callbacks+=mine.More"])) == ["mine.Task", "mine.More"]
     config.write_text("{")
     assert list(class_paths(["fit", f"--config={config}", "--config", "none.yaml", "-c"])) == []
 

@@ -211,8 +211,8 @@ class ClassificationHead(nn.Sequential):
     """
 
     def __init__(self, in_dim: int, num_classes: int, dropout: float) -> None:
-        if num_classes < 1:
-            raise ValueError(f"expected num_classes >= 1, but got {num_classes}")
+        if not isinstance(num_classes, Integral) or num_classes < 1:
+            raise ValueError(f"expected num_classes to be an integer >= 1, but got {num_classes}")
         super().__init__(
             LBR(in_dim, 512, negative_slope=0.2),
             nn.Dropout(dropout),

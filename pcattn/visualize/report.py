@@ -224,9 +224,8 @@ def _markdown(title: str, sections: Sequence[Section], run: Path) -> str:
         if section.picture is not None:
             lines.append(f"![{section.title}]({section.picture.relative_to(run).as_posix()})")
         if section.verbatim:
-            fence = "`" * max(
-                3, 1 + max(map(len, re.findall("`+", section.verbatim)), default=0)
-            )  # nothing ends it early
+            longest = max(map(len, re.findall("`+", section.verbatim)), default=0)
+            fence = "`" * max(3, longest + 1)  # which nothing in the text ends
             lines += [f"{fence}yaml", section.verbatim.rstrip(), fence]
     return "\n".join(lines) + "\n"
 

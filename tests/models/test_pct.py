@@ -174,7 +174,8 @@ class TestClassifier:
             ({"attention": "no.such.module"}, "cannot be imported"),
             ({"dim": 30}, "multiple of 4"),
             ({"num_features": -1}, "num_features to be an integer >= 0, but got -1"),
-            ({"num_classes": 0}, "num_classes >= 1, but got 0"),
+            ({"num_classes": 0}, "num_classes to be an integer >= 1, but got 0"),
+            ({"num_classes": 2.5}, "num_classes to be an integer >= 1, but got 2.5"),
         ],
     )
     def test_bad_arguments(self, kwargs: dict, message: str) -> None:
