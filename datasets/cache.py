@@ -99,9 +99,8 @@ def cached(
 
     They lie in `<root>/processed/<name>-<key>/`, or where that cannot be written in `pcattn/` of the user's cache
     folder. The key covers names, sizes and times of the files, and the options; in the user's cache folder, which all
-    data sets share, also where the data lies. A cache appears at once and complete:
-    it is built under another name, so a killed process leaves none, and of two that build at once the first one's
-    counts. It may be deleted at any time.
+    data sets share, also where the data lies. A cache appears at once and complete: it is built under another name, so
+    a killed process leaves none, and of two that build at once the first one's counts. It may be deleted at any time.
 
     Args:
         name: of the cache; tells a person what it is.

@@ -289,10 +289,7 @@ class PointCloudDataModule(LightningDataModule):
         if self._resumed is not None:
             self._train_loader.load_state_dict(self._resumed)
         if self.trainer is None:
-            sampler = self._train_loader.sampler
-            sampler.advances = True
-            if before is not None:
-                sampler.epoch, sampler._begun = before.sampler.epoch, before.sampler._begun
+            self._train_loader.sampler.advance(None if before is None else before.sampler)
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:

@@ -282,8 +282,6 @@ class EpochSampler:
     Attributes:
         epoch: the present one.
         position: how many of its batches have been taken.
-        advances: every iteration after the first is an epoch of its own, unless `set_epoch` says which; where no
-            trainer does.
     """
 
     def __init__(
@@ -295,11 +293,21 @@ class EpochSampler:
             self.batch_size = max(1, min(batch_size, len(indices) // world_size))
         self.epoch, self.position = 0, 0
         self._resumed = (0, 0)
-        self.advances, self._begun = False, False
+        self._advances, self._begun = False, False
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before every epoch."""
         self.epoch, self._begun = epoch, False
+
+    def advance(self, before: EpochSampler | None) -> None:
+        """From now on every iteration after the first is the next epoch; where no trainer says which it is.
+
+        Args:
+            before: a sampler whose epochs this one continues.
+        """
+        self._advances = True
+        if before is not None:
+            self.epoch, self._begun = before.epoch, before._begun
 
     def resume(self, epoch: int, position: int) -> None:
         """Begin this epoch, and no other, after its first `position` batches."""
@@ -317,7 +325,7 @@ class EpochSampler:
         return batches // self.world_size if self.shuffle else -(-(batches - self.rank) // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        if self.advances and self._begun:
+        if self._advances and self._begun:
             self.epoch += 1
         self._begun = True
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import compress
 from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,12 +256,12 @@ class PyGPointClouds(InMemoryDataset):
 
 def _present(entries: Sequence[Entry], on_error: str) -> list[Entry]:
     """Those whose files are there; a list may name others."""
-    present = [entry for entry in entries if entry.path.exists()]
-    if (missing := len(entries) - len(present)) and on_error == "raise":
-        first = next(entry.path for entry in entries if not entry.path.exists())
+    there = [entry.path.exists() for entry in entries]
+    missing = there.count(False)
+    if missing and on_error == "raise":
         more = f" ({missing - 1} more files of the list are missing)" if missing > 1 else ""
-        raise DatasetBrokenError(first, f"there is no such file{more}")
-    return present
+        raise DatasetBrokenError(entries[there.index(False)].path, f"there is no such file{more}")
+    return list(compress(entries, there))
 
 
 def _build(

@@ -24,12 +24,12 @@ class Command(NamedTuple):
     module: str
 
 
-#: Lightning's commands, which get all words of the command line.
+#: Lightning's commands, all of `pcattn.cli`, which gets all words of the command line; what each does.
 TRAINING = {
-    "fit": Command("train a network, test it once, draw what it finds", "pcattn.cli"),
-    "validate": Command("measure a checkpoint on the validation split", "pcattn.cli"),
-    "test": Command("measure a checkpoint on the test split", "pcattn.cli"),
-    "predict": Command("write the predictions for the test split", "pcattn.cli"),
+    "fit": "train a network, test it once, draw what it finds",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split",
+    "predict": "write the predictions for the test split",
 }
 
 #: The others, which get the words after their name and return their status.
@@ -49,7 +49,8 @@ OTHERS = {
     "bench networks": Command("a segmenter's step, up to 100,000 points", "pcattn.bench.networks"),
 }
 
-COMMANDS: Mapping[str, Command] = TRAINING | OTHERS
+#: What each of all of them does.
+COMMANDS = TRAINING | {name: command.summary for name, command in OTHERS.items()}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -70,7 +71,7 @@ def _run(words: list[str]) -> None:
         print(f"pcattn {pcattn.__version__}")
         return
     if words in (["bench"], ["bench", "-h"], ["bench", "--help"]):
-        print(_overview({name: command for name, command in COMMANDS.items() if name.startswith("bench ")}))
+        print(_overview({name: summary for name, summary in COMMANDS.items() if name.startswith("bench ")}))
         return
     tell_plainly()
     for name, command in OTHERS.items():
@@ -86,13 +87,7 @@ def _run(words: list[str]) -> None:
     importlib.import_module("pcattn.cli").main(words)
 
 
-def _overview(commands: Mapping[str, Command]) -> str:
+def _overview(commands: Mapping[str, str]) -> str:
     width = max(map(len, commands))
-    lines = [f"  {name:{width}}   {command.summary}" for name, command in commands.items()]
-    return "\n".join(
-        (
-            "usage: pcattn COMMAND ...   options of a command: pcattn COMMAND --help   version: pcattn --version",
-            "",
-            *lines,
-        )
-    )
+    usage = "usage: pcattn COMMAND ...   options of a command: pcattn COMMAND --help   version: pcattn --version"
+    return "\n".join([usage, "", *(f"  {name:{width}}   {summary}" for name, summary in commands.items())])
