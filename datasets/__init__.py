@@ -1,37 +1,32 @@
-"""Point cloud data sets in the interface of torch-geometric, and the way from them to dense batches."""
+"""Data sets of point clouds by name, in the interface of torch-geometric."""
 
-from .datamodule import DATASETS, PointCloudDataModule
-from .dense import DenseClouds, EpochSampler, PointBatch, stratified_split
-from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from .files import Cloud, read_cloud, write_ply
-from .folder import PointCloudFolder, PyGPointClouds
-from .modelnet import ModelNet10, ModelNet40
-from .normals import estimate_normals
-from .preprocess import preprocess
-from .scanobjectnn import ScanObjectNN
-from .shapenet import ShapeNetPart
-from .shapes import Shapes
+from torch_geometric.data import InMemoryDataset
+
+from pcattn.datasets.folder import PointCloudFolder, PyGPointClouds
+from pcattn.datasets.modelnet import ModelNet10, ModelNet40
+from pcattn.datasets.scanobjectnn import ScanObjectNN
+from pcattn.datasets.shapenet import ShapeNetPart
+from pcattn.datasets.shapes import Shapes
 
 __all__ = [
     "DATASETS",
-    "Cloud",
-    "DatasetBrokenError",
-    "DatasetError",
-    "DatasetNotFoundError",
-    "DenseClouds",
-    "EpochSampler",
     "ModelNet10",
     "ModelNet40",
-    "PointBatch",
-    "PointCloudDataModule",
     "PointCloudFolder",
     "PyGPointClouds",
     "ScanObjectNN",
     "ShapeNetPart",
     "Shapes",
-    "estimate_normals",
-    "preprocess",
-    "read_cloud",
-    "stratified_split",
-    "write_ply",
 ]
+
+#: Every data set by its name. A class that takes `split` is called with `(root, split="train" | "val" | "test")`, any
+#: other with `(root, train=True | False)`, and with `dataset_kwargs`.
+DATASETS: dict[str, type[InMemoryDataset]] = {
+    "modelnet10": ModelNet10,
+    "modelnet40": ModelNet40,
+    "scanobjectnn": ScanObjectNN,
+    "shapenetpart": ShapeNetPart,
+    "shapes": Shapes,
+    "folder": PointCloudFolder,
+    "pyg": PyGPointClouds,
+}

@@ -22,11 +22,18 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 from tqdm import tqdm
 
-from .cache import ArrayWriter, cached
-from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError, SkippedWarning, first_few
-from .files import check_finite, read_cloud
-from .folder_layout import SPLITS, Entry, assign_splits, find_layout
-from .preprocess import apply_placement, placement
+from pcattn.data.preprocessing import apply_placement, placement
+from pcattn.datasets.folder_layout import SPLITS, Entry, assign_splits, find_layout
+from pcattn.io.cache import ArrayWriter, cached
+from pcattn.io.cloud import check_finite, read_cloud
+from pcattn.utils.errors import (
+    DatasetBrokenError,
+    DatasetError,
+    DatasetNotFoundError,
+    InputError,
+    SkippedWarning,
+    first_few,
+)
 
 VERSION = 2
 """Part of the key of the cache; grows whenever the same files give other clouds."""
@@ -49,16 +56,16 @@ class _Options(NamedTuple):
 class PointCloudFolder(InMemoryDataset):
     """The clouds and meshes in a folder of a user, one folder a class, or in a list.
 
-    Any of these, recognised by looking (`<split>` is train, val or test):
+    Any of these, recognized by looking (`<split>` is train, val or test):
 
     - `<class>/*`, `<split>/<class>/*` or `<class>/<split>/*`, in any format that `read_cloud` reads;
-    - `*` or `<split>/*` without classes, where points are labelled;
+    - `*` or `<split>/*` without classes, where points are labeled;
     - a CSV file, named as `root`, with lines `path,label[,split]` and paths told from its folder.
 
     Where no split is given, `test_fraction` of each class is for test, chosen by a hash of the file name. Classes are
     sorted by name, files by path. Files are read side by side and cached below `processed/`; later starts map that.
 
-    Meshes are sampled uniformly by area. Colours become numbers in [0, 1]. What all clouds have besides their positions
+    Meshes are sampled uniformly by area. Colors become numbers in [0, 1]. What all clouds have besides their positions
     are the channels of `x`, named in `feature_names`: `nx, ny, nz`, `red, green, blue`, and every other property under
     its own name. A cloud so far from the origin that float32 would blur it (more than 100 times its extent) is moved
     to its centroid.
@@ -109,14 +116,14 @@ class PointCloudFolder(InMemoryDataset):
         transform: Callable | None = None,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"expected split to be one of {', '.join(SPLITS)}, but got {split!r}")
+            raise InputError(f"expected split to be one of {', '.join(SPLITS)}, but got {split!r}")
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"expected on_error to be raise or skip, but got {on_error!r}")
+            raise InputError(f"expected on_error to be raise or skip, but got {on_error!r}")
         if not 0 <= test_fraction < 1:
-            raise ValueError(f"expected 0 <= test_fraction < 1, but got {test_fraction}")
+            raise InputError(f"expected 0 <= test_fraction < 1, but got {test_fraction}")
         for name, value in (("mesh_points", mesh_points), ("max_points", max_points)):
             if value is not None and value < 1:
-                raise ValueError(f"expected {name} >= 1, but got {value}")
+                raise InputError(f"expected {name} >= 1, but got {value}")
         super().__init__(None, transform)
         layout = find_layout(Path(root))
         if layout.empty:
@@ -172,7 +179,7 @@ class PointCloudFolder(InMemoryDataset):
             self._data.category, self.slices["category"] = classes, per_cloud
 
     @staticmethod
-    def recognises(root: str) -> bool:
+    def recognizes(root: str) -> bool:
         """Whether clouds lie under `root` in one of the layouts."""
         try:
             return bool(find_layout(Path(root)).entries)
@@ -222,10 +229,10 @@ class PyGPointClouds(InMemoryDataset):
     ) -> None:
         from inspect import signature
 
-        from pcattn.registry import construct, resolve
+        from pcattn.utils.registry import construct, resolve
 
         if not path:
-            raise ValueError("expected the import path of a torch-geometric data set in dataset_kwargs.path")
+            raise InputError("expected the import path of a torch-geometric data set in dataset_kwargs.path")
         super().__init__(None)
         factory: Callable[..., Any] = resolve("data set", path, {})
         own = (train_kwargs if train else test_kwargs) or {}

@@ -10,8 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from .files import SUFFIXES
+from pcattn.io.cloud import SUFFIXES
+from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 
 SPLITS = ("train", "val", "test")
 

@@ -8,22 +8,22 @@ from typing import ClassVar
 
 from torch_geometric.data import InMemoryDataset
 
-from .errors import DatasetNotFoundError
-from .modelnet_layouts import find_layout
-from .storage import install, report_skipped
+from pcattn.data.storage import install, report_skipped
+from pcattn.datasets.modelnet_layouts import find_layout
+from pcattn.utils.errors import DatasetNotFoundError, InputError
 
 
 class ModelNet40(InMemoryDataset):
     """ModelNet40: 12,311 CAD models of 40 classes as point clouds (9,843 for training, 2,468 for test).
 
-    The layout is recognised:
+    The layout is recognized:
 
     - HDF5, `modelnet40_ply_hdf5_2048`: `ply_data_train*.h5` and `ply_data_test*.h5` (`data` (n, P, 3), `label` (n, 1),
       optionally `normal` (n, P, 3)) and `shape_names.txt`; three training models are missing in it. A file list
       `train_files.txt` is followed by file name alone, because the folders in it are those of another machine. Read in
       about a second, so nothing is cached.
     - Text, `modelnet40_normal_resampled`: `<class>/<class>_0001.txt`, 10,000 lines `x,y,z,nx,ny,nz`, listed in
-      `modelnet40_train.txt` and `modelnet40_test.txt`. Read once, in parallel, and cached (`pcattn.datasets.cache`).
+      `modelnet40_train.txt` and `modelnet40_test.txt`. Read once, in parallel, and cached (`pcattn.io.cache`).
     - Meshes, `ModelNet40`: `<class>/{train,test}/*.off`. 2,048 points are drawn from each by area, with the normals of
       the faces, moved into the unit sphere and cached; the seed is that of the file's name.
 
@@ -60,7 +60,7 @@ class ModelNet40(InMemoryDataset):
         on_error: str = "raise",
     ) -> None:
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"expected on_error to be raise or skip, but got {on_error!r}")
+            raise InputError(f"expected on_error to be raise or skip, but got {on_error!r}")
         # root None: there is no download and no processed/ folder for the base class to look after.
         super().__init__(None, transform, pre_transform, pre_filter)
         layout = find_layout(Path(root), self._count)
@@ -76,7 +76,7 @@ class ModelNet40(InMemoryDataset):
         return len(self.class_names)
 
     @classmethod
-    def recognises(cls, root: str) -> bool:
+    def recognizes(cls, root: str) -> bool:
         """Whether these files lie under `root`."""
         try:
             find_layout(Path(root), cls._count)

@@ -10,10 +10,10 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import ArrayWriter, cached
-from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from .hdf5 import read_arrays
-from .storage import is_file_name, read_each, read_lines
+from pcattn.data.storage import is_file_name, read_each, read_lines
+from pcattn.io.cache import ArrayWriter, cached
+from pcattn.io.hdf5 import read_arrays
+from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 
 VERSION = 1
 """Part of the key of the cache; grows whenever the same files are read differently."""
@@ -236,7 +236,7 @@ class TextLayout(FileLayout):
 
     def parse(self, source: Source) -> NDArray[np.float32]:
         """Three or six columns."""
-        from .text import read_table  # imports a compiler
+        from pcattn.io.text import read_table  # imports a compiler
 
         table = read_table(source.path, 3)
         if table.shape[1] not in (3, 6):
@@ -275,7 +275,7 @@ class MeshLayout(FileLayout):
 
     def parse(self, source: Source) -> NDArray[np.float32]:
         """Points in the unit sphere and the normals of their faces."""
-        from .files import read_cloud
+        from pcattn.io.cloud import read_cloud
 
         cloud = read_cloud(
             source.path,

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from torch_geometric.data import InMemoryDataset
 
-from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from .hdf5 import read_arrays
-from .storage import install, report_skipped
+from pcattn.data.storage import install, report_skipped
+from pcattn.io.hdf5 import read_arrays
+from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError, InputError
 
 #: What follows `training_objectdataset` and `test_objectdataset` in the name of a file.
 VARIANTS = {
@@ -92,9 +92,9 @@ class ScanObjectNN(InMemoryDataset):
         on_error: str = "raise",
     ) -> None:
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"expected on_error to be raise or skip, but got {on_error!r}")
+            raise InputError(f"expected on_error to be raise or skip, but got {on_error!r}")
         if variant not in VARIANTS:
-            raise ValueError(f"expected variant to be one of {', '.join(VARIANTS)}, but got {variant!r}")
+            raise InputError(f"expected variant to be one of {', '.join(VARIANTS)}, but got {variant!r}")
         super().__init__(None, transform, pre_transform, pre_filter)
         folder = fold if background else f"{fold}_nobg"
         path = _find(Path(root), folder, f"{'training' if train else 'test'}_objectdataset{VARIANTS[variant]}.h5")

@@ -1,4 +1,4 @@
-"""ShapeNetPart in its three layouts, and a user's own labelled clouds in the same layouts."""
+"""ShapeNetPart in its three layouts, and a user's own labeled clouds in the same layouts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 from torch_geometric.data import InMemoryDataset
 
-from .cache import Cached
-from .errors import DatasetError, DatasetNotFoundError
-from .shapenet_layouts import HINT, OFFICIAL_PARTS, SPLITS, Layout, find_layout
-from .storage import install, report_skipped
+from pcattn.data.storage import install, report_skipped
+from pcattn.datasets.shapenet_layouts import HINT, OFFICIAL_PARTS, SPLITS, Layout, find_layout
+from pcattn.io.cache import Cached
+from pcattn.utils.errors import DatasetError, DatasetNotFoundError, InputError
 
 
 class ShapeNetPart(InMemoryDataset):
-    """ShapeNetPart: 16,881 shapes of 16 categories with 50 parts, or one's own labelled clouds in its layout.
+    """ShapeNetPart: 16,881 shapes of 16 categories with 50 parts, or one's own labeled clouds in its layout.
 
-    The layout is recognised:
+    The layout is recognized:
 
     - text: `<folder>/<id>.txt` with lines `x y z nx ny nz label` or `x y z label`; labels are global;
     - points and labels apart: `<folder>/points/<id>.pts` with lines `x y z` and `<folder>/points_label/<id>.seg`, a
@@ -30,7 +30,7 @@ class ShapeNetPart(InMemoryDataset):
     `train_test_split/shuffled_{train,val,test}_file_list.json`; without these lists a fifth of each category, chosen
     by the hash of the file names, is the test split, and there is no validation split.
 
-    The files are read once, in parallel, and cached (`pcattn.datasets.cache`); the cache is mapped, not loaded.
+    The files are read once, in parallel, and cached (`pcattn.io.cache`); the cache is mapped, not loaded.
 
     Args:
         root: the folder with these files, or the folder above it.
@@ -73,9 +73,9 @@ class ShapeNetPart(InMemoryDataset):
         pre_filter: Callable | None = None,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"expected split to be one of {', '.join(SPLITS)}, but got {split!r}")
+            raise InputError(f"expected split to be one of {', '.join(SPLITS)}, but got {split!r}")
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"expected on_error to be raise or skip, but got {on_error!r}")
+            raise InputError(f"expected on_error to be raise or skip, but got {on_error!r}")
         super().__init__(None, transform, pre_transform, pre_filter)
         layout = find_layout(Path(root))
         found = layout.read(on_error == "skip", split_seed)

@@ -1,4 +1,4 @@
-"""The layouts in which ShapeNetPart, and a user's own labelled clouds, lie on disk."""
+"""The layouts in which ShapeNetPart, and a user's own labeled clouds, lie on disk."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import ArrayWriter, Cached, cached
-from .errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-from .storage import is_file_name, read_each, read_lines
+from pcattn.data.storage import is_file_name, read_each, read_lines
+from pcattn.io.cache import ArrayWriter, Cached, cached
+from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 
 VERSION = 1
 """Part of the key of the cache; grows whenever the same files are read differently."""
@@ -256,7 +256,7 @@ class TextLayout(FileLayout):
 
     def parse(self, source: Source) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Four or seven columns."""
-        from .text import read_table
+        from pcattn.io.text import read_table
 
         table = read_table(source.path, 4)
         if table.shape[1] not in (4, 7):
@@ -289,7 +289,7 @@ class PointsLayout(FileLayout):
 
     def parse(self, source: Source) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Positions, and labels from 1, returned from 0."""
-        from .text import read_table
+        from pcattn.io.text import read_table
 
         table = read_table(source.path, 3)
         if table.shape[1] not in (3, 6):
@@ -305,7 +305,7 @@ class PointsLayout(FileLayout):
 
     def first_parts(self) -> list[int]:
         """Official categories have their own; others follow one another after those, with as many parts as occur."""
-        from .text import read_table
+        from pcattn.io.text import read_table
 
         official = [category.folder in OFFICIAL_PARTS for category in self.categories]
         free = _FIRST_PART[-1] if any(official) else 0
@@ -363,7 +363,7 @@ class HDF5Layout(Layout):
 
     def parse(self, path: Path) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:
         """Positions (n, P, 3), categories (n,), parts (n, P), and normals if the file has them."""
-        from .hdf5 import read_arrays
+        from pcattn.io.hdf5 import read_arrays
 
         arrays = read_arrays(path, {"data": np.float32, "label": np.int64, "pid": np.int64}, {"normal": np.float32})
         pos, category, part = arrays["data"], arrays["label"].reshape(-1), arrays["pid"]

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest_plugins = ["tests.runs"]
+
 # Without a GPU the Triton kernels run in Triton's interpreter, which is chosen before triton is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -30,7 +30,7 @@ print(sorted(set({heavy!r}) & (set(sys.modules) - before)))
 @pytest.mark.parametrize("cwd", [REPOSITORY, None], ids=["in the repository", "elsewhere"])
 def test_editable_install(cwd: Path | None, tmp_path: Path) -> None:
     found = python("import pcattn.datasets as d; print(d.__file__)", cwd=cwd or tmp_path)
-    assert Path(found) == REPOSITORY / "datasets" / "__init__.py"
+    assert Path(found).resolve() == REPOSITORY / "datasets" / "__init__.py"
 
 
 def test_sdist_and_wheel(tmp_path: Path) -> None:
@@ -43,14 +43,14 @@ def test_sdist_and_wheel(tmp_path: Path) -> None:
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
-    code = "import pcattn, pcattn.cli, pcattn.datasets as d; print(pcattn.__file__); print(d.__file__)"
+    code = "import pcattn, pcattn.cli.lightning, pcattn.datasets as d; print(pcattn.__file__); print(d.__file__)"
     package, datasets = python(code, cwd=tmp_path, path=site).splitlines()
     assert Path(package) == site / "pcattn" / "__init__.py"
     assert Path(datasets) == site / "pcattn" / "datasets" / "__init__.py"
     # With nothing but the wheel: bundled weights, and a bundled configuration by its name.
     code = "import pcattn; print(len(pcattn.load('modelnet40-cpu').class_names))"
     assert python(code, cwd=tmp_path, path=site) == "40"
-    code = "from pcattn.commands import main; main(['fit', '-c', 'smoke_parts', '--print_config'])"
+    code = "from pcattn.cli.main import main; main(['fit', '-c', 'smoke_parts', '--print_config'])"
     assert "class_path: pcattn.tasks.PartSegmentation" in python(code, cwd=tmp_path, path=site)
 
 

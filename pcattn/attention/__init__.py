@@ -5,22 +5,19 @@
 
 from pcattn.attention.acmix import ACmixAttention
 from pcattn.attention.axial import AxialAttention
-from pcattn.attention.build import ATTENTION, accepted, build_attention, layer_kwargs
 from pcattn.attention.external import ExternalAttention
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.layer import AttentionBlock, AttentionLayer
 from pcattn.attention.maps import AttentionMaps
 from pcattn.attention.multihead_external import MultiheadExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.offset import OffsetAttention
 from pcattn.attention.polarized import PolarizedAttention
+from pcattn.attention.registry import ATTENTION, accepted, build_attention, layer_kwargs
 from pcattn.attention.self_attention import SelfAttention
 
 __all__ = [
     "ATTENTION",
     "ACmixAttention",
-    "AttentionBlock",
-    "AttentionLayer",
     "AttentionMaps",
     "AxialAttention",
     "ExternalAttention",

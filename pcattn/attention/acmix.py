@@ -1,4 +1,4 @@
-"""ACmix: self-attention over neighbourhoods and a point convolution, from one projection."""
+"""ACmix: self-attention over neighborhoods and a point convolution, from one projection."""
 
 import math
 from typing import ClassVar
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.maps import AttentionMaps, heads, neighbour_weights
-from pcattn.attention.neighborhood_op import neighborhood_attention
+from pcattn.attention.maps import AttentionMaps, heads, neighbor_weights
+from pcattn.ops.neighborhood_attention.op import neighborhood_attention
+from pcattn.utils.errors import InputError
 
-#: The centre and the corners of a cube, at unit distance from it.
+#: The center and the corners of a cube, at unit distance from it.
 _KERNEL_POINTS = [[0.0, 0.0, 0.0]] + [
     [x / math.sqrt(3), y / math.sqrt(3), z / math.sqrt(3)] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)
 ]
@@ -32,14 +33,14 @@ class ACmixAttention(nn.Module):
 
     Differs from the paper, whose windows are squares of pixels: N(i) holds the k nearest points, and a weight belongs
     to a kernel point x_a by the correlation :math:`\kappa_a(D) = \max(0, 1 - |D - x_a| / \sigma)` of KPConv, with D
-    in units of the mean distance to the neighbours of the point (or of `spacing`). With r_2 = 0 it is neighbourhood
-    attention, with r_1 = 0 a point convolution. Linear in the number of points beside the neighbour search.
+    in units of the mean distance to the neighbors of the point (or of `spacing`). With r_2 = 0 it is neighborhood
+    attention, with r_1 = 0 a point convolution. Linear in the number of points beside the neighbor search.
 
     Args:
         dim: channels C, divisible by `num_heads`.
         num_heads: h.
-        k: neighbours of a point, itself included.
-        kernel_points: x_a, a list of [x, y, z]; None is the centre and the eight corners of a cube around it.
+        k: neighbors of a point, itself included.
+        kernel_points: x_a, a list of [x, y, z]; None is the center and the eight corners of a cube around it.
         sigma: distance from a kernel point at which its weight has vanished.
         spacing: unit of `kernel_points` and `sigma` in units of the positions; None is the local spacing.
 
@@ -64,14 +65,14 @@ class ACmixAttention(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"expected dim to be divisible by num_heads, but got dim={dim}, num_heads={num_heads}")
+            raise InputError(f"expected dim to be divisible by num_heads, but got dim={dim}, num_heads={num_heads}")
         if k < 1 or sigma <= 0 or (spacing is not None and spacing <= 0):
-            raise ValueError(f"expected k >= 1, sigma > 0 and spacing > 0, but got {k}, {sigma} and {spacing}")
+            raise InputError(f"expected k >= 1, sigma > 0 and spacing > 0, but got {k}, {sigma} and {spacing}")
         points = torch.tensor(
             _KERNEL_POINTS if kernel_points is None else kernel_points, dtype=torch.get_default_dtype()
         )
         if points.dim() != 2 or points.shape[1] != 3:
-            raise ValueError(f"expected kernel_points to be a list of [x, y, z], but got shape {tuple(points.shape)}")
+            raise InputError(f"expected kernel_points to be a list of [x, y, z], but got shape {tuple(points.shape)}")
         self.num_heads, self.k, self.sigma, self.spacing = num_heads, k, sigma, spacing
         self.register_buffer("kernel_points", points, persistent=False)
         num_maps = len(points)
@@ -91,13 +92,13 @@ class ACmixAttention(nn.Module):
         return self.rate_attention * attention + self.rate_conv * conv
 
     def attention_path(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
-        """Attention of every point to its neighbours: q, k, v (B, N, h, C / h) -> (B, N, C)."""
-        return neighborhood_attention(q, k, v, geometry.neighbours(self.k), self._bias(q, geometry)).flatten(2)
+        """Attention of every point to its neighbors: q, k, v (B, N, h, C / h) -> (B, N, C)."""
+        return neighborhood_attention(q, k, v, geometry.neighbors(self.k), self._bias(q, geometry)).flatten(2)
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """What a point attends to on the attention path, a map a head: the softmax over its neighbours; sums to 1."""
+        """What a point attends to on the attention path, a map a head: the softmax over its neighbors; sums to 1."""
         q, k = (project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q, self.k_proj))
-        return heads(neighbour_weights(q, k, geometry.neighbours(self.k), self._bias(q, geometry), point))
+        return heads(neighbor_weights(q, k, geometry.neighbors(self.k), self._bias(q, geometry), point))
 
     def _bias(self, q: Tensor, geometry: Geometry) -> Tensor:
         """q_i . W_p (p_i - p_j) / sqrt(d_h), (B, N, k, h)."""
@@ -106,7 +107,7 @@ class ACmixAttention(nn.Module):
         return -geometry.offsets(self.k).to(direction.dtype) @ direction.transpose(2, 3)
 
     def conv_path(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
-        """Convolution over the neighbours: q, k, v (B, N, h, C / h) -> (B, N, C)."""
+        """Convolution over the neighbors: q, k, v (B, N, h, C / h) -> (B, N, C)."""
         maps = self.mix(torch.cat((q, k, v), dim=2).transpose(2, 3))  # (B, N, C / h, maps)
         # Weights are applied to the points before they are gathered: what is left is a weighted sum of rows, which
         # embedding_bag computes without holding the gathered rows.
@@ -117,7 +118,7 @@ class ACmixAttention(nn.Module):
         num_kernel_points = self.kernel_points.shape[0]
         rows = rows.unflatten(2, (num_kernel_points, -1)).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
         starts = torch.arange(batch, device=maps.device)[:, None, None] * num_points
-        points = (geometry.neighbours(self.k) + starts)[..., None] * num_kernel_points
+        points = (geometry.neighbors(self.k) + starts)[..., None] * num_kernel_points
         points = points + torch.arange(num_kernel_points, device=maps.device)  # (B, N, k, kernel points)
         correlation = self.correlation(geometry.offsets(self.k)).to(rows.dtype)
         out = F.embedding_bag(
@@ -126,7 +127,7 @@ class ACmixAttention(nn.Module):
         return out.view(batch, num_points, width * self.num_heads)
 
     def correlation(self, offsets: Tensor) -> Tensor:
-        """How much each of the neighbours at `offsets` (B, N, k, 3) belongs to each kernel point, (B, N, k, A)."""
+        """How much each of the neighbors at `offsets` (B, N, k, 3) belongs to each kernel point, (B, N, k, A)."""
         if self.spacing is None:
             others = max(1, offsets.shape[2] - 1)
             spacing = offsets.norm(dim=-1).sum(dim=2)[..., None, None] / others

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps, heads
-from pcattn.attention.pencil_op import pencil_attention, pencil_variances
-from pcattn.normalization import normalize
+from pcattn.ops.axial_attention.op import pencil_attention, pencil_variances
+from pcattn.ops.batch_norm.op import normalize
+from pcattn.utils.errors import InputError
 
 
 class AxialAttention(nn.Module):
@@ -52,9 +53,9 @@ class AxialAttention(nn.Module):
     ) -> None:
         super().__init__()
         if not axes or set(axes) - set("xyz"):
-            raise ValueError(f"expected axes to be letters of 'xyz', but got {axes!r}")
+            raise InputError(f"expected axes to be letters of 'xyz', but got {axes!r}")
         if (grid is not None and grid < 1) or (cell is not None and cell <= 0):
-            raise ValueError(f"expected grid >= 1 and cell > 0, but got grid={grid}, cell={cell}")
+            raise InputError(f"expected grid >= 1 and cell > 0, but got grid={grid}, cell={cell}")
         if num_groups is None:
             num_groups = math.gcd(8, dim // 2)
         self.pencils = nn.ModuleList(
@@ -122,11 +123,11 @@ class PencilAttention(nn.Module):
     ) -> None:
         super().__init__()
         if num_groups < 1 or out_dim % (2 * num_groups):
-            raise ValueError(
+            raise InputError(
                 f"expected dim to be divisible by 2 * num_groups, but got dim={out_dim}, num_groups={num_groups}"
             )
         if span < 1:
-            raise ValueError(f"expected span >= 1, but got {span}")
+            raise InputError(f"expected span >= 1, but got {span}")
         self.axis, self.num_groups, self.grid, self.cell = axis, num_groups, grid, cell
         width = out_dim // num_groups
         self.widths = (width // 2, width // 2, width)
@@ -158,10 +159,10 @@ class PencilAttention(nn.Module):
         q, k, _, q_table, k_table = self._inputs(x)
         scales = self.logit_norm(q, k, q_table, k_table, order, label, coordinate).to(q.dtype)
         pencil = torch.empty_like(label).scatter_(0, order, label).view(coordinate.shape)  # (B, N)
-        centre = q_table.shape[-1] // 2
-        distance = (coordinate[:, point, None] - coordinate).round().clamp(-centre, centre).long()  # (B, N)
-        entry = (centre + distance)[:, None].expand(-1, self.num_groups, -1)
-        back = (centre - distance)[..., None, None].expand(-1, -1, self.num_groups, 1)
+        center = q_table.shape[-1] // 2
+        distance = (coordinate[:, point, None] - coordinate).round().clamp(-center, center).long()  # (B, N)
+        entry = (center + distance)[:, None].expand(-1, self.num_groups, -1)
+        back = (center - distance)[..., None, None].expand(-1, -1, self.num_groups, 1)
         maps = (
             torch.einsum("bgd,bngd->bgn", q[:, point], k),
             q_table[:, point].gather(2, entry),
@@ -184,7 +185,7 @@ class PencilAttention(nn.Module):
 
 
 class PairNorm(nn.Module):
-    """Batch normalisation of maps over pairs of points, as the factors (maps, groups) it multiplies them with.
+    """Batch normalization of maps over pairs of points, as the factors (maps, groups) it multiplies them with.
 
     The softmax that follows cancels what is the same for all keys: the mean and the shift are left out.
     """

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps
+from pcattn.utils.errors import InputError
 
 
 def double_normalize(logits: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def double_normalize(logits: Tensor) -> Tensor:
     Shape:
         (..., N, S), rows sum to 1 - 1e-9 / sum.
     """
-    # In float16 the constant 1e-9 is zero, so both normalisations run in at least float32.
+    # In float16 the constant 1e-9 is zero, so both normalizations run in at least float32.
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weights = logits.softmax(dim=-2, dtype=dtype)
     weights = weights / (1e-9 + weights.sum(dim=-1, keepdim=True))
@@ -32,7 +33,7 @@ class ExternalAttention(nn.Module):
     .. math::
         u = x W_1^T + b_1, \qquad A = \mathrm{Norm}(u M_k^T), \qquad \mathrm{out} = A M_v
 
-    with memories :math:`M_k, M_v \in \mathbb{R}^{S \times C}` and the double normalisation of `double_normalize`.
+    with memories :math:`M_k, M_v \in \mathbb{R}^{S \times C}` and the double normalization of `double_normalize`.
     In PCT's layer this gives the paper's EAT (sections 4.7 and 4.8).
 
     Args:
@@ -51,7 +52,7 @@ class ExternalAttention(nn.Module):
     def __init__(self, dim: int, num_slots: int = 64) -> None:
         super().__init__()
         if num_slots < 1:
-            raise ValueError(f"expected num_slots >= 1, but got {num_slots}")
+            raise InputError(f"expected num_slots >= 1, but got {num_slots}")
         self.query = nn.Linear(dim, dim)
         self.memory_key = nn.Parameter(torch.empty(num_slots, dim))
         self.memory_value = nn.Parameter(torch.empty(num_slots, dim))

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from pcattn.ops import KNN, gather, knn
-from pcattn.ops.checks import check_finite, check_points
+from pcattn.utils.checks import check_finite, check_points
+from pcattn.utils.errors import InputError
 
 DILATION_MODES = ("rank", "class")
 
-# A dilated search keeps one neighbour of `dilation`: long lists are thinned out by blocks of this many entries a cloud.
+# A dilated search keeps one neighbor of `dilation`: long lists are thinned out by blocks of this many entries a cloud.
 _BLOCK_ENTRIES = 1 << 20
 
 # Cells along one axis at most; keeps a pair of cell coordinates and the index of the cloud in one 64-bit integer.
@@ -29,30 +30,30 @@ class Pencils(NamedTuple):
 class Geometry:
     """The positions of one set of points, and what several layers derive from them.
 
-    Everything is computed on first use and kept, so that four layers over the same points search neighbours once.
+    Everything is computed on first use and kept, so that four layers over the same points search neighbors once.
 
     Args:
         pos: (B, N, 3).
-        search: neighbour search with the signature and the result of `pcattn.ops.knn`, for other metrics than the
+        search: neighbor search with the signature and the result of `pcattn.ops.knn`, for other metrics than the
             Euclidean one.
         clip: shorten what a cloud is too small for, k to N and then a dilation to floor(N / k), in place of an error.
 
     Raises:
-        ValueError: positions of another shape or type, or on the CPU NaN or infinity among them.
+        InputError: positions of another shape or type, or on the CPU NaN or infinity among them.
     """
 
     def __init__(self, pos: Tensor, search: Callable[[Tensor, Tensor, int], KNN] = knn, clip: bool = False) -> None:
         check_points("pos", pos)
         if pos.shape[2] != 3:
-            raise ValueError(f"expected pos to be (B, N, 3), but got shape {tuple(pos.shape)}")
+            raise InputError(f"expected pos to be (B, N, 3), but got shape {tuple(pos.shape)}")
         check_finite("pos", pos)
         self.pos = pos
         self._search = search
         self._clip = clip
         self._cache: dict[tuple[Any, ...], Any] = {}
 
-    def neighbours(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
-        """Neighbours of every point: the point itself first, then by increasing distance.
+    def neighbors(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
+        """Neighbors of every point: the point itself first, then by increasing distance.
 
         Args:
             k: length of a list.
@@ -65,38 +66,38 @@ class Geometry:
             (B, N, k), int64.
 
         Raises:
-            ValueError: a cloud is too small for k and dilation, unless they are clipped, or mode is unknown.
+            InputError: a cloud is too small for k and dilation, unless they are clipped, or mode is unknown.
         """
         if mode not in DILATION_MODES:
-            raise ValueError(f"expected dilation_mode to be one of {', '.join(DILATION_MODES)}, but got {mode!r}")
+            raise InputError(f"expected dilation_mode to be one of {', '.join(DILATION_MODES)}, but got {mode!r}")
         num_points = self.pos.shape[1]
         k, dilation = self._fit(k, dilation)
         if not 1 <= k <= num_points:
-            raise ValueError(f"expected 1 <= k <= {num_points} (the number of points), but got k={k}")
+            raise InputError(f"expected 1 <= k <= {num_points} (the number of points), but got k={k}")
         if not 1 <= dilation <= num_points // k:
-            raise ValueError(
+            raise InputError(
                 f"expected 1 <= dilation <= floor(N / k) = {num_points // k} for N={num_points} points and k={k}, "
                 f"but got dilation={dilation}"
             )
-        key = ("neighbours", k, dilation, mode if dilation > 1 else "")
+        key = ("neighbors", k, dilation, mode if dilation > 1 else "")
         if key not in self._cache:
-            search = self._class_neighbours if mode == "class" and dilation > 1 else self._rank_neighbours
+            search = self._class_neighbors if mode == "class" and dilation > 1 else self._rank_neighbors
             self._cache[key] = search(k, dilation)
         return self._cache[key]
 
     def offsets(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
-        """Positions (B, N, k, 3) of the `neighbours` of every point, relative to the point."""
+        """Positions (B, N, k, 3) of the `neighbors` of every point, relative to the point."""
         k, dilation = self._fit(k, dilation)
         # Found without gradients they would have none for the positions ever after.
         key = ("offsets", k, dilation, mode if dilation > 1 else "", torch.is_grad_enabled())
         if key not in self._cache:
-            self._cache[key] = gather(self.pos, self.neighbours(k, dilation, mode)) - self.pos[:, :, None]
+            self._cache[key] = gather(self.pos, self.neighbors(k, dilation, mode)) - self.pos[:, :, None]
         return self._cache[key]
 
     def pencils(self, axis: int, grid: int | None = None, cell: float | None = None) -> Pencils:
         """The pencils along one axis: points that share their cells along the two other axes.
 
-        Cells are cubes centred on the multiples of their size, counted from the smallest coordinates of the cloud.
+        Cells are cubes centered on the multiples of their size, counted from the smallest coordinates of the cloud.
 
         Args:
             axis: 0, 1 or 2.
@@ -115,7 +116,7 @@ class Geometry:
         k = min(k, self.pos.shape[1])
         return k, min(dilation, self.pos.shape[1] // max(1, k))
 
-    def _rank_neighbours(self, k: int, dilation: int) -> Tensor:
+    def _rank_neighbors(self, k: int, dilation: int) -> Tensor:
         index = torch.arange(self.pos.shape[1], device=self.pos.device).expand(self.pos.shape[:2])
         if dilation == 1:
             return _self_first(self._search(self.pos, self.pos, k).indices, index)
@@ -126,11 +127,11 @@ class Geometry:
         ]
         return torch.cat(blocks, dim=1)
 
-    def _class_neighbours(self, k: int, dilation: int) -> Tensor:
+    def _class_neighbors(self, k: int, dilation: int) -> Tensor:
         batch, num_points, _ = self.pos.shape
         order = _canonical_order(self.pos.detach())  # (B, N)
         ordered = gather(self.pos, order)
-        neighbours = order.new_empty(batch, num_points, k)
+        neighbors = order.new_empty(batch, num_points, k)
         # The first N mod dilation classes have one member more than the others: two searches, without padding.
         size, longer = divmod(num_points, dilation)
         for first, last, length in ((0, longer, size + 1), (longer, dilation, size)):
@@ -144,8 +145,8 @@ class Geometry:
             ranks = (found.view(batch, last - first, length, k) * dilation + classes[:, :, None]).flatten(1, 2)
             own = order[:, members.flatten()]
             in_cloud = order.gather(1, ranks.flatten(1)).view_as(ranks)
-            neighbours = neighbours.scatter(1, own[..., None].expand_as(in_cloud), in_cloud)
-        return neighbours
+            neighbors = neighbors.scatter(1, own[..., None].expand_as(in_cloud), in_cloud)
+        return neighbors
 
     def _pencils(self, axis: int, grid: int | None, cell: float | None) -> Pencils:
         pos = self.pos.detach()
@@ -167,7 +168,7 @@ class Geometry:
 
 
 def spacing_of(offsets: Tensor) -> Tensor:
-    """Root mean square length (B, 1, 1) of the offsets (B, M, k, 3) of neighbours: the unit of a cloud, never zero."""
+    """Root mean square length (B, 1, 1) of the offsets (B, M, k, 3) of neighbors: the unit of a cloud, never zero."""
     wide = offsets.to(torch.promote_types(offsets.dtype, torch.float32))  # squares leave float16
     least = torch.finfo(offsets.dtype).tiny
     square = wide.square().sum(dim=-1).mean(dim=(1, 2))
@@ -182,11 +183,11 @@ def _canonical_order(pos: Tensor) -> Tensor:
     return order
 
 
-def _self_first(neighbours: Tensor, index: Tensor) -> Tensor:
-    """Neighbours (B, M, k) with the point itself, `index` (B, M), moved to the front.
+def _self_first(neighbors: Tensor, index: Tensor) -> Tensor:
+    """Neighbors (B, M, k) with the point itself, `index` (B, M), moved to the front.
 
     Among more than k copies of one point a list may lack the point itself; it then replaces the last entry.
     """
     own = index[..., None]
-    others = (neighbours == own).byte().argsort(dim=-1, stable=True)[..., : neighbours.shape[-1] - 1]
-    return torch.cat((own, neighbours.gather(-1, others)), dim=-1)
+    others = (neighbors == own).byte().argsort(dim=-1, stable=True)[..., : neighbors.shape[-1] - 1]
+    return torch.cat((own, neighbors.gather(-1, others)), dim=-1)

@@ -19,15 +19,15 @@ def heads(weights: Tensor, prefix: str = "") -> AttentionMaps:
     return AttentionMaps(weights, [f"{prefix}head {head}" for head in range(weights.shape[1])])
 
 
-def spread(weights: Tensor, neighbours: Tensor, num_points: int) -> Tensor:
-    """Weights (B, H, K) of the neighbours (B, K) of a point as weights (B, H, N) of all points."""
+def spread(weights: Tensor, neighbors: Tensor, num_points: int) -> Tensor:
+    """Weights (B, H, K) of the neighbors (B, K) of a point as weights (B, H, N) of all points."""
     out = weights.new_zeros(*weights.shape[:2], num_points)
-    return out.scatter_add_(2, neighbours[:, None].expand_as(weights), weights)
+    return out.scatter_add_(2, neighbors[:, None].expand_as(weights), weights)
 
 
-def neighbour_weights(q: Tensor, k: Tensor, neighbours: Tensor, bias: Tensor | None, point: int) -> Tensor:
-    """The softmax of `neighborhood_attention` for one point: q, k (B, N, H, D), neighbours (B, N, K) -> (B, H, N)."""
-    own = neighbours[:, point]  # (B, K)
+def neighbor_weights(q: Tensor, k: Tensor, neighbors: Tensor, bias: Tensor | None, point: int) -> Tensor:
+    """The softmax of `neighborhood_attention` for one point: q, k (B, N, H, D), neighbors (B, N, K) -> (B, H, N)."""
+    own = neighbors[:, point]  # (B, K)
     rows = torch.arange(len(k), device=k.device)[:, None]
     logits = torch.einsum("bhd,bkhd->bhk", q[:, point] * q.shape[-1] ** -0.5, k[rows, own])
     if bias is not None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps
+from pcattn.utils.errors import InputError
 
 # The released code widens the features by this factor, and has as many times more heads and fewer slots.
 _EXPANSION = 4
@@ -46,9 +47,9 @@ class MultiheadExternalAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int = 4, num_slots: int = 64) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"expected dim to be divisible by num_heads, but got dim={dim}, num_heads={num_heads}")
+            raise InputError(f"expected dim to be divisible by num_heads, but got dim={dim}, num_heads={num_heads}")
         if num_slots < 1:
-            raise ValueError(f"expected num_slots >= 1, but got {num_slots}")
+            raise InputError(f"expected num_slots >= 1, but got {num_slots}")
         self.num_heads = _EXPANSION * num_heads
         self.expand = nn.Linear(dim, _EXPANSION * dim)
         self.memory_key = nn.Parameter(torch.empty(num_slots, dim // num_heads))

@@ -1,4 +1,4 @@
-"""Neighbourhood attention, plain and dilated, over the nearest points."""
+"""Neighborhood attention, plain and dilated, over the nearest points."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -9,31 +9,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import DILATION_MODES, Geometry, spacing_of
-from pcattn.attention.maps import AttentionMaps, heads, neighbour_weights
-from pcattn.attention.neighborhood_op import neighborhood_attention
+from pcattn.attention.maps import AttentionMaps, heads, neighbor_weights
+from pcattn.ops.neighborhood_attention.op import neighborhood_attention
+from pcattn.utils.errors import InputError
 
 
 class NeighborhoodAttention(nn.Module):
-    r"""Neighbourhood attention (NA) and its dilated form (DiNA), the windows of an image replaced by nearest points.
+    r"""Neighborhood attention (NA) and its dilated form (DiNA), the windows of an image replaced by nearest points.
 
     .. math::
         \mathrm{out}_i = W_o \sum_{j \in \mathcal{N}(i)}
             \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt{d_h}} + b_h(p_j - p_i)\right) v_j + b_o
 
-    The k neighbours are the nearest points, the point itself among them; with a `dilation` every dilation-th of the
-    nearest, see `Geometry.neighbours`. Networks alternate plain and dilated layers: `dilation: [1, 4, 1, 4]`. Linear in
-    the number of points beside the neighbour search; neither keys nor values of the neighbours are held.
+    The k neighbors are the nearest points, the point itself among them; with a `dilation` every dilation-th of the
+    nearest, see `Geometry.neighbors`. Networks alternate plain and dilated layers: `dilation: [1, 4, 1, 4]`. Linear in
+    the number of points beside the neighbor search; neither keys nor values of the neighbors are held.
 
     Differs from the papers, which have a table of biases by relative pixel: positions are continuous, so b_h is a
-    function of the relative position, measured in units of the cloud's root mean square neighbour distance
+    function of the relative position, measured in units of the cloud's root mean square neighbor distance
     (or of `cell`).
 
     Args:
         dim: channels C, divisible by `num_heads`.
         num_heads: heads.
-        k: neighbours of a point, itself included.
-        dilation: 1 is plain neighbourhood attention; at most floor(N / k).
-        dilation_mode: `"rank"` or `"class"`, see `Geometry.neighbours`.
+        k: neighbors of a point, itself included.
+        dilation: 1 is plain neighborhood attention; at most floor(N / k).
+        dilation_mode: `"rank"` or `"class"`, see `Geometry.neighbors`.
         bias: `"mlp"`: b_h is a small network. `"table"`: b_h is a table, linearly interpolated. `"none"`: no bias.
         table_size: entries of the table along each axis, or three numbers for x, y and z (which `attention_kwargs` has
             once a layer, as any list: `[[5, 5, 7], [5, 5, 7]]`); odd, because the middle entry is relative position 0.
@@ -62,17 +63,17 @@ class NeighborhoodAttention(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"expected dim to be divisible by num_heads, but got dim={dim}, num_heads={num_heads}")
+            raise InputError(f"expected dim to be divisible by num_heads, but got dim={dim}, num_heads={num_heads}")
         if k < 1 or dilation < 1:
-            raise ValueError(f"expected k >= 1 and dilation >= 1, but got k={k}, dilation={dilation}")
+            raise InputError(f"expected k >= 1 and dilation >= 1, but got k={k}, dilation={dilation}")
         if dilation_mode not in DILATION_MODES:
-            raise ValueError(
+            raise InputError(
                 f"expected dilation_mode to be one of {', '.join(DILATION_MODES)}, but got {dilation_mode!r}"
             )
         if bias not in _BIASES:
-            raise ValueError(f"expected bias to be one of {', '.join(_BIASES)}, but got {bias!r}")
+            raise InputError(f"expected bias to be one of {', '.join(_BIASES)}, but got {bias!r}")
         if cell is not None and cell <= 0:
-            raise ValueError(f"expected cell > 0, but got {cell}")
+            raise InputError(f"expected cell > 0, but got {cell}")
         self.num_heads = num_heads
         self.k, self.dilation, self.dilation_mode, self.cell = k, dilation, dilation_mode, cell
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -80,13 +81,13 @@ class NeighborhoodAttention(nn.Module):
         self.bias = _BIASES[bias](num_heads, table_size)
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """Attend from every point to its neighbours."""
+        """Attend from every point to its neighbors."""
         return self.proj(self.attend(*self._inputs(x, geometry)).flatten(2))
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """What a point attends to, a map a head: the softmax over its neighbours, which sums to 1; 0 elsewhere."""
-        q, k, _, neighbours, bias = self._inputs(x, geometry)
-        return heads(neighbour_weights(q, k, neighbours, bias, point))
+        """What a point attends to, a map a head: the softmax over its neighbors, which sums to 1; 0 elsewhere."""
+        q, k, _, neighbors, bias = self._inputs(x, geometry)
+        return heads(neighbor_weights(q, k, neighbors, bias, point))
 
     def _inputs(self, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """Arguments of `attend`."""
@@ -96,11 +97,11 @@ class NeighborhoodAttention(nn.Module):
         if self.bias is not None:
             offsets = geometry.offsets(*where)
             bias = self.bias((offsets / (self.cell or spacing_of(offsets)[..., None])).to(x.dtype))
-        return q, k, v, geometry.neighbours(*where), bias
+        return q, k, v, geometry.neighbors(*where), bias
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, bias: Tensor | None) -> Tensor:
         """Attention (B, N, H, D) of every point over its list, see `neighborhood_attention`."""
-        return neighborhood_attention(q, k, v, neighbours, bias)
+        return neighborhood_attention(q, k, v, neighbors, bias)
 
 
 class _MLPBias(nn.Sequential):
@@ -117,7 +118,7 @@ class _TableBias(nn.Module):
         super().__init__()
         table_size = (table_size,) * 3 if isinstance(table_size, int) else tuple(table_size)
         if len(table_size) != 3 or any(size < 1 or size % 2 == 0 for size in table_size):
-            raise ValueError(f"expected table_size to be three odd numbers, but got {table_size}")
+            raise InputError(f"expected table_size to be three odd numbers, but got {table_size}")
         self.table = nn.Parameter(torch.empty(num_heads, *table_size))
         nn.init.trunc_normal_(self.table, std=0.02)
 

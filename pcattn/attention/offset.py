@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps, heads
+from pcattn.utils.errors import InputError
 
 # Above this many points the N x N weights are computed block by block (and once more in the backward pass), which is
 # also faster: a block stays in the cache.
@@ -20,7 +21,7 @@ class OffsetAttention(nn.Module):
     r"""Offset-attention of PCT (section 3.2, equations 7 to 9), as its authors released it.
 
     Energies :math:`e_{ij} = q_i \cdot q_j`, without a scale, from one weight shared by queries and keys. They are
-    normalised twice: softmax over the queries i, then every row divided by its sum over the keys j,
+    normalized twice: softmax over the queries i, then every row divided by its sum over the keys j,
 
     .. math::
         s_{ij} = \frac{\exp e_{ij}}{\sum_{i'} \exp e_{i'j}}, \qquad
@@ -30,7 +31,7 @@ class OffsetAttention(nn.Module):
     graph Laplacian. With the LBR a layer has 2.25 C^2 + 4 C parameters. In large clouds the N x N weights are never
     held: time stays quadratic in N, memory is linear.
 
-    Differs from the released code in layout only: there the transposed matrix is normalised and applied transposed,
+    Differs from the released code in layout only: there the transposed matrix is normalized and applied transposed,
     which is the same because e is symmetric.
 
     Args:
@@ -47,7 +48,7 @@ class OffsetAttention(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim % 4:
-            raise ValueError(f"expected dim to be divisible by 4, but got dim={dim}")
+            raise InputError(f"expected dim to be divisible by 4, but got dim={dim}")
         self.qk = nn.Linear(dim, dim // 4, bias=False)
         self.v = nn.Linear(dim, dim)
 
@@ -81,11 +82,11 @@ def offset_attention(q: Tensor, v: Tensor) -> Tensor:
 def _normalize_queries(keys: Tensor, q: Tensor) -> Tensor:
     """Softmax of keys (..., M, D) times q (..., N, D) over the queries, (..., M, N)."""
     energy = keys @ q.transpose(-1, -2)
-    # In float16 the constant 1e-9 is zero, so both normalisations run in at least float32.
+    # In float16 the constant 1e-9 is zero, so both normalizations run in at least float32.
     return energy.softmax(dim=-1, dtype=torch.promote_types(energy.dtype, torch.float32))
 
 
-# The softmax runs over the queries, so a block of keys with all queries is normalised on its own: one pass over the
+# The softmax runs over the queries, so a block of keys with all queries is normalized on its own: one pass over the
 # blocks gives sum_j s_ij v_j and sum_j s_ij, and the division comes last. The backward pass needs no more than these.
 @torch.library.custom_op("pcattn::offset_attention", mutates_args=())
 def _offset_attention(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

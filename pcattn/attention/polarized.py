@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps
+from pcattn.utils.errors import InputError
 
 LAYOUTS = ("parallel", "sequential")
 VARIANTS = ("paper", "released")
 
 
 class PolarizedAttention(nn.Module):
-    r"""Polarized self-attention (section 3.1, equations 4 to 8): linear in the number of points, no neighbours.
+    r"""Polarized self-attention (section 3.1, equations 4 to 8): linear in the number of points, no neighbors.
 
     A gate a channel and a gate a point,
 
@@ -27,7 +28,7 @@ class PolarizedAttention(nn.Module):
 
     `variant="released"` is the authors' code, which differs from their paper: no bias beside the values; the channel
     gate has no LayerNorm in parallel and a bottleneck C/2 -> C/8 -> C around one in sequence; the spatial query is not
-    normalised, and the softmax runs over the points, on the products (parallel) or on the values (sequential). That
+    normalized, and the softmax runs over the points, on the products (parallel) or on the values (sequential). That
     spatial gate tends to 0.5 as the number of points grows, so the paper's form is the default.
 
     Differs from the paper: the channel query has no bias, because softmax over the points cancels it.
@@ -49,12 +50,12 @@ class PolarizedAttention(nn.Module):
     def __init__(self, dim: int, layout: str = "parallel", variant: str = "paper") -> None:
         super().__init__()
         if layout not in LAYOUTS:
-            raise ValueError(f"expected layout to be one of {', '.join(LAYOUTS)}, but got {layout!r}")
+            raise InputError(f"expected layout to be one of {', '.join(LAYOUTS)}, but got {layout!r}")
         if variant not in VARIANTS:
-            raise ValueError(f"expected variant to be one of {', '.join(VARIANTS)}, but got {variant!r}")
+            raise InputError(f"expected variant to be one of {', '.join(VARIANTS)}, but got {variant!r}")
         divisor = 8 if (layout, variant) == ("sequential", "released") else 2
         if dim % divisor:
-            raise ValueError(f"expected dim to be divisible by {divisor}, but got dim={dim}")
+            raise InputError(f"expected dim to be divisible by {divisor}, but got dim={dim}")
         self.layout = layout
         self.variant = variant
         half, bias = dim // 2, variant == "paper"

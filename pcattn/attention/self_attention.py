@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps, heads
+from pcattn.utils.errors import InputError
 
 
 class SelfAttention(nn.Module):
@@ -35,7 +36,7 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int = 1, tied: bool = False) -> None:
         super().__init__()
         if num_heads < 1 or dim % (4 * num_heads):
-            raise ValueError(f"expected dim to be divisible by 4 * num_heads, but got dim={dim}, num_heads={num_heads}")
+            raise InputError(f"expected dim to be divisible by 4 * num_heads, but got dim={dim}, num_heads={num_heads}")
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim // 4, bias=False)
         self.k = self.q if tied else nn.Linear(dim, dim // 4, bias=False)

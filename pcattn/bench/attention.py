@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pcattn.atomic import write_figure
 from pcattn.attention import ATTENTION, Geometry, build_attention
 from pcattn.attention.external import ExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.self_attention import SelfAttention
 from pcattn.bench.timing import peak_on_gpu
-from pcattn.messages import fail
+from pcattn.cli.messages import fail
 from pcattn.ops import KNN, knn
+from pcattn.utils.errors import InputError
+from pcattn.utils.files import write_figure
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
@@ -41,14 +42,14 @@ class WrittenOutSelfAttention(SelfAttention):
 
 
 class GatheredNeighborhoodAttention(NeighborhoodAttention):
-    """Neighbourhood attention with the keys and values of all neighbours in memory, (B, N, k, C)."""
+    """Neighborhood attention with the keys and values of all neighbors in memory, (B, N, k, C)."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, bias: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, bias: Tensor | None) -> Tensor:
         """Attention (B, N, H, D) of every point over its list."""
         cloud = torch.arange(len(q), device=q.device)[:, None, None]
-        logits = (q[:, :, None] * k[cloud, neighbours]).sum(dim=-1) * q.shape[-1] ** -0.5
+        logits = (q[:, :, None] * k[cloud, neighbors]).sum(dim=-1) * q.shape[-1] ** -0.5
         weights = (logits if bias is None else logits + bias).softmax(dim=2)
-        return (weights[..., None] * v[cloud, neighbours]).sum(dim=2)
+        return (weights[..., None] * v[cloud, neighbors]).sum(dim=2)
 
 
 #: Plain forms to compare with, beside the mechanisms themselves.
@@ -84,7 +85,7 @@ def bench_attention(
 
     Returns:
         `"rows"`: one dictionary a mechanism and size, with times in milliseconds, memory in MiB, multiply-adds, and
-        what the neighbour search takes, which layers share; or why it was skipped. `"exponents"`: the slopes of time
+        what the neighbor search takes, which layers share; or why it was skipped. `"exponents"`: the slopes of time
         and memory in N, fitted from 2048 points on.
         `"table_12"`: see `count_table_12`. `"setting"`: the arguments.
     """
@@ -171,8 +172,8 @@ def _formulas() -> dict[Any, Any]:
     def fused(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
         return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
-    def neighborhood(q: Tensor, k: Tensor, v: Tensor, neighbours: Tensor, *_: Any, **__: Any) -> int:
-        return 4 * q.numel() * neighbours.shape[2]
+    def neighborhood(q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, *_: Any, **__: Any) -> int:
+        return 4 * q.numel() * neighbors.shape[2]
 
     def offset(q: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
         return 2 * q.shape[0] * q.shape[1] ** 2 * (q.shape[2] + v.shape[2])
@@ -362,7 +363,7 @@ def format_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"Forward and backward of one core in milliseconds, C = {setting['dim']}, {setting['batch']} cloud(s), "
         f"{setting['device']}, {setting['threads']} thread(s), the fastest of {setting['repeats']} runs; without the "
-        "neighbour search, which layers share.",
+        "neighbor search, which layers share.",
         "",
         "| attention | " + " | ".join(f"N = {size:,}" for size in sizes) + " |",
         "| --- " * (1 + len(sizes)) + "|",
@@ -395,7 +396,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("a plot needs matplotlib, which is not installed: pip install matplotlib") from error
+        raise InputError("a plot needs matplotlib, which is not installed: pip install matplotlib") from error
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, key, label in zip(

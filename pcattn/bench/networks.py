@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pcattn.bench.timing import measure_of_peak, peak_mib, synchronize
 from pcattn.bench.train import SHARES, OperationTimer, clouds
-from pcattn.messages import fail
+from pcattn.cli.messages import fail
 from pcattn.models import SEGMENTERS, build_segmenter
 
 SIZES = (6250, 12500, 25000, 50000, 100000)

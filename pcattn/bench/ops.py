@@ -1,4 +1,4 @@
-"""`pcattn bench ops`: neighbour search and farthest point sampling, ours beside the installed peers."""
+"""`pcattn bench ops`: neighbor search and farthest point sampling, ours beside the installed peers."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from pcattn import ops
 from pcattn.bench.peers import sample_peers, search_peers
 from pcattn.bench.timing import interleave, measure_of_peak, peak_mib, summary, synchronize
 
-#: (B, N, k) of the neighbour search, (B, N, samples) of the sampling
+#: (B, N, k) of the neighbor search, (B, N, samples) of the sampling
 SEARCHES = ((32, 1024, 32), (1, 16384, 32))
 SAMPLINGS = ((32, 1024, 512), (1, 16384, 4096))
 CUDA_SEARCHES = ((32, 1024, 32), (1, 65536, 32))
@@ -58,7 +58,7 @@ def bench_ops(
         for backend in _backends(device, num_points):
             functions[f"pcattn, {backend}"] = partial(_search_with, partial(_own_search, backend), k)
         task = f"kNN B={batch} N={num_points} k={k}"
-        rows += _measure(task, functions, cloud, _exact_neighbours, device, repeats, report)
+        rows += _measure(task, functions, cloud, _exact_neighbors, device, repeats, report)
     for batch, num_points, num_samples in samplings:
         cloud = _surface(batch, num_points).to(device)
         functions = {name: partial(_sample_with, f, num_samples) for name, f in sample_peers(device).items()}
@@ -172,8 +172,8 @@ def _surface(batch: int, num_points: int) -> Tensor:
     return points * (1 + 0.02 * torch.randn(batch, num_points, 1, generator=generator))
 
 
-def _exact_neighbours(cloud: Tensor, indices: Tensor) -> float:
-    """Share of the first queries whose neighbours have the distances of float64 brute force, as sets."""
+def _exact_neighbors(cloud: Tensor, indices: Tensor) -> float:
+    """Share of the first queries whose neighbors have the distances of float64 brute force, as sets."""
     queries = min(_CHECKED_QUERIES, cloud.shape[1])
     everything = ops.reference.distances(cloud[:, :queries], cloud)
     expected = everything.topk(indices.shape[2], largest=False).values.sort(-1).values
@@ -189,6 +189,6 @@ def _exact_samples(cloud: Tensor, indices: Tensor) -> float:
     for i in range(1, steps):
         own = nearest.gather(1, indices[:, i : i + 1])[:, 0]
         wrong += int((own < nearest.amax(1)).sum())
-        centre = ops.gather(cloud, indices[:, i : i + 1])
-        nearest = torch.minimum(nearest, ops.reference.distances(centre, cloud)[:, 0])
+        center = ops.gather(cloud, indices[:, i : i + 1])
+        nearest = torch.minimum(nearest, ops.reference.distances(center, cloud)[:, 0])
     return 1.0 - wrong / max(1, (steps - 1) * cloud.shape[0])

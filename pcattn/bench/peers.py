@@ -14,7 +14,7 @@ Sample = Callable[[Tensor, int], Tensor]
 
 
 def search_peers(device: str) -> dict[str, Search]:
-    """Neighbour searches, the baseline cdist + topk first."""
+    """Neighbor searches, the baseline cdist + topk first."""
     candidates: list[tuple[str, str, Search, bool]] = [
         ("cdist + topk", "torch", _cdist, True),
         ("cdist without matmul + topk", "torch", partial(_cdist, mode="donot_use_mm_for_euclid_dist"), True),
@@ -135,9 +135,9 @@ def textbook_sample(pos: Tensor, num_samples: int) -> Tensor:
     farthest = chosen[:, 0]
     for i in range(num_samples):
         chosen[:, i] = farthest
-        to_centre = ((pos - pos[clouds, farthest][:, None]) ** 2).sum(-1)
-        closer = to_centre < distance
-        distance[closer] = to_centre[closer]
+        to_center = ((pos - pos[clouds, farthest][:, None]) ** 2).sum(-1)
+        closer = to_center < distance
+        distance[closer] = to_center[closer]
         farthest = distance.max(-1)[1]
     return chosen
 

@@ -1,6 +1,6 @@
 """The PCT classifier as PyTorch ports of it are commonly written: what `pcattn bench train` compares with.
 
-Channels first, convolutions of width one, loops for sampling, the full matrix of distances for neighbours,
+Channels first, convolutions of width one, loops for sampling, the full matrix of distances for neighbors,
 features gathered and concatenated before the first linear map. It computes what `PCTClassifier` with offset-attention
 computes, from the same weights.
 """
@@ -14,10 +14,10 @@ from pcattn.ops import farthest_point_sample, gather, knn
 
 
 class Sampling(nn.Module):
-    """Farthest points and their nearest neighbours among all points.
+    """Farthest points and their nearest neighbors among all points.
 
     Shape:
-        pos (B, N, 3) -> centres (B, M), neighbours (B, M, k).
+        pos (B, N, 3) -> centers (B, M), neighbors (B, M, k).
     """
 
     def __init__(self, k: int) -> None:
@@ -26,20 +26,20 @@ class Sampling(nn.Module):
 
     def forward(self, pos: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
         """Sample, and search."""
-        centres = textbook_sample(pos, num_samples)
-        query = index_points(pos, centres)
+        centers = textbook_sample(pos, num_samples)
+        query = index_points(pos, centers)
         distances = -2 * query @ pos.transpose(1, 2)
         distances += (query**2).sum(-1)[:, :, None] + (pos**2).sum(-1)[:, None]
-        return centres, distances.topk(self.k, dim=-1, largest=False).indices
+        return centers, distances.topk(self.k, dim=-1, largest=False).indices
 
 
 class SharedSampling(Sampling):
-    """The samples and neighbours that `PCTClassifier` has, to compare what both networks make of them."""
+    """The samples and neighbors that `PCTClassifier` has, to compare what both networks make of them."""
 
     def forward(self, pos: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
         """Sample, and search."""
-        centres = farthest_point_sample(pos, num_samples, "pointnet2")
-        return centres, knn(gather(pos, centres), pos, self.k, query_indices=centres).indices
+        centers = farthest_point_sample(pos, num_samples, "pointnet2")
+        return centers, knn(gather(pos, centers), pos, self.k, query_indices=centers).indices
 
 
 def index_points(points: Tensor, indices: Tensor) -> Tensor:
@@ -49,12 +49,12 @@ def index_points(points: Tensor, indices: Tensor) -> Tensor:
 
 
 def conv_bn(in_dim: int, out_dim: int, bias: bool = False) -> list[nn.Module]:
-    """A linear map of every point, and batch normalisation, on (B, C, N)."""
+    """A linear map of every point, and batch normalization, on (B, C, N)."""
     return [nn.Conv1d(in_dim, out_dim, 1, bias=bias), nn.BatchNorm1d(out_dim)]
 
 
 class LocalOp(nn.Module):
-    """Two LBRs on every neighbourhood, and the maximum: (B, M, k, 2C) -> (B, C', M)."""
+    """Two LBRs on every neighborhood, and the maximum: (B, M, k, 2C) -> (B, C', M)."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Offset(nn.Module):
 
 
 class TextbookPCT(nn.Module):
-    """PCT's classifier with neighbour embedding and offset-attention, sampled from index 0.
+    """PCT's classifier with neighbor embedding and offset-attention, sampled from index 0.
 
     Args:
         network: a `PCTClassifier` of the same kind (`fps_rule="pointnet2"`), whose weights it takes.
@@ -132,12 +132,12 @@ class TextbookPCT(nn.Module):
         """Logits of each cloud."""
         x = self.embedding(pos.transpose(1, 2))
         for group in self.groups:
-            centres, neighbours = self.sampling(pos, pos.shape[1] // 2)
+            centers, neighbors = self.sampling(pos, pos.shape[1] // 2)
             rows = x.transpose(1, 2)
-            centre = index_points(rows, centres)[:, :, None]
-            grouped = index_points(rows, neighbours) - centre
-            x = group(torch.cat((grouped, centre.expand_as(grouped)), dim=-1))
-            pos = index_points(pos, centres)
+            center = index_points(rows, centers)[:, :, None]
+            grouped = index_points(rows, neighbors) - center
+            x = group(torch.cat((grouped, center.expand_as(grouped)), dim=-1))
+            pos = index_points(pos, centers)
         x = self.mix(x)
         outputs = [x]
         for layer in self.layers:

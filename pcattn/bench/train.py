@@ -21,8 +21,8 @@ from torch_geometric.data import Data, InMemoryDataset
 from pcattn.bench.attention import peak_memory
 from pcattn.bench.textbook import SharedSampling, TextbookPCT
 from pcattn.bench.timing import interleave, summary, synchronize
-from pcattn.datasets import PointCloudDataModule
 from pcattn.models import PCTBackbone, PCTClassifier, build_classifier
+from pcattn.training import PointCloudDataModule
 
 #: Networks by name, as (variant, attention).
 NETWORKS = {
@@ -65,8 +65,9 @@ class RandomClouds(InMemoryDataset):
 class OperationTimer(TorchDispatchMode):
     """Time of a step, forward and backward, by where its operations belong.
 
-    What runs between two operations, like the kernels of `pcattn.numba_aggregation`, is counted with the later one.
-    Neighbour search and farthest point sampling are known by their names, the rest by the module that calls them. On
+    What runs between two operations, like the kernels of `pcattn.ops.local_aggregation.numba`, is counted with the
+    later one.
+    Neighbor search and farthest point sampling are known by their names, the rest by the module that calls them. On
     the CPU it is time of the processor, which other programs on the machine do not change.
     """
 
@@ -131,7 +132,7 @@ def bench_train(
         `clouds_per_second`, `speedup` (over the textbook), `peak_mib`, and `shares` of `SHARES`, measured without
         compilation. `gradient_errors`: of the PCT and the textbook, the distance of all gradients from those in
         float64, relative to their norm, one for each of `GRADIENT_SEEDS` seeds of weights and clouds; all three have
-        the same samples and neighbours. A rounding that moves a point across a kink of ReLU or of a maximum changes a
+        the same samples and neighbors. A rounding that moves a point across a kink of ReLU or of a maximum changes a
         gradient by far more than itself, which is why these distances scatter. `loading`: clouds per second of the
         data module, augmentation included, and `resident_loading`: likewise where the clouds lie on the device.
     """

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pcattn.ops.checks import check_device, is_integer, reads_values
+from pcattn.utils.checks import check_device, is_integer, reads_values
+from pcattn.utils.errors import InputError
 
 #: "category": the prediction is chosen among the parts of the shape's own category; a part absent from truth and
 #: prediction has IoU 1 (PointNet++, PCT and the figures of most papers). "all50": chosen among all parts of the data
@@ -32,15 +33,15 @@ class PartTable:
         parts: part ids of each category; two categories may share a part.
 
     Raises:
-        ValueError: no category, a category without parts, or an id that is negative or twice in a category.
+        InputError: no category, a category without parts, or an id that is negative or twice in a category.
     """
 
     def __init__(self, parts: Sequence[Sequence[int]]) -> None:
         if not parts or not all(parts):
-            raise ValueError(f"expected parts to list one part or more for each category, but got {parts}")
+            raise InputError(f"expected parts to list one part or more for each category, but got {parts}")
         for ids in parts:
             if min(ids) < 0 or len(set(ids)) < len(ids):
-                raise ValueError(f"expected the parts of a category to be different and >= 0, but got {ids}")
+                raise InputError(f"expected the parts of a category to be different and >= 0, but got {ids}")
         width = max(map(len, parts))
         self.num_parts = 1 + max(map(max, parts))  #: logits needed
         self.ids = torch.tensor([[*ids, *[ids[0]] * (width - len(ids))] for ids in parts])  #: (C, P), int64
@@ -65,7 +66,7 @@ def predict_parts(
         (B, N), int64.
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, or on the CPU a logit is NaN.
+        InputError: shapes do not fit, an argument is out of range, or on the CPU a logit is NaN.
     """
     table = PartTable(parts)
     return _predict(logits, _check(logits, category, table, protocol), table, protocol)
@@ -78,7 +79,7 @@ def shape_iou(
     category = _check(logits, category, table, protocol)
     check_device(logits=logits, target=target)
     if target.shape != logits.shape[:2] or not is_integer(target):
-        raise ValueError(
+        raise InputError(
             f"expected target to be integers of shape {tuple(logits.shape[:2])}, "
             f"but got {target.dtype} of shape {tuple(target.shape)}"
         )
@@ -87,7 +88,7 @@ def shape_iou(
     foreign = ~in_truth.any(dim=2)
     if bool(foreign.any()):
         shape, point = foreign.nonzero()[0].tolist()
-        raise ValueError(
+        raise InputError(
             f"expected target to hold parts of the shape's category ({ids[shape][real[shape]].tolist()} for shape "
             f"{shape} of category {int(category[shape])}), but got {int(target[shape, point])}"
         )
@@ -141,7 +142,7 @@ def part_iou(
         `shapes`.
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, a target is no part of its shape's category, or on
+        InputError: shapes do not fit, an argument is out of range, a target is no part of its shape's category, or on
             the CPU a logit is NaN.
 
     Source: the protocols are those of the released code of PointNet++ (Qi et al. 2017), DGCNN (Wang et al. 2019) and
@@ -203,28 +204,28 @@ def _predict(logits: Tensor, category: Tensor, table: PartTable, protocol: str) 
 def _check(logits: Tensor, category: Tensor | None, table: PartTable, protocol: str) -> Tensor:
     """The categories (B,) in int64; zeros where there is one."""
     if protocol not in PROTOCOLS:
-        raise ValueError(f"expected protocol to be one of {', '.join(PROTOCOLS)}, but got {protocol!r}")
+        raise InputError(f"expected protocol to be one of {', '.join(PROTOCOLS)}, but got {protocol!r}")
     if logits.dim() != 3 or logits.shape[1] == 0 or logits.shape[2] < table.num_parts:
-        raise ValueError(
+        raise InputError(
             f"expected logits to be (B, N, num_parts) with N >= 1 and num_parts >= {table.num_parts}, "
             f"but got shape {tuple(logits.shape)}"
         )
     if logits.is_complex() or logits.dtype == torch.bool:
-        raise ValueError(f"expected logits to be real numbers, but got {logits.dtype}")
+        raise InputError(f"expected logits to be real numbers, but got {logits.dtype}")
     if reads_values(logits) and bool(logits.isnan().any()):
         shape, point, _ = logits.isnan().nonzero()[0].tolist()
-        raise ValueError(f"expected logits without NaN, but point {point} of shape {shape} has some")
+        raise InputError(f"expected logits without NaN, but point {point} of shape {shape} has some")
     if category is None:
         if len(table) > 1:
-            raise ValueError(f"expected category (B,) where there are {len(table)} categories, but got None")
+            raise InputError(f"expected category (B,) where there are {len(table)} categories, but got None")
         return torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     check_device(logits=logits, category=category)
     if category.shape != logits.shape[:1] or not is_integer(category):
-        raise ValueError(
+        raise InputError(
             f"expected category to be integers of shape {tuple(logits.shape[:1])}, "
             f"but got {category.dtype} of shape {tuple(category.shape)}"
         )
     if bool(((category < 0) | (category >= len(table))).any()):
         shape = int(((category < 0) | (category >= len(table))).nonzero()[0])
-        raise ValueError(f"expected category in [0, {len(table)}), but got {int(category[shape])} for shape {shape}")
+        raise InputError(f"expected category in [0, {len(table)}), but got {int(category[shape])} for shape {shape}")
     return category.long()

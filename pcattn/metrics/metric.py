@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pcattn.metrics.functional import PROTOCOLS, PartIoUResult, PartTable, shape_iou, summarize
+from pcattn.utils.errors import InputError
 
 
 class PartIoU(Metric):
@@ -25,7 +26,7 @@ class PartIoU(Metric):
         **kwargs: of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: as `part_iou`.
+        InputError: as `part_iou`.
 
     Example:
         One category with the parts 0 and 1. The first shape is right (IoU 1); in the second, one of two points of part
@@ -48,7 +49,7 @@ class PartIoU(Metric):
     def __init__(self, parts: Sequence[Sequence[int]], protocol: str = "category", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if protocol not in PROTOCOLS:
-            raise ValueError(f"expected protocol to be one of {', '.join(PROTOCOLS)}, but got {protocol!r}")
+            raise InputError(f"expected protocol to be one of {', '.join(PROTOCOLS)}, but got {protocol!r}")
         self.protocol = protocol
         self.table = PartTable(parts)
         self.add_state("sums", torch.zeros(len(parts), dtype=torch.float64), dist_reduce_fx="sum")

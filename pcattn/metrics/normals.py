@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from pcattn.ops.checks import check_device, check_floating
+from pcattn.utils.checks import check_device, check_floating
+from pcattn.utils.errors import InputError
 
 
 def cosine_distance(predicted: Tensor, target: Tensor, oriented: bool = True) -> Tensor:
@@ -19,7 +20,7 @@ def cosine_distance(predicted: Tensor, target: Tensor, oriented: bool = True) ->
         (...,), in [0, 2].
 
     Raises:
-        ValueError: shapes, types or devices differ.
+        InputError: shapes, types or devices differ.
 
     Example:
         >>> import torch
@@ -46,7 +47,7 @@ def angle_error(predicted: Tensor, target: Tensor, oriented: bool = True) -> Ten
         (...,), in [0, 180].
 
     Raises:
-        ValueError: shapes, types or devices differ.
+        InputError: shapes, types or devices differ.
 
     Example:
         >>> import torch
@@ -64,14 +65,14 @@ def angle_error(predicted: Tensor, target: Tensor, oriented: bool = True) -> Ten
 
 def _check(predicted: Tensor, target: Tensor) -> None:
     if predicted.shape != target.shape or predicted.dim() == 0 or predicted.shape[-1] != 3:
-        raise ValueError(
+        raise InputError(
             "expected predicted and target of one shape (..., 3), "
             f"but got {tuple(predicted.shape)} and {tuple(target.shape)}"
         )
     check_floating("predicted", predicted)
     check_device(predicted=predicted, target=target)
     if predicted.dtype != target.dtype:
-        raise ValueError(f"expected predicted and target of one type, but got {predicted.dtype} and {target.dtype}")
+        raise InputError(f"expected predicted and target of one type, but got {predicted.dtype} and {target.dtype}")
 
 
 def _rescale(normals: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Networks on dense batches: positions (B, N, 3) and features (B, N, F) in, logits or normals out."""
 
-from pcattn.models.build import CLASSIFIERS, SEGMENTERS, build_classifier, build_segmenter
 from pcattn.models.hierarchical import HierarchicalBackbone, HierarchicalClassifier
 from pcattn.models.hierarchical_segmenter import HierarchicalSegmenter
 from pcattn.models.pct import PCTBackbone, PCTClassifier
+from pcattn.models.registry import CLASSIFIERS, SEGMENTERS, build_classifier, build_segmenter
 from pcattn.models.segmenter import PCTNormals, PCTSegmenter
 
 __all__ = [

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from pcattn.attention import AttentionBlock, Geometry, accepted, layer_kwargs
-from pcattn.layers import LBR, LocalAggregation, network_input
+from pcattn.attention import Geometry, accepted, layer_kwargs
+from pcattn.layers import LBR, AttentionBlock, LocalAggregation, network_input
 from pcattn.models.levels import Level, build_levels
 from pcattn.models.pct import ClassificationHead
-from pcattn.registry import construct
+from pcattn.utils.errors import InputError
+from pcattn.utils.registry import construct
 
 
 class Size(NamedTuple):
@@ -34,15 +35,15 @@ class HierarchicalBackbone(nn.Module):
     r"""Levels of ever fewer and wider tokens, each a stack of attention blocks (`AttentionBlock`).
 
     An LBR embeds every point. Each level then samples its points (farthest point sampling), gathers at each of them the
-    features and relative positions of its k nearest neighbours in the level before (`LocalAggregation`, a maximum), and
+    features and relative positions of its k nearest neighbors in the level before (`LocalAggregation`, a maximum), and
     applies its blocks. These alternate near and far, as in DiNAT: dilation 1, :math:`\delta`, 1, ...
 
-    Relative positions are measured in root mean square distances of a level's neighbours, so that they are numbers
+    Relative positions are measured in root mean square distances of a level's neighbors, so that they are numbers
     around one on every level and for any number of points.
 
     With fewer points lists become shorter, k to N and the dilation to DiNAT's bound
     :math:`\delta \le \lfloor N / k \rfloor`, with N the number of points of the level: any cloud of N >= 1 points will
-    do. Sampling and neighbour lists are found once a forward pass, and shared by the blocks of a level.
+    do. Sampling and neighbor lists are found once a forward pass, and shared by the blocks of a level.
 
     Args:
         variant: a name of `SIZES`.
@@ -54,9 +55,9 @@ class HierarchicalBackbone(nn.Module):
         dims: channels of each level; None is the variant's own. Their number is that of the levels.
         depths: blocks of each level, likewise.
         num_heads: heads of each level, likewise.
-        k: neighbours of a point, itself among them, of aggregation and attention.
-        dilation: delta, or a list with one a level. 1: neighbourhood attention only.
-        dilation_mode: `"class"` or `"rank"`, see `Geometry.neighbours`.
+        k: neighbors of a point, itself among them, of aggregation and attention.
+        dilation: delta, or a list with one a level. 1: neighborhood attention only.
+        dilation_mode: `"class"` or `"rank"`, see `Geometry.neighbors`.
         stride: points of a level for one of the next, from the first level on.
         stem_stride: points of the cloud for one of the first level. 1: every point is a token of it.
         mlp_ratio, layer_scale: see `AttentionBlock`.
@@ -92,7 +93,7 @@ class HierarchicalBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in SIZES:
-            raise ValueError(f"expected variant to be one of {', '.join(SIZES)}, but got {variant!r}")
+            raise InputError(f"expected variant to be one of {', '.join(SIZES)}, but got {variant!r}")
         size = SIZES[variant]
         num_levels = len(dims or size.dims)
         self.dims = _per_level("dims", dims or size.dims, num_levels)
@@ -102,16 +103,16 @@ class HierarchicalBackbone(nn.Module):
         attention = attention or "neighborhood"
         names: list[Any] = list(attention) if isinstance(attention, (list, tuple)) else [attention] * num_levels
         if len(names) != num_levels:
-            raise ValueError(f"expected attention to be one name or {num_levels}, one a level, but got {attention}")
+            raise InputError(f"expected attention to be one name or {num_levels}, one a level, but got {attention}")
         for name, value in (("k", k), ("stride", stride), ("stem_stride", stem_stride)):
             _per_level(name, value, 1)
         _per_level("num_features", num_features, 1, least=0)
         if not 0 <= drop_path < 1 or mlp_ratio <= 0:
-            raise ValueError(f"expected drop_path in [0, 1) and mlp_ratio > 0, but got {drop_path} and {mlp_ratio}")
+            raise InputError(f"expected drop_path in [0, 1) and mlp_ratio > 0, but got {drop_path} and {mlp_ratio}")
         self.num_features, self.k = num_features, k
         self.strides = [stem_stride] + [stride] * (num_levels - 1)
         self.embedding = LBR(3 + num_features, self.dims[0])
-        # Positions go along with the features: relative ones tell an aggregation the shape of its neighbourhood.
+        # Positions go along with the features: relative ones tell an aggregation the shape of its neighborhood.
         self.groups = nn.ModuleList(
             LocalAggregation(3 + below, dim, num_relative=3)
             for below, dim in zip([self.dims[0], *self.dims], self.dims, strict=False)
@@ -134,7 +135,7 @@ class HierarchicalBackbone(nn.Module):
         levels, tokens = build_levels(pos, self.strides, self.k), []
         for level, group, blocks in zip(levels, self.groups, self.layers, strict=True):
             relative = _in_units(pos, level.spacing).to(x.dtype)
-            x = group(torch.cat((relative, x), dim=2), level.centres, level.neighbours)
+            x = group(torch.cat((relative, x), dim=2), level.centers, level.neighbors)
             pos = level.geometry.pos
             x = blocks(x, level.geometry)
             tokens.append(x)
@@ -164,7 +165,7 @@ def _per_level(name: str, value: int | Sequence[int], num_levels: int, least: in
     """One value of each level: an integer >= `least`."""
     values = list(value) if isinstance(value, Sequence) else [value] * num_levels
     if len(values) != num_levels or any(not isinstance(each, Integral) or each < least for each in values):
-        raise ValueError(
+        raise InputError(
             f"expected {name} to be {'an integer' if num_levels == 1 else f'{num_levels} integers, one a level,'} "
             f">= {least}, but got {value}"
         )
@@ -180,7 +181,7 @@ class HierarchicalClassifier(nn.Module):
     Args:
         num_classes: number of logits.
         variant: a name of `SIZES`.
-        attention: name of the mechanism, or a list with one a level; None is neighbourhood attention.
+        attention: name of the mechanism, or a list with one a level; None is neighborhood attention.
         attention_kwargs: arguments of the mechanism.
         dropout: probability in the head.
         pool_dim: channels of each level's maximum.
@@ -190,7 +191,7 @@ class HierarchicalClassifier(nn.Module):
         pos (B, N, 3), features (B, N, F) or None -> logits (B, num_classes).
 
     Raises:
-        ValueError: an argument is out of range, or the input has another shape than the network was built for.
+        InputError: an argument is out of range, or the input has another shape than the network was built for.
     """
 
     def __init__(

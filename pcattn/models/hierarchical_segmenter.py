@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from pcattn.layers import LBR
 from pcattn.models.hierarchical import HierarchicalBackbone
 from pcattn.models.segmenter import SegmentationHead, one_hot
-from pcattn.normalization import normalize
 from pcattn.ops import interpolate
-from pcattn.registry import construct
+from pcattn.ops.batch_norm.op import normalize
+from pcattn.utils.errors import InputError
+from pcattn.utils.registry import construct
 
 
 class HierarchicalSegmenter(nn.Module):
@@ -27,7 +28,7 @@ class HierarchicalSegmenter(nn.Module):
         num_parts: number of logits of a point.
         num_categories: number of categories that condition the network; None leaves the category out.
         variant: a name of `pcattn.models.hierarchical.SIZES`.
-        attention: name of the mechanism, or a list with one a level; None is neighbourhood attention.
+        attention: name of the mechanism, or a list with one a level; None is neighborhood attention.
         attention_kwargs: arguments of the mechanism.
         dropout: probability in the head.
         stem_stride: points of the cloud for a token of the first level. 1: every point is one; otherwise logits are
@@ -38,7 +39,7 @@ class HierarchicalSegmenter(nn.Module):
         pos (B, N, 3), category (B,) integers, features (B, N, F) or None -> logits (B, N, num_parts).
 
     Raises:
-        ValueError: an argument is out of range, or the input has another shape than the network was built for.
+        InputError: an argument is out of range, or the input has another shape than the network was built for.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class HierarchicalSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         if num_parts < 1 or (num_categories or 0) < 0:
-            raise ValueError(
+            raise InputError(
                 f"expected num_parts >= 1 and num_categories >= 0, but got {num_parts} and {num_categories}"
             )
         self.backbone = construct(
@@ -78,7 +79,7 @@ class HierarchicalSegmenter(nn.Module):
         at = [level.geometry.pos for level in levels]
         for level in reversed(range(len(self.upwards))):
             x = self.upwards[level](x, tokens[level], at[level + 1], at[level])
-        return self.head(x, torch.cat(of_cloud, dim=1), (pos, at[0]) if levels[0].centres is not None else None)
+        return self.head(x, torch.cat(of_cloud, dim=1), (pos, at[0]) if levels[0].centers is not None else None)
 
 
 class FeaturePropagation(nn.Module):

@@ -1,4 +1,4 @@
-"""The levels of a hierarchy: ever fewer points, with the neighbour lists that lead from one level to the next."""
+"""The levels of a hierarchy: ever fewer points, with the neighbor lists that lead from one level to the next."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,9 +15,9 @@ class Level(NamedTuple):
     """One level: M points out of the N of the level before."""
 
     geometry: Geometry  #: of its points, (B, M, 3)
-    centres: Tensor | None  #: (B, M), its points among those of the level before; None: they are the same
-    neighbours: Tensor  #: (B, M, k), the nearest points of the level before, the centre itself first
-    spacing: Tensor  #: (B, 1, 1), root mean square distance of the centres to their neighbours
+    centers: Tensor | None  #: (B, M), its points among those of the level before; None: they are the same
+    neighbors: Tensor  #: (B, M, k), the nearest points of the level before, the center itself first
+    spacing: Tensor  #: (B, 1, 1), root mean square distance of the centers to their neighbors
 
 
 def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
@@ -29,25 +29,25 @@ def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
     Args:
         pos: (B, N, 3).
         strides: of each level; 1 leaves a level all points.
-        k: length of the neighbour lists, clipped to the number of points.
+        k: length of the neighbor lists, clipped to the number of points.
     """
     below, sampled = Geometry(pos, clip=True), False
     levels = []
     for stride in strides:
         num_points = below.pos.shape[1]
         num_samples = max(1, num_points // stride)
-        lists = below.neighbours(k)
+        lists = below.neighbors(k)
         if num_samples == num_points:
             levels.append(Level(below, None, lists, spacing_of(below.offsets(k))))
             continue
         if sampled:
             # shape, because len() would fix a batch that export leaves free.
-            centres = torch.arange(num_samples, device=pos.device).expand(pos.shape[0], -1)
+            centers = torch.arange(num_samples, device=pos.device).expand(pos.shape[0], -1)
         else:
-            centres, sampled = farthest_point_sample(below.pos, num_samples), True
-        lists = gather(lists, centres)
-        chosen = gather(below.pos, centres)
+            centers, sampled = farthest_point_sample(below.pos, num_samples), True
+        lists = gather(lists, centers)
+        chosen = gather(below.pos, centers)
         spacing = spacing_of(gather(below.pos, lists) - chosen[:, :, None])
         below = Geometry(chosen, clip=True)
-        levels.append(Level(below, centres, lists, spacing))
+        levels.append(Level(below, centers, lists, spacing))
     return levels

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcattn.attention import AttentionLayer, Geometry, layer_kwargs
-from pcattn.layers import LBR, LocalAggregation, network_input
+from pcattn.attention import Geometry, layer_kwargs
+from pcattn.layers import LBR, AttentionLayer, LocalAggregation, network_input
 from pcattn.ops import farthest_point_sample, gather, knn
-from pcattn.registry import construct
+from pcattn.utils.errors import InputError
+from pcattn.utils.registry import construct
 
 
 class PointEmbedding(nn.Module):
@@ -29,16 +30,16 @@ class PointEmbedding(nn.Module):
 
 
 class NeighborEmbedding(nn.Module):
-    """Two rounds of gathering the features of neighbourhoods (PCT section 3.3).
+    """Two rounds of gathering the features of neighborhoods (PCT section 3.3).
 
     For classification each round first samples: farthest point sampling to N/2, then to N/4 points, and each chosen
-    point gathers its k nearest neighbours among the points of the round before. For segmentation every point stays a
-    token and gathers its k nearest neighbours in both rounds.
+    point gathers its k nearest neighbors among the points of the round before. For segmentation every point stays a
+    token and gathers its k nearest neighbors in both rounds.
 
     Args:
         in_dim: channels of the input.
         dim: channels of the tokens, divisible by 4.
-        k: neighbours of a point, itself among them.
+        k: neighbors of a point, itself among them.
         fps_rule: see `pcattn.ops.farthest_point_sample`.
         downsample: sample N/4 points; otherwise every point stays a token.
 
@@ -56,35 +57,35 @@ class NeighborEmbedding(nn.Module):
         self.mix = nn.Sequential(LBR(dim, dim), LBR(dim, dim))
 
     def forward(self, pos: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed the points and gather them in neighbourhoods."""
+        """Embed the points and gather them in neighborhoods."""
         num_points = pos.shape[1]
         if self.downsample and num_points < max(4, 2 * self.k):
-            raise ValueError(
+            raise InputError(
                 f"expected at least {max(4, 2 * self.k)} points a cloud "
-                f"(the second round has half of them and gathers k={self.k} neighbours), but got {num_points}"
+                f"(the second round has half of them and gathers k={self.k} neighbors), but got {num_points}"
             )
         x = self.lbr(x)
         if self.downsample:
             for group, num_samples in zip(self.groups, (num_points // 2, num_points // 4), strict=True):
-                centres = farthest_point_sample(pos, num_samples, self.fps_rule)
-                sampled = gather(pos, centres)
-                x = group(x, centres, knn(sampled, pos, self.k, query_indices=centres).indices)
+                centers = farthest_point_sample(pos, num_samples, self.fps_rule)
+                sampled = gather(pos, centers)
+                x = group(x, centers, knn(sampled, pos, self.k, query_indices=centers).indices)
                 pos = sampled
         else:
-            neighbours = knn(pos, pos, self.k).indices
+            neighbors = knn(pos, pos, self.k).indices
             for group in self.groups:
-                x = group(x, None, neighbours)
+                x = group(x, None, neighbors)
         return pos, self.mix(x)
 
 
 class PCTBackbone(nn.Module):
     r"""Embedding, a stack of attention layers, and their outputs fused to one feature vector a token.
 
-    Tokens F0 from the embedding pass L attention layers; the outputs F1 ... FL (with neighbour embedding F0 as well)
+    Tokens F0 from the embedding pass L attention layers; the outputs F1 ... FL (with neighbor embedding F0 as well)
     are concatenated and mapped to `out_dim` by a linear map without bias, BN and LeakyReLU(0.2).
 
     Args:
-        variant: `"npct"` and `"spct"`: point embedding, every point a token, dim 128. `"pct"`: neighbour embedding,
+        variant: `"npct"` and `"spct"`: point embedding, every point a token, dim 128. `"pct"`: neighbor embedding,
             dim 256.
         attention: name of the mechanism; None is the variant's own, self for NPCT and offset for SPCT and PCT.
         attention_kwargs: arguments of the mechanism; a list of length `depth` gives each layer its own value.
@@ -92,9 +93,9 @@ class PCTBackbone(nn.Module):
         dim: channels of the tokens; None is the variant's own.
         depth: L, number of attention layers. 0 with point embedding is a PointNet: the baseline without attention.
         out_dim: channels of the result.
-        k: neighbours gathered by the neighbour embedding.
-        fps_rule: rule of farthest point sampling in the neighbour embedding.
-        downsample: the neighbour embedding leaves N/4 tokens; otherwise every point stays one.
+        k: neighbors gathered by the neighbor embedding.
+        fps_rule: rule of farthest point sampling in the neighbor embedding.
+        downsample: the neighbor embedding leaves N/4 tokens; otherwise every point stays one.
         position_embedding: add one learned linear map of the positions to the input of every attention layer, as the
             released code does.
 
@@ -121,16 +122,16 @@ class PCTBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in self.VARIANTS:
-            raise ValueError(f"expected variant to be one of {', '.join(self.VARIANTS)}, but got {variant!r}")
+            raise InputError(f"expected variant to be one of {', '.join(self.VARIANTS)}, but got {variant!r}")
         own_attention, own_dim = self.VARIANTS[variant]
         attention = attention or own_attention
         dim = own_dim if dim is None else dim
         if dim < 4 or dim % 4:
-            raise ValueError(f"expected dim to be a multiple of 4, but got {dim}")
+            raise InputError(f"expected dim to be a multiple of 4, but got {dim}")
         counts = (("depth", depth, 0), ("k", k, 1), ("out_dim", out_dim, 1), ("num_features", num_features, 0))
         for name, value, least in counts:
             if not isinstance(value, Integral) or value < least:
-                raise ValueError(f"expected {name} to be an integer >= {least}, but got {value}")
+                raise InputError(f"expected {name} to be an integer >= {least}, but got {value}")
         self.num_features = num_features
         in_dim = 3 + num_features
         self.embedding: nn.Module = (
@@ -179,7 +180,7 @@ class PCTClassifier(nn.Module):
         pos (B, N, 3), features (B, N, F) or None -> logits (B, num_classes).
 
     Raises:
-        ValueError: an argument is out of range, or the input has another shape than the network was built for.
+        InputError: an argument is out of range, or the input has another shape than the network was built for.
 
     Source: https://arxiv.org/abs/2012.09688.
     """
@@ -212,7 +213,7 @@ class ClassificationHead(nn.Sequential):
 
     def __init__(self, in_dim: int, num_classes: int, dropout: float) -> None:
         if not isinstance(num_classes, Integral) or num_classes < 1:
-            raise ValueError(f"expected num_classes to be an integer >= 1, but got {num_classes}")
+            raise InputError(f"expected num_classes to be an integer >= 1, but got {num_classes}")
         super().__init__(
             LBR(in_dim, 512, negative_slope=0.2),
             nn.Dropout(dropout),

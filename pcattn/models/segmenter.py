@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from pcattn.layers import LBR
 from pcattn.models.pct import PCTBackbone
-from pcattn.normalization import normalize
 from pcattn.ops import interpolate
-from pcattn.ops.checks import check_device, check_labels, is_integer
-from pcattn.registry import construct
+from pcattn.ops.batch_norm.op import normalize
+from pcattn.utils.checks import check_device, check_labels, is_integer
+from pcattn.utils.errors import InputError
+from pcattn.utils.registry import construct
 
 
 class PCTSegmenter(nn.Module):
@@ -24,8 +25,8 @@ class PCTSegmenter(nn.Module):
     Args:
         num_parts: number of logits of a point.
         num_categories: number of categories that condition the network; None leaves the category out.
-        variant: `"npct"`, `"spct"`: point embedding. `"pct"`: neighbour embedding, in which every point stays a token,
-            as in the paper. `"pct_sampled"`: the neighbour embedding of the classifier, whose N/4 tokens are
+        variant: `"npct"`, `"spct"`: point embedding. `"pct"`: neighbor embedding, in which every point stays a token,
+            as in the paper. `"pct_sampled"`: the neighbor embedding of the classifier, whose N/4 tokens are
             interpolated back to the points; a sixteenth of the products in attention that compares all pairs.
         attention: name of the mechanism; None is the variant's own, self for NPCT and offset for the others.
         attention_kwargs: arguments of the mechanism.
@@ -36,7 +37,7 @@ class PCTSegmenter(nn.Module):
         pos (B, N, 3), category (B,) integers, features (B, N, F) or None -> logits (B, N, num_parts).
 
     Raises:
-        ValueError: an argument is out of range, or the input has another shape than the network was built for.
+        InputError: an argument is out of range, or the input has another shape than the network was built for.
 
     Differs: the paper gives no layer sizes for `"pct"` here; they are those of the released classifier. `"pct_sampled"`
         is not in the paper.
@@ -44,7 +45,7 @@ class PCTSegmenter(nn.Module):
     Source: https://arxiv.org/abs/2012.09688.
     """
 
-    #: variant -> (variant of the backbone, whether the neighbour embedding samples)
+    #: variant -> (variant of the backbone, whether the neighbor embedding samples)
     VARIANTS = {  # noqa: RUF012
         "npct": ("npct", False),
         "spct": ("spct", False),
@@ -64,9 +65,9 @@ class PCTSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in self.VARIANTS:
-            raise ValueError(f"expected variant to be one of {', '.join(self.VARIANTS)}, but got {variant!r}")
+            raise InputError(f"expected variant to be one of {', '.join(self.VARIANTS)}, but got {variant!r}")
         if num_parts < 1 or (num_categories or 0) < 0:
-            raise ValueError(
+            raise InputError(
                 f"expected num_parts >= 1 and num_categories >= 0, but got {num_parts} and {num_categories}"
             )
         base, self.downsample = self.VARIANTS[variant]
@@ -92,11 +93,11 @@ def one_hot(category: Tensor | None, pos: Tensor, num_categories: int) -> Tensor
     """Categories (B,) of the clouds (B, N, 3) as (B, num_categories).
 
     Raises:
-        ValueError: they are missing, have another shape, or on the CPU one is out of range.
+        InputError: they are missing, have another shape, or on the CPU one is out of range.
     """
     if category is None or category.shape != pos.shape[:1] or not is_integer(category):
         got = "none" if category is None else f"{category.dtype} of shape {tuple(category.shape)}"
-        raise ValueError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")
+        raise InputError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")
     check_device(pos=pos, category=category)
     check_labels("category", category, num_categories)
     return category[:, None] == torch.arange(num_categories, device=category.device)
@@ -147,7 +148,7 @@ class PCTNormals(nn.Module):
         pos (B, N, 3), features (B, N, F) or None -> normals (B, N, 3) of unit length, in the order of the points.
 
     Raises:
-        ValueError: as `PCTSegmenter`.
+        InputError: as `PCTSegmenter`.
 
     Source: https://arxiv.org/abs/2012.09688.
     """

@@ -1,4 +1,4 @@
-"""Geometry on batches of point clouds: neighbour search, farthest point sampling, gathering, interpolation.
+"""Geometry on batches of point clouds: neighbor search, farthest point sampling, gathering, interpolation.
 
 This module checks the arguments and registers the operations with `torch.library`, so that `torch.compile` and
 `torch.export` pass through them. Every search has several back-ends with identical results, see `pcattn.ops.backends`:
@@ -13,7 +13,7 @@ Clouds of different sizes are padded to one size; `lengths` (B,) says how many p
 
 Real points have to be finite, and indices to be those of points: anything else raises `ValueError` on the CPU. On a GPU
 the values stay unread, because looking at them would wait for the device; the result for a cloud with NaN or infinity
-is then arbitrary, and an index out of range is undefined (`pcattn.ops.checks`).
+is then arbitrary, and an index out of range is undefined (`pcattn.utils.checks`).
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pcattn.ops import reference
 from pcattn.ops.backends import BACKENDS, fps_backend, group_backend, knn_backend
-from pcattn.ops.checks import (
+from pcattn.utils.checks import (
     check_count,
     check_device,
     check_finite,
@@ -32,6 +32,7 @@ from pcattn.ops.checks import (
     check_lengths,
     check_points,
 )
+from pcattn.utils.errors import InputError
 
 __all__ = ["KNN", "ball_query", "farthest_point_sample", "gather", "group", "interpolate", "knn"]
 
@@ -42,7 +43,7 @@ _FPS_RULES = ("centroid", "pointnet2")
 class KNN(NamedTuple):
     """Result of `knn` and `ball_query`. If `indices[b, m, i] = j`, point j of cloud b is the i-th nearest to query m.
 
-    Missing neighbours have distance inf and repeat the index of the nearest one (0 if there is none), so that
+    Missing neighbors have distance inf and repeat the index of the nearest one (0 if there is none), so that
     gathering them is valid and a maximum over them is unchanged; `distances.isfinite()` is the mask of the others.
     """
 
@@ -63,7 +64,7 @@ def knn(
     query_indices: Tensor | None = None,
     backend: str = "auto",
 ) -> KNN:
-    r"""The k nearest neighbours in `support` of every point of `query`, nearest first.
+    r"""The k nearest neighbors in `support` of every point of `query`, nearest first.
 
     Distances are direct differences, :math:`\sum_d (q_d - s_d)^2` or :math:`\max_d |q_d - s_d|`; ties as the module
     says. Gradients flow through `distances`.
@@ -71,10 +72,10 @@ def knn(
     Args:
         query: (B, M, D).
         support: (B, N, D), D arbitrary: positions or features.
-        k: number of neighbours, 1 <= k <= N. Clouds with fewer than k points have missing neighbours, see `KNN`.
+        k: number of neighbors, 1 <= k <= N. Clouds with fewer than k points have missing neighbors, see `KNN`.
         metric: `"l2"` or `"linf"`.
-        query_lengths: (B,), number of real queries; the others get missing neighbours.
-        support_lengths: (B,), number of real support points; the others are nobody's neighbours.
+        query_lengths: (B,), number of real queries; the others get missing neighbors.
+        support_lengths: (B,), number of real support points; the others are nobody's neighbors.
         query_indices: (B, M), where `query[b, m]` is `support[b, query_indices[b, m]]`: this point comes first, also
             among copies of it. With `query is support` (one tensor passed twice) that is understood.
         backend: `"auto"`, `"triton"`, `"numba"` or `"reference"`.
@@ -83,10 +84,10 @@ def knn(
         `distances` and `indices` are (B, M, k).
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, or `backend` cannot run (with every reason).
+        InputError: shapes do not fit, an argument is out of range, or `backend` cannot run (with every reason).
     """
     if metric not in _METRICS:
-        raise ValueError(f"expected metric to be one of {', '.join(_METRICS)}, but got {metric!r}")
+        raise InputError(f"expected metric to be one of {', '.join(_METRICS)}, but got {metric!r}")
     if query is support and query_indices is None and query.dim() == 3:
         query_indices = torch.arange(query.shape[1], device=query.device).expand(query.shape[:2])
     return _search(query, support, k, metric, torch.inf, query_lengths, support_lengths, query_indices, backend)
@@ -111,17 +112,17 @@ def ball_query(
         query: (B, M, D).
         support: (B, N, D).
         radius: Euclidean; points at exactly this distance belong to the ball.
-        k: number of places for neighbours, 1 <= k <= N; places that stay empty are missing neighbours, see `KNN`.
+        k: number of places for neighbors, 1 <= k <= N; places that stay empty are missing neighbors, see `KNN`.
         query_lengths, support_lengths, backend: see `knn`.
 
     Shape:
         `distances` (squared) and `indices` are (B, M, k).
 
     Raises:
-        ValueError: as `knn`, or `radius` is not positive.
+        InputError: as `knn`, or `radius` is not positive.
     """
     if not radius > 0:
-        raise ValueError(f"expected radius to be positive, but got {radius}")
+        raise InputError(f"expected radius to be positive, but got {radius}")
     return _search(query, support, k, "l2", float(radius) ** 2, query_lengths, support_lengths, None, backend)
 
 
@@ -148,7 +149,7 @@ def farthest_point_sample(
         indices (B, num_samples), int64.
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, or `backend` cannot run (with every reason).
+        InputError: shapes do not fit, an argument is out of range, or `backend` cannot run (with every reason).
     """
     check_points("pos", pos)
     check_device(pos=pos, lengths=lengths)
@@ -157,7 +158,7 @@ def farthest_point_sample(
     _check_backend(backend)
     num_samples = check_count("num_samples", num_samples, pos.shape[1], "the number of points")
     if rule not in _FPS_RULES:
-        raise ValueError(f"expected rule to be one of {', '.join(_FPS_RULES)}, but got {rule!r}")
+        raise InputError(f"expected rule to be one of {', '.join(_FPS_RULES)}, but got {rule!r}")
     return _farthest_point_sample(_search_dtype(pos.detach()), num_samples, rule, lengths, backend)
 
 
@@ -172,10 +173,10 @@ def gather(features: Tensor, indices: Tensor) -> Tensor:
         (B, ..., C).
 
     Raises:
-        ValueError: shapes do not fit, or on the CPU an index is out of range.
+        InputError: shapes do not fit, or on the CPU an index is out of range.
     """
     if features.dim() != 3 or indices.dim() < 1 or indices.shape[0] != features.shape[0]:
-        raise ValueError(
+        raise InputError(
             "expected features (B, N, C) and indices (B, ...) with the same B, "
             f"but got {tuple(features.shape)} and {tuple(indices.shape)}"
         )
@@ -184,47 +185,47 @@ def gather(features: Tensor, indices: Tensor) -> Tensor:
     return reference.gather(features, indices)
 
 
-def group(features: Tensor, neighbours: Tensor, centres: Tensor | None = None, *, backend: str = "auto") -> Tensor:
-    r"""Relative features of neighbourhoods: :math:`[f_j - f_i,\; f_i]` for every neighbour j of centre i.
+def group(features: Tensor, neighbors: Tensor, centers: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    r"""Relative features of neighborhoods: :math:`[f_j - f_i,\; f_i]` for every neighbor j of center i.
 
     The input of PCT's local aggregation (section 3.3) and of DGCNN's edge convolution.
 
     Args:
         features: (B, N, C).
-        neighbours: (B, M, k), indices of the neighbours of each centre.
-        centres: (B, M), indices of the centres; None: centre m is point m (then M = N).
+        neighbors: (B, M, k), indices of the neighbors of each center.
+        centers: (B, M), indices of the centers; None: center m is point m (then M = N).
         backend: `"auto"`, `"triton"` or `"reference"`.
 
     Shape:
         (B, M, k, 2C).
 
     Raises:
-        ValueError: shapes do not fit, on the CPU an index is out of range, or `backend` cannot run (with every reason).
+        InputError: shapes do not fit, on the CPU an index is out of range, or `backend` cannot run (with every reason).
     """
-    expected = tuple(neighbours.shape[:2]) if centres is None else tuple(centres.shape)
-    fits = features.dim() == neighbours.dim() == 3 and neighbours.shape[0] == features.shape[0]
-    if not fits or expected != neighbours.shape[:2]:
-        got = "none" if centres is None else tuple(centres.shape)
-        raise ValueError(
-            "expected features (B, N, C), neighbours (B, M, k) and centres (B, M), "
-            f"but got {tuple(features.shape)}, {tuple(neighbours.shape)} and {got}"
+    expected = tuple(neighbors.shape[:2]) if centers is None else tuple(centers.shape)
+    fits = features.dim() == neighbors.dim() == 3 and neighbors.shape[0] == features.shape[0]
+    if not fits or expected != neighbors.shape[:2]:
+        got = "none" if centers is None else tuple(centers.shape)
+        raise InputError(
+            "expected features (B, N, C), neighbors (B, M, k) and centers (B, M), "
+            f"but got {tuple(features.shape)}, {tuple(neighbors.shape)} and {got}"
         )
     batch, num_points, _ = features.shape
     if features.dtype == torch.bool:
-        raise ValueError(f"expected features to be numbers, but got {features.dtype}")
-    check_device(features=features, neighbours=neighbours, centres=centres)
-    check_indices("neighbours", neighbours, num_points)
-    if centres is not None:
-        check_indices("centres", centres, num_points)
+        raise InputError(f"expected features to be numbers, but got {features.dtype}")
+    check_device(features=features, neighbors=neighbors, centers=centers)
+    check_indices("neighbors", neighbors, num_points)
+    if centers is not None:
+        check_indices("centers", centers, num_points)
     else:
-        if neighbours.shape[1] != num_points:
-            raise ValueError(
-                f"expected neighbours of all {num_points} points where centres are not given, "
-                f"but got shape {tuple(neighbours.shape)}"
+        if neighbors.shape[1] != num_points:
+            raise InputError(
+                f"expected neighbors of all {num_points} points where centers are not given, "
+                f"but got shape {tuple(neighbors.shape)}"
             )
-        centres = torch.arange(num_points, device=features.device).expand(batch, -1)
+        centers = torch.arange(num_points, device=features.device).expand(batch, -1)
     _check_backend(backend)
-    return _group(features, neighbours, centres, backend)
+    return _group(features, neighbors, centers, backend)
 
 
 def interpolate(
@@ -250,17 +251,17 @@ def interpolate(
         query: (B, M, D).
         support: (B, N, D).
         features: (B, N, C), of the support points.
-        k: number of neighbours, reduced to N where there are fewer points.
+        k: number of neighbors, reduced to N where there are fewer points.
         query_lengths, support_lengths, backend: see `knn`. Padded queries get zeros.
 
     Shape:
         (B, M, C), in the dtype of `features`, also under autocast.
 
     Raises:
-        ValueError: as `knn`.
+        InputError: as `knn`.
     """
     if features.dim() != 3 or features.shape[:2] != support.shape[:2]:
-        raise ValueError(
+        raise InputError(
             "expected support (B, N, D) and features (B, N, C) with the same B and N, "
             f"but got {tuple(support.shape)} and {tuple(features.shape)}"
         )
@@ -308,14 +309,14 @@ def _search(
         query_indices=query_indices,
     )
     if query.shape[0] != support.shape[0] or query.shape[2] != support.shape[2]:
-        raise ValueError(
+        raise InputError(
             "expected query (B, M, D) and support (B, N, D) with the same B and D, "
             f"but got {tuple(query.shape)} and {tuple(support.shape)}"
         )
     k = check_count("k", k, support.shape[1], "the number of support points")
     if query_indices is not None:
         if query_indices.shape != query.shape[:2]:
-            raise ValueError(
+            raise InputError(
                 f"expected query_indices to be {tuple(query.shape[:2])}, but got shape {tuple(query_indices.shape)}"
             )
         check_indices("query_indices", query_indices, support.shape[1])
@@ -332,7 +333,7 @@ def _search(
 
 def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
-        raise ValueError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
+        raise InputError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
 
 
 def _search_dtype(points: Tensor) -> Tensor:
@@ -355,7 +356,7 @@ def _knn(
     search = knn_backend(backend, query, k)
     distances, indices = search(query, support, k, metric, limit, query_lengths, support_lengths, query_indices)
     largest = torch.finfo(query.dtype).max
-    if query.dtype != distances.dtype:  # inf is a missing neighbour, and not one that is far away
+    if query.dtype != distances.dtype:  # inf is a missing neighbor, and not one that is far away
         distances = torch.where(distances.isinf(), distances, distances.clamp(max=largest))
     return distances.to(query.dtype), indices
 
@@ -401,13 +402,13 @@ def _(pos, num_samples, rule, lengths, backend):  # type: ignore[no-untyped-def]
 
 
 @torch.library.custom_op("pcattn::group", mutates_args=())
-def _group(features: Tensor, neighbours: Tensor, centres: Tensor, backend: str) -> Tensor:
-    return group_backend(backend, features)(features, neighbours, centres)
+def _group(features: Tensor, neighbors: Tensor, centers: Tensor, backend: str) -> Tensor:
+    return group_backend(backend, features)(features, neighbors, centers)
 
 
 @_group.register_fake
-def _(features, neighbours, centres, backend):  # type: ignore[no-untyped-def]
-    return features.new_empty(*neighbours.shape, 2 * features.shape[2])
+def _(features, neighbors, centers, backend):  # type: ignore[no-untyped-def]
+    return features.new_empty(*neighbors.shape, 2 * features.shape[2])
 
 
 def _group_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -416,13 +417,13 @@ def _group_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _group_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    neighbours, centres = ctx.saved_tensors
+    neighbors, centers = ctx.saved_tensors
     relative, own = grad.chunk(2, dim=-1)
     channels = relative.shape[-1]
     result = grad.new_zeros(grad.shape[0] * ctx.num_points, channels)
-    result = result.index_add(0, reference.flat_indices(neighbours, ctx.num_points), relative.flatten(0, 2))
-    at_centre = (own - relative).sum(2).flatten(0, 1)
-    result = result.index_add(0, reference.flat_indices(centres, ctx.num_points), at_centre)
+    result = result.index_add(0, reference.flat_indices(neighbors, ctx.num_points), relative.flatten(0, 2))
+    at_center = (own - relative).sum(2).flatten(0, 1)
+    result = result.index_add(0, reference.flat_indices(centers, ctx.num_points), at_center)
     return result.view(-1, ctx.num_points, channels), None, None, None
 
 

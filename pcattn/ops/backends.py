@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcattn.utils.errors import InputError
+
 #: names that the argument `backend` takes
 BACKENDS = ("auto", "triton", "numba", "reference")
 
@@ -22,7 +24,7 @@ def can_run_triton_knn(query: Tensor, k: int) -> list[str]:
     """Reasons why the Triton kernel of `knn` and `ball_query` cannot run; none means that it can."""
     reasons = triton_reasons(query)
     if k > 256:
-        reasons.append(f"k={k} is more than the 256 neighbours it keeps on chip")
+        reasons.append(f"k={k} is more than the 256 neighbors it keeps on chip")
     return reasons
 
 
@@ -54,8 +56,8 @@ def knn_backend(backend: str, query: Tensor, k: int) -> Callable[..., tuple[Tens
     return _choose(
         backend,
         {
-            "numba": ("numba_knn.knn", lambda: can_run_numba(query)),
-            "triton": ("triton_knn.knn", lambda: can_run_triton_knn(query, k)),
+            "numba": ("neighbors.numba.knn", lambda: can_run_numba(query)),
+            "triton": ("neighbors.triton.knn", lambda: can_run_triton_knn(query, k)),
             "reference": ("reference.knn", list),
         },
     )
@@ -66,8 +68,8 @@ def fps_backend(backend: str, pos: Tensor) -> Callable[..., Tensor]:
     return _choose(
         backend,
         {
-            "numba": ("numba_fps.farthest_point_sample", lambda: can_run_numba(pos)),
-            "triton": ("triton_fps.farthest_point_sample", lambda: can_run_triton_fps(pos)),
+            "numba": ("sampling.numba.farthest_point_sample", lambda: can_run_numba(pos)),
+            "triton": ("sampling.triton.farthest_point_sample", lambda: can_run_triton_fps(pos)),
             "reference": ("reference.farthest_point_sample", list),
         },
     )
@@ -78,7 +80,7 @@ def group_backend(backend: str, features: Tensor) -> Callable[..., Tensor]:
     return _choose(
         backend,
         {
-            "triton": ("triton_group.group", lambda: can_run_triton_group(features)),
+            "triton": ("grouping.triton.group", lambda: can_run_triton_group(features)),
             "numba": ("", lambda: ["torch's own gather is as fast: this operation has no numba kernel"]),
             "reference": ("reference.group", list),
         },
@@ -91,11 +93,11 @@ def _choose(backend: str, candidates: dict[str, tuple[str, Callable[[], list[str
             continue
         reasons = reasons_against()
         if not reasons:
-            module, function = target.split(".")
+            module, function = target.rsplit(".", 1)
             return getattr(import_module(f"pcattn.ops.{module}"), function)
         if backend == name:
-            raise ValueError(f"expected a back-end that can run, but got backend={name!r}: {'; '.join(reasons)}")
-    raise ValueError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
+            raise InputError(f"expected a back-end that can run, but got backend={name!r}: {'; '.join(reasons)}")
+    raise InputError(f"expected backend to be one of {', '.join(BACKENDS)}, but got {backend!r}")
 
 
 def triton_reasons(tensor: Tensor) -> list[str]:

@@ -55,7 +55,7 @@ def knn(
 ) -> tuple[Tensor, Tensor]:
     """Distances (B, M, k), float64, and indices (B, M, k) of the nearest support points within `limit`, nearest first.
 
-    Missing neighbours have distance inf and repeat the index of the nearest one (0 where there is none).
+    Missing neighbors have distance inf and repeat the index of the nearest one (0 where there is none).
     """
     batch, num_points, _ = support.shape
     # On points in lexicographic order a stable sort by distance breaks ties by coordinates.
@@ -137,8 +137,8 @@ def farthest_point_sample(
         # Once all points are chosen, the first one is repeated.
         current = torch.where(nearest.amax(1, keepdim=True) < 0, chosen[:, :1], current)
         chosen[:, i : i + 1] = current
-        centre = pos.gather(1, current[..., None].expand(-1, -1, pos.shape[2]))
-        nearest = torch.minimum(nearest, distances(centre, pos)[:, 0]).scatter(1, current, -1.0)
+        center = pos.gather(1, current[..., None].expand(-1, -1, pos.shape[2]))
+        nearest = torch.minimum(nearest, distances(center, pos)[:, 0]).scatter(1, current, -1.0)
         current = nearest.argmax(dim=1, keepdim=True)
     return order.gather(1, chosen)
 
@@ -154,8 +154,8 @@ def _farthest_point_sample_pointnet2(pos: Tensor, num_samples: int, present: Ten
         allowed &= present
     nearest = torch.full_like(pos[..., 0], torch.inf).masked_fill(~allowed, -1.0)
     for i in range(1, num_samples):
-        centre = pos.gather(1, chosen[:, i - 1 : i, None].expand(-1, -1, pos.shape[2]))
-        nearest = torch.minimum(nearest, distances(centre, pos)[:, 0])
+        center = pos.gather(1, chosen[:, i - 1 : i, None].expand(-1, -1, pos.shape[2]))
+        nearest = torch.minimum(nearest, distances(center, pos)[:, 0])
         chosen[:, i] = nearest.argmax(dim=1)
     return chosen
 
@@ -173,8 +173,8 @@ def gather(features: Tensor, indices: Tensor) -> Tensor:
     return rows.view(*indices.shape, features.shape[2])
 
 
-def group(features: Tensor, neighbours: Tensor, centres: Tensor) -> Tensor:
-    """[f_j - f_i, f_i], (B, M, k, 2C), for features (B, N, C), neighbours j (B, M, k) and centres i (B, M)."""
-    own = gather(features, centres)[:, :, None]
-    relative = gather(features, neighbours) - own
+def group(features: Tensor, neighbors: Tensor, centers: Tensor) -> Tensor:
+    """[f_j - f_i, f_i], (B, M, k, 2C), for features (B, N, C), neighbors j (B, M, k) and centers i (B, M)."""
+    own = gather(features, centers)[:, :, None]
+    relative = gather(features, neighbors) - own
     return torch.cat((relative, own.expand_as(relative)), dim=-1)

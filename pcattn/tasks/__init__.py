@@ -1,4 +1,4 @@
-"""Lightning modules: networks with their losses, metrics and optimisers."""
+"""Lightning modules: networks with their losses, metrics and optimizers."""
 
 from pcattn.tasks.classification import Classification
 from pcattn.tasks.part_segmentation import PartSegmentation

@@ -1,4 +1,4 @@
-"""What every task shares: optimiser and schedule, randomness, and the course of an evaluation."""
+"""What every task shares: optimizer and schedule, randomness, and the course of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pcattn.atomic import write_bytes
 from pcattn.tasks.optimization import (
     OPTIMIZERS,
     AveragedWeights,
@@ -25,14 +24,16 @@ from pcattn.tasks.optimization import (
 )
 from pcattn.tasks.voting import draw_votes
 from pcattn.tasks.watch import FiniteWatch, NonFiniteError
-from pcattn.tensor_files import pack
+from pcattn.utils.errors import InputError
+from pcattn.utils.files import write_bytes
+from pcattn.utils.tensors import pack
 
 if TYPE_CHECKING:
-    from pcattn.datasets import PointBatch
+    from pcattn.data import PointBatch
 
 
 class PointCloudTask(LightningModule):
-    """A network with its loss, metrics and optimiser.
+    """A network with its loss, metrics and optimizer.
 
     A task keeps its arguments, plain data all of them, as hyper-parameters: `optimizer`, `lr`, `momentum`,
     `weight_decay`, `warmup_epochs`, `min_lr` and `ema_decay` are read from there. It has the methods that raise
@@ -45,7 +46,7 @@ class PointCloudTask(LightningModule):
         compile: likewise; compile the network when a trainer takes it to its device.
 
     Raises:
-        ValueError: one of them is out of range.
+        InputError: one of them is out of range.
     """
 
     #: names of what `compute_metrics` returns
@@ -65,15 +66,15 @@ class PointCloudTask(LightningModule):
     ) -> None:
         super().__init__()
         if optimizer not in OPTIMIZERS:
-            raise ValueError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
+            raise InputError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"expected 0 <= label_smoothing < 1, but got {label_smoothing}")
+            raise InputError(f"expected 0 <= label_smoothing < 1, but got {label_smoothing}")
         if not lr > 0 or not 0 <= min_lr <= lr:
-            raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
+            raise InputError(f"expected 0 <= min_lr <= lr and lr > 0, but got lr={lr}, min_lr={min_lr}")
         if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ValueError(f"expected 0 <= ema_decay < 1, but got {ema_decay}")
+            raise InputError(f"expected 0 <= ema_decay < 1, but got {ema_decay}")
         if votes < 1:
-            raise ValueError(f"expected votes >= 1, but got {votes}")
+            raise InputError(f"expected votes >= 1, but got {votes}")
         if compile:
             check_mode(compile)
         self.votes, self.all_points = votes, all_points
@@ -170,7 +171,7 @@ class PointCloudTask(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Let all processes validate the network that the checkpoint will hold: with the same running statistics.
 
-        Each process has those of its own batches, unless batch normalisation is synchronised. The mean over the
+        Each process has those of its own batches, unless batch normalization is synchronized. The mean over the
         processes is what a single one would have seen on average.
         """
         self.watch.flush()
@@ -190,7 +191,7 @@ class PointCloudTask(LightningModule):
         self.log_dict(self.compute_metrics("test"), prog_bar=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save no weights that the last step has spoilt, and the loss of an epoch that has not ended."""
+        """Save no weights that the last step has spoiled, and the loss of an epoch that has not ended."""
         self.watch.flush()
         checkpoint["train_loss"] = self._summed_train_loss().cpu()
 
@@ -206,10 +207,10 @@ class PointCloudTask(LightningModule):
         return [] if decay is None else [AveragedWeights(decay)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser, with a cosine schedule stepped after every batch.
+        """The optimizer, with a cosine schedule stepped after every batch.
 
         Raises:
-            ValueError: the training has no end that is known.
+            InputError: the training has no end that is known.
         """
         h: Any = self.hparams
         optimizer = build_optimizer(h["optimizer"], self.parameters(), h["lr"], h["momentum"], h["weight_decay"])
@@ -217,7 +218,7 @@ class PointCloudTask(LightningModule):
         total = self.trainer.estimated_stepping_batches
         epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         if math.isinf(total + epoch):
-            raise ValueError(
+            raise InputError(
                 "expected max_epochs or max_steps of the trainer, over which the learning rate falls, and epochs of "
                 f"known length, but got {total} steps and {self.trainer.num_training_batches} batches an epoch"
             )
@@ -272,7 +273,7 @@ class PointCloudTask(LightningModule):
         return self.trainer.strategy.reduce(self._train_loss.to(self.device).clone(), reduce_op="sum")
 
     def _save_batch(self, loss: Tensor, batch: PointBatch, epoch: int, step: int, late: bool) -> str:
-        """Save a batch whose loss is not finite; what happened, in words. Late means after a step that it spoilt."""
+        """Save a batch whose loss is not finite; what happened, in words. Late means after a step that it spoiled."""
         folder = Path(self.trainer.default_root_dir)
         # The processes of one training have batches of their own.
         rank = f"-rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""

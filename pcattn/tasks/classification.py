@@ -10,21 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pcattn.atomic import replacing
 from pcattn.models import build_classifier
-from pcattn.ops.checks import check_labels
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
+from pcattn.utils.checks import check_labels
+from pcattn.utils.errors import InputError
+from pcattn.utils.files import replacing
 
 if TYPE_CHECKING:
-    from pcattn.datasets import PointBatch
+    from pcattn.data import PointBatch
 
 
 class Classification(PointCloudTask):
     """Train and evaluate a point-cloud classifier.
 
     Logs `train/loss`, `val/loss`, and on validation and test the overall accuracy `oa` and the mean class accuracy
-    `macc`, both from one confusion matrix over all samples. `train/loss` is what is minimised, with smoothed and mixed
+    `macc`, both from one confusion matrix over all samples. `train/loss` is what is minimized, with smoothed and mixed
     labels; `val/loss` is the cross-entropy alone, so that their levels cannot be compared. Every argument is plain data
     and kept in the checkpoint, so that YAML, command line, Python and checkpoints build the same object.
 
@@ -76,9 +77,9 @@ class Classification(PointCloudTask):
     ) -> None:
         super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, compile=compile)
         if num_classes < 2:
-            raise ValueError(f"expected at least two classes to tell apart, but got num_classes {num_classes}")
+            raise InputError(f"expected at least two classes to tell apart, but got num_classes {num_classes}")
         if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"expected {num_classes} class_names, one a class, but got {len(class_names)}")
+            raise InputError(f"expected {num_classes} class_names, one a class, but got {len(class_names)}")
         self.save_hyperparameters()
         self.num_classes = num_classes
         self.network = build_classifier(
@@ -191,7 +192,7 @@ def accuracies(confusion: Tensor) -> dict[str, Tensor]:
 
 
 def class_accuracy(confusion: Tensor) -> Tensor:
-    """Share of each class's samples that were recognised, from a confusion matrix (K, K) with the truth in its rows.
+    """Share of each class's samples that were recognized, from a confusion matrix (K, K) with the truth in its rows.
 
     Shape:
         (K,), NaN for a class without samples: it is left out of the mean class accuracy, where counting it as zero

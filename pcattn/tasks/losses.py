@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from pcattn.ops.checks import check_device, check_floating, check_labels
+from pcattn.utils.checks import check_device, check_floating, check_labels
+from pcattn.utils.errors import InputError
 
 
 def torch_smoothing(label_smoothing: float, num_classes: int) -> float:
@@ -16,7 +17,7 @@ def torch_smoothing(label_smoothing: float, num_classes: int) -> float:
     smoothing = label_smoothing * num_classes / (num_classes - 1)
     if smoothing > 1:
         limit = (num_classes - 1) / num_classes
-        raise ValueError(f"expected label_smoothing <= {limit:g} with {num_classes} classes, but got {label_smoothing}")
+        raise InputError(f"expected label_smoothing <= {limit:g} with {num_classes} classes, but got {label_smoothing}")
     return smoothing
 
 
@@ -36,10 +37,10 @@ def mixed_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, label_smo
         ().
 
     Raises:
-        ValueError: shapes do not fit, or on the CPU a label is out of range.
+        InputError: shapes do not fit, or on the CPU a label is out of range.
     """
     if logits.dim() != 2 or label.dim() != 2 or len(label) != len(logits) or weight.shape != label.shape:
-        raise ValueError(
+        raise InputError(
             f"expected logits (B, K), label (B, L) and weight (B, L), but got {tuple(logits.shape)}, "
             f"{tuple(label.shape)} and {tuple(weight.shape)}"
         )
@@ -74,10 +75,10 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
         mIoU counts.
 
     Raises:
-        ValueError: shapes do not fit, or on the CPU a target is out of range.
+        InputError: shapes do not fit, or on the CPU a target is out of range.
     """
     if probabilities.dim() != 3 or 0 in probabilities.shape or target.shape != probabilities.shape[:2]:
-        raise ValueError(
+        raise InputError(
             "expected probabilities (B, N, P), not empty, and target (B, N), "
             f"but got {tuple(probabilities.shape)} and {tuple(target.shape)}"
         )

@@ -1,4 +1,4 @@
-"""Optimisers, learning rate schedule, averaged weights and compilation, chosen by plain arguments."""
+"""Optimizers, learning rate schedule, averaged weights and compilation, chosen by plain arguments."""
 
 import math
 import os
@@ -17,6 +17,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pcattn.layers import LocalAggregation
+from pcattn.utils.errors import InputError
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -30,13 +31,13 @@ def build_optimizer(
     """SGD with momentum, or AdamW.
 
     Raises:
-        ValueError: another name.
+        InputError: another name.
     """
     if name == "sgd":
         return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     if name == "adamw":
         return AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    raise ValueError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {name!r}")
+    raise InputError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, but got {name!r}")
 
 
 def warmup_cosine(warmup: int, total: int, floor: float) -> Callable[[int], float]:
@@ -70,7 +71,7 @@ class AveragedWeights(WeightAveraging):
     r"""Exponential moving average of the weights, with which validation, checkpoints and test work.
 
     The average begins as a copy of the weights after step 0. From step t = 1 on, with the running statistics of batch
-    normalisation averaged like the weights they belong to, and counters copied:
+    normalization averaged like the weights they belong to, and counters copied:
 
     .. math::
         \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t)\, \theta_t, \qquad
@@ -105,7 +106,7 @@ class AveragedWeights(WeightAveraging):
 def check_mode(mode: bool | str) -> None:
     """Raise `ValueError` where `mode` is neither true nor one of `COMPILE_MODES`."""
     if mode is not True and mode not in COMPILE_MODES:
-        raise ValueError(f"expected compile to be true, false or one of {', '.join(COMPILE_MODES)}, but got {mode!r}")
+        raise InputError(f"expected compile to be true, false or one of {', '.join(COMPILE_MODES)}, but got {mode!r}")
 
 
 def compile_network(network: nn.Module, mode: bool | str, device: str) -> None:
@@ -120,7 +121,7 @@ def compile_network(network: nn.Module, mode: bool | str, device: str) -> None:
         device: `"cpu"`, `"cuda"`, ...: not what the machine has, but what is used.
 
     Raises:
-        ValueError: another mode.
+        InputError: another mode.
     """
     check_mode(mode)
     if (reason := _why_not_compiled(network, device)) is None:
@@ -133,7 +134,7 @@ def _why_not_compiled(network: nn.Module, device: str) -> str | None:
     """What speaks against compilation, in words; None if nothing does.
 
     On the CPU it needs a C++ compiler (`CXX`, else the platform's own), and a network with local aggregation is faster
-    with the blocks of `pcattn.aggregation_op`, which a compiled one goes without.
+    with the blocks of `pcattn.ops.local_aggregation.op`, which a compiled one goes without.
     """
     if device != "cpu":
         return None

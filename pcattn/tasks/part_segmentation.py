@@ -13,24 +13,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from pcattn.atomic import replacing, write_text
 from pcattn.metrics import PartIoU, predict_parts
 from pcattn.metrics.functional import PartIoUResult
 from pcattn.models import build_segmenter
-from pcattn.ops.checks import check_labels
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
 from pcattn.tasks.voting import carry
+from pcattn.utils.checks import check_labels
+from pcattn.utils.errors import InputError
+from pcattn.utils.files import replacing, write_text
 
 if TYPE_CHECKING:
-    from pcattn.datasets import PointBatch
+    from pcattn.data import PointBatch
 
 
 class PartSegmentation(PointCloudTask):
     """Train and evaluate a network that finds the part of every point.
 
     Logs `train/loss`, and on validation and test `loss`, `point_accuracy`, `instance_miou` and `class_miou`, all over
-    all samples. `train/loss` is what is minimised, with smoothed labels and the Lovász term; `val/loss` is the
+    all samples. `train/loss` is what is minimized, with smoothed labels and the Lovász term; `val/loss` is the
     cross-entropy alone, so that their levels cannot be compared. With one category, all points are told apart by their
     label alone: semantic segmentation. Every argument is plain data and kept in the checkpoint.
 
@@ -93,11 +94,11 @@ class PartSegmentation(PointCloudTask):
     ) -> None:
         super().__init__(label_smoothing, optimizer, lr, min_lr, ema_decay, votes, all_points, compile)
         if not parts:
-            raise ValueError(f"expected parts of each category (data with per_point: true), but got {parts}")
+            raise InputError(f"expected parts of each category (data with per_point: true), but got {parts}")
         if not lovasz >= 0:
-            raise ValueError(f"expected lovasz >= 0, but got {lovasz}")
+            raise InputError(f"expected lovasz >= 0, but got {lovasz}")
         if class_names is not None and len(class_names) != len(parts):
-            raise ValueError(f"expected {len(parts)} class_names, one a category, but got {len(class_names)}")
+            raise InputError(f"expected {len(parts)} class_names, one a category, but got {len(class_names)}")
         self.save_hyperparameters()
         self.parts = parts
         self.class_names = class_names or [str(category) for category in range(len(parts))]
@@ -112,7 +113,7 @@ class PartSegmentation(PointCloudTask):
         self.num_points = 0  # that evaluation has seen of each
         num_parts = self.iou.table.num_parts
         if part_names is not None and len(part_names) != num_parts:
-            raise ValueError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
+            raise InputError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
         self.part_names = part_names or [str(part) for part in range(num_parts)]
         num_categories = len(parts) if conditioned and len(parts) > 1 else None
         self.network = build_segmenter(

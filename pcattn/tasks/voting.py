@@ -10,7 +10,7 @@ from torch import Tensor
 from pcattn.ops import interpolate
 
 if TYPE_CHECKING:
-    from pcattn.datasets import PointBatch
+    from pcattn.data import PointBatch
 
 #: The scales of PCT's multi-scale testing (section 4.4), one a vote, over and over.
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
@@ -62,7 +62,7 @@ def carry(cloud: PointBatch, looks: PointBatch, probabilities: Tensor) -> tuple[
         (1, n, P) of the first look alone, and of all looks together.
 
     A point that was looked at keeps what was found there, in the mean over its looks; all others take the mean of the
-    three nearest of those (`pcattn.ops.interpolate`). The same as `pcattn.inference` does.
+    three nearest of those (`pcattn.ops.interpolate`). The same as `pcattn.inference.model` does.
     """
     points: Any = looks.point_indices
     first = interpolate(cloud.pos, cloud.pos[:, points[0]], probabilities[:1])

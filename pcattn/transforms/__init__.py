@@ -23,11 +23,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pcattn.registry import construct, resolve
 from pcattn.transforms.batch import Transform, subsample
 from pcattn.transforms.mix import PointCutMix, PointMixup, RSMix
 from pcattn.transforms.points import Dropout, FeatureDropout, Jitter
 from pcattn.transforms.rigid import Flip, Rotate, RotateSO3, Scale, Translate
+from pcattn.utils.errors import InputError
+from pcattn.utils.registry import construct, resolve
 
 __all__ = [
     "TRANSFORMS",
@@ -67,15 +68,15 @@ def build_transforms(steps: list[dict[str, dict[str, Any] | None]] | None) -> li
     """The transforms of a configuration: a list of `{name: arguments}`.
 
     Raises:
-        ValueError: no such transform, or it does not take these arguments.
+        InputError: no such transform, or it does not take these arguments.
     """
     transforms = []
     for step in steps or []:
         if len(step) != 1:
-            raise ValueError(f"expected each augmentation step to be one {{name: arguments}}, but got {step}")
+            raise InputError(f"expected each augmentation step to be one {{name: arguments}}, but got {step}")
         ((name, arguments),) = step.items()
         if not isinstance(arguments, dict | None):
-            raise ValueError(f"expected arguments {{name: value}} of augmentation step {name!r}, but got {arguments}")
+            raise InputError(f"expected arguments {{name: value}} of augmentation step {name!r}, but got {arguments}")
         factory = resolve("augmentation step", name, TRANSFORMS)
         transforms.append(construct("augmentation step", name, factory, **(arguments or {})))
     return transforms

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
-from pcattn.ops.checks import check_count, check_points
+from pcattn.utils.checks import check_count, check_points
+from pcattn.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from pcattn.datasets import PointBatch
+    from pcattn.data import PointBatch
 
 Transform = Callable[["PointBatch", Generator], "PointBatch"]
 
@@ -41,13 +42,13 @@ def check_positions(pos: Tensor, generator: Generator) -> None:
     """Refuse what no transform can work on. Values are not looked at: NaN stays NaN, and the task will stop at it.
 
     Raises:
-        ValueError: positions of another shape or type, or a generator of another device.
+        InputError: positions of another shape or type, or a generator of another device.
     """
     check_points("pos", pos)
     if pos.shape[2] != 3:
-        raise ValueError(f"expected pos to be (B, N, 3), but got shape {tuple(pos.shape)}")
+        raise InputError(f"expected pos to be (B, N, 3), but got shape {tuple(pos.shape)}")
     if generator.device.type != pos.device.type:
-        raise ValueError(f"expected a generator on {pos.device}, as pos is, but got one on {generator.device}")
+        raise InputError(f"expected a generator on {pos.device}, as pos is, but got one on {generator.device}")
 
 
 def point_fields(batch: PointBatch) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ def subsample(batch: PointBatch, num_points: int, generator: Generator | None = 
     """`num_points` points of every cloud: a random choice of its own for each, or the first ones without a generator.
 
     Raises:
-        ValueError: the clouds have fewer points.
+        InputError: the clouds have fewer points.
     """
     check_points("pos", batch.pos)
     batch_size, available, _ = batch.pos.shape
@@ -95,16 +96,16 @@ def subsample(batch: PointBatch, num_points: int, generator: Generator | None = 
 def expect_not_negative(name: str, value: float) -> None:
     """Refuse a negative value, and NaN."""
     if not value >= 0:
-        raise ValueError(f"expected {name} to be at least 0, but got {value}")
+        raise InputError(f"expected {name} to be at least 0, but got {value}")
 
 
 def expect_positive(name: str, value: float) -> None:
     """Refuse zero, a negative value, and NaN."""
     if not value > 0:
-        raise ValueError(f"expected {name} to be positive, but got {value}")
+        raise InputError(f"expected {name} to be positive, but got {value}")
 
 
 def expect_probability(name: str, value: float) -> None:
     """Refuse what does not lie in [0, 1]."""
     if not 0 <= value <= 1:
-        raise ValueError(f"expected {name} to be a probability in [0, 1], but got {value}")
+        raise InputError(f"expected {name} to be a probability in [0, 1], but got {value}")

@@ -26,9 +26,10 @@ from pcattn.transforms.batch import (
     take_rows,
     uniform,
 )
+from pcattn.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from pcattn.datasets import PointBatch
+    from pcattn.data import PointBatch
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PointMixup:
     smaller of the two numbers b and 1 - b with b from Beta(concentration, concentration).
 
     Differs from the paper in the assignment: not the optimal one, which takes seconds for a batch on a CPU, but the
-    improvement of a random one by exchanges, see `assign`. Normals are interpolated and normalised.
+    improvement of a random one by exchanges, see `assign`. Normals are interpolated and normalized.
 
     Args:
         concentration: of the Beta distribution; the paper's code has 0.4, and 1.0 for clouds that are not turned.
@@ -61,7 +62,7 @@ class PointMixup:
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Mix every cloud of the batch with another."""
         if batch.label.dim() == 2:
-            raise ValueError(
+            raise InputError(
                 "expected labels of clouds for point_mixup, but got labels of points: a point between two parts is of "
                 "neither; point_cutmix and rsmix leave points where they are"
             )
@@ -84,7 +85,7 @@ class PointCutMix:
     r"""Points of one cloud replaced by the points of another that they are assigned to.
 
     A share from Beta(concentration, concentration) of the points is replaced: random ones (`kind: r`), or the nearest
-    neighbours of a random point (`kind: k`). The share is the weight of the other class.
+    neighbors of a random point (`kind: k`). The share is the weight of the other class.
 
     Differs from the paper in the assignment, as `PointMixup` does, and in drawing a share of its own for every cloud
     instead of one for the batch.
@@ -105,7 +106,7 @@ class PointCutMix:
 
     def __post_init__(self) -> None:
         if self.kind not in ("r", "k"):
-            raise ValueError(f"expected kind in point_cutmix to be r or k, but got {self.kind!r}")
+            raise InputError(f"expected kind in point_cutmix to be r or k, but got {self.kind!r}")
         expect_positive("concentration in point_cutmix", self.concentration)
         expect_probability("probability in point_cutmix", self.probability)
         expect_not_negative("rounds in point_cutmix", self.rounds)
@@ -129,8 +130,8 @@ class PointCutMix:
 class RSMix:
     r"""Rigid subset mix: the points in a ball of one cloud give way to those in a ball of another, moved as they are.
 
-    The balls have the same radius, from Beta(concentration, concentration), and random points as their centres; the
-    points of the second are moved to the centre of the first. Where they are more than those that give way, a random
+    The balls have the same radius, from Beta(concentration, concentration), and random points as their centers; the
+    points of the second are moved to the center of the first. Where they are more than those that give way, a random
     choice of them is taken, and where they are fewer, they are repeated. At most half of a cloud is replaced. The share
     of replaced points is the weight of the other class. Clouds are meant to lie in the unit sphere.
 
@@ -154,17 +155,17 @@ class RSMix:
         batch_size, num_points, _ = batch.pos.shape
         other = _select(batch, partners(batch, generator))
         radius = beta(batch_size, self.concentration, batch.pos, generator)[:, None]
-        (distance, centre), (other_distance, other_centre) = (
+        (distance, center), (other_distance, other_center) = (
             _distance_to_random_point(cloud.pos, generator) for cloud in (batch, other)
         )
         removed = (distance <= radius) & _smallest(distance, max(1, num_points // 2))
         removed &= _chosen(batch, self.probability, generator).bool()[:, None]
-        inside = other_distance <= radius  # not empty: the centre is a point
+        inside = other_distance <= radius  # not empty: the center is a point
         # The points inside in a random order, then the others; the first that give way takes the first of them.
         order = (uniform((batch_size, num_points), 0.0, 1.0, batch.pos, generator) + (~inside)).argsort(dim=1)
         place = (removed.cumsum(dim=1) - 1).clamp(min=0) % inside.sum(dim=1, keepdim=True)
         other = take(other, order.gather(1, place))
-        return _replace(batch, other._replace(pos=other.pos - other_centre + centre), removed)
+        return _replace(batch, other._replace(pos=other.pos - other_center + center), removed)
 
 
 def partners(batch: PointBatch, generator: Generator) -> Tensor:
@@ -203,7 +204,7 @@ def assign(pos: Tensor, other: Tensor, rounds: int, generator: Generator) -> Ten
     for step in range(rounds):
         stride = 2 ** (step // 2 % 4)  # partners at different distances in the order
         paired = num_points // (2 * stride) * 2 * stride
-        # Neighbours among the points, then among the points that these are assigned to.
+        # Neighbors among the points, then among the points that these are assigned to.
         cloud = pos if step % 2 == 0 else take_rows(other, assigned)
         direction = normal((batch_size, 3, 1), pos, generator)
         order = (cloud @ direction).squeeze(2).argsort(dim=1)[:, :paired].reshape(batch_size, -1, 2, stride)
@@ -232,8 +233,8 @@ def _distance_to_random_point(pos: Tensor, generator: Generator) -> tuple[Tensor
     """Distances (B, N) to a random point of every cloud, and that point (B, 1, 3)."""
     batch_size, num_points, _ = pos.shape
     index = torch.randint(num_points, (batch_size, 1), generator=generator, device=pos.device)
-    centre = take_rows(pos, index)
-    return (pos - centre).norm(dim=2), centre
+    center = take_rows(pos, index)
+    return (pos - center).norm(dim=2), center
 
 
 def _smallest(values: Tensor, count: Tensor | int) -> Tensor:

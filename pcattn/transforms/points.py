@@ -9,9 +9,10 @@ import torch
 from torch import Generator
 
 from pcattn.transforms.batch import check_positions, expect_not_negative, expect_probability, normal, take, uniform
+from pcattn.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from pcattn.datasets import PointBatch
+    from pcattn.data import PointBatch
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Dropout:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_ratio < 1:
-            raise ValueError(f"expected 0 <= max_ratio < 1 in dropout, but got {self.max_ratio}")
+            raise InputError(f"expected 0 <= max_ratio < 1 in dropout, but got {self.max_ratio}")
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Drop points of every cloud of the batch."""
@@ -59,11 +60,11 @@ class Dropout:
 
 @dataclass(frozen=True)
 class FeatureDropout:
-    """Set the features of a cloud, normals and colours, to zero with this probability; positions stay.
+    """Set the features of a cloud, normals and colors, to zero with this probability; positions stay.
 
     With `per_point`, each point loses its features by itself.
 
-    Source: the "colour drop" of PointNeXt, Qian et al. 2022, https://arxiv.org/abs/2206.04670, section 4.1, there with
+    Source: the "color drop" of PointNeXt, Qian et al. 2022, https://arxiv.org/abs/2206.04670, section 4.1, there with
         probability 0.2.
     """
 
@@ -76,7 +77,7 @@ class FeatureDropout:
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Drop the features of some clouds, or points, of the batch."""
         if batch.normals is None and batch.features is None:
-            raise ValueError(
+            raise InputError(
                 "expected features for feature_dropout (like features: [normals]), but the clouds have positions alone"
             )
         check_positions(batch.pos, generator)

@@ -11,9 +11,10 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from pcattn.transforms.batch import expect_not_negative, expect_probability, normal, uniform
+from pcattn.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from pcattn.datasets import PointBatch
+    from pcattn.data import PointBatch
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high:
-            raise ValueError(f"expected 0 < low <= high in scale, but got low={self.low}, high={self.high}")
+            raise InputError(f"expected 0 < low <= high in scale, but got low={self.low}, high={self.high}")
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
         """Scale every cloud of the batch."""
@@ -71,7 +72,7 @@ class Rotate:
 
     def __post_init__(self) -> None:
         if self.axis not in ("x", "y", "z"):
-            raise ValueError(f"expected axis to be x, y or z in rotate, but got {self.axis!r}")
+            raise InputError(f"expected axis to be x, y or z in rotate, but got {self.axis!r}")
         expect_not_negative("max_degrees in rotate", self.max_degrees)
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
@@ -91,7 +92,7 @@ class Rotate:
 class RotateSO3:
     """Turn each cloud, and its normals, by a rotation drawn uniformly from SO(3).
 
-    The normalised quaternion of four standard normal numbers is uniform on the sphere, hence the rotation on SO(3).
+    The normalized quaternion of four standard normal numbers is uniform on the sphere, hence the rotation on SO(3).
     Training and testing under it is the protocol "SO(3)/SO(3)" of Esteves et al. 2018.
 
     Source: Shoemake 1992, Graphics Gems III, "Uniform random rotations"; https://arxiv.org/abs/1711.06721.
@@ -123,7 +124,7 @@ class Flip:
 
     def __post_init__(self) -> None:
         if not self.axes or set(self.axes) - set("xyz") or len(set(self.axes)) < len(self.axes):
-            raise ValueError(f"expected axes in flip to be some of x, y and z, like 'xy', but got {self.axes!r}")
+            raise InputError(f"expected axes in flip to be some of x, y and z, like 'xy', but got {self.axes!r}")
         expect_probability("probability in flip", self.probability)
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:

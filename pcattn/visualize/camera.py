@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pcattn.utils.errors import InputError
+
 #: Coordinates that may point up.
 AXES = ("x", "y", "z")
 
@@ -19,7 +21,7 @@ class View(NamedTuple):
     depth: NDArray[np.float64]  #: (N,), towards the camera, in the same unit
     up: NDArray[np.float64]  #: direction that is up in the picture, in the coordinates of the cloud
     forward: NDArray[np.float64]  #: direction of view
-    centre: NDArray[np.float64]  #: point of the cloud's space in the middle of the picture
+    center: NDArray[np.float64]  #: point of the cloud's space in the middle of the picture
     scale: float  #: picture units a unit of the cloud
 
 
@@ -31,10 +33,10 @@ def look(pos: NDArray, up: str = "z") -> View:
         up: coordinate that points up, `"x"`, `"y"` or `"z"`.
 
     Raises:
-        ValueError: another `up`.
+        InputError: another `up`.
     """
     if up not in AXES:
-        raise ValueError(f"expected up to be one of {', '.join(AXES)}, but got {up!r}")
+        raise InputError(f"expected up to be one of {', '.join(AXES)}, but got {up!r}")
     vertical = np.eye(3)[AXES.index(up)]
     # Right-handed, whatever points up: x, y of the ground are the coordinates that follow.
     first, second = np.eye(3)[(AXES.index(up) + 1) % 3], np.eye(3)[(AXES.index(up) + 2) % 3]
@@ -55,11 +57,11 @@ def look(pos: NDArray, up: str = "z") -> View:
 
 
 def radius(num_points: int) -> float:
-    """Radius of a point, in picture units, that lets neighbours touch without drowning the shape."""
+    """Radius of a point, in picture units, that lets neighbors touch without drowning the shape."""
     return float(np.clip(0.9 / np.sqrt(max(num_points, 1)), 0.008, 0.05))
 
 
 def fade(colors: NDArray, depth: NDArray) -> NDArray[np.float64]:
-    """Colours (N, 3) in [0, 1], of which the far ones fade towards the white of the page."""
+    """Colors (N, 3) in [0, 1], of which the far ones fade towards the white of the page."""
     nearness = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-12)
     return 1 - (1 - colors / 255) * (0.62 + 0.38 * nearness[:, None])

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.atomic import write_figure
-from pcattn.printable import printable
+from pcattn.utils.files import write_figure
+from pcattn.utils.text import printable
 from pcattn.visualize.colors import palette, sequential, to_hex
-from pcattn.visualize.plain_text import plain_text
+from pcattn.visualize.text import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
 #: What the losses of a run are; on smoothed labels the one of training may stay far above the other.
-_LEGEND = {"train/loss": "train/loss (as minimised)", "val/loss": "val/loss (cross-entropy alone)"}
+_LEGEND = {"train/loss": "train/loss (as minimized)", "val/loss": "val/loss (cross-entropy alone)"}
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
@@ -41,7 +41,7 @@ def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
 def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Path | None:
     """Losses on the left, metrics of the validation on the right; None where there is nothing to draw.
 
-    The losses of our tasks have levels of their own: that of training is what is minimised, smoothed labels included.
+    The losses of our tasks have levels of their own: that of training is what is minimized, smoothed labels included.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

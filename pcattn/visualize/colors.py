@@ -1,4 +1,4 @@
-"""Colours of labels, of errors and of quantities, which stay apart for people who see colours differently.
+"""Colors of labels, of errors and of quantities, which stay apart for people who see colors differently.
 
 Everything is drawn on white.
 """
@@ -7,6 +7,8 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pcattn.utils.errors import InputError
 
 Colors = NDArray[np.uint8]
 
@@ -17,7 +19,7 @@ UNKNOWN = (150, 156, 164)
 #: The point whose attention is shown.
 MARKED = (0, 92, 230)
 
-# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without the black and the yellow, which is lost on white.
+# Okabe and Ito's colors (https://jfly.uni-koeln.de/color/), without the black and the yellow, which is lost on white.
 _FIRST = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (213, 94, 0), (86, 180, 233), (204, 121, 167))
 
 # From light to dark, so that it can be read without hue.
@@ -30,17 +32,17 @@ _DEUTAN = ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.
 
 
 def palette(n: int) -> Colors:
-    """Colours of n labels, (n, 3).
+    """Colors of n labels, (n, 3).
 
-    The first six are those of Okabe and Ito; each further one is, among a grid of colours neither too light nor too
+    The first six are those of Okabe and Ito; each further one is, among a grid of colors neither too light nor too
     dark, the farthest from all before it in the eyes of normal-sighted, red-blind and green-blind people alike. The
-    colour of a label does not depend on how many there are.
+    color of a label does not depend on how many there are.
 
     Raises:
-        ValueError: n is negative.
+        InputError: n is negative.
     """
     if n < 0:
-        raise ValueError(f"expected n >= 0, but got {n}")
+        raise InputError(f"expected n >= 0, but got {n}")
     chosen = [np.array(_FIRST, dtype=np.uint8)[:n]]
     if n > len(_FIRST):
         grid = _candidates()
@@ -56,7 +58,7 @@ def palette(n: int) -> Colors:
 
 
 def sequential(values: NDArray) -> Colors:
-    """Colours (..., 3) of numbers in [0, 1]: light grey, orange, red, dark violet. NaN is `UNKNOWN`."""
+    """Colors (..., 3) of numbers in [0, 1]: light gray, orange, red, dark violet. NaN is `UNKNOWN`."""
     values = np.asarray(values, dtype=float)
     anchors = np.array(_SEQUENCE, dtype=float)
     place = np.linspace(0, 1, len(anchors))
@@ -71,7 +73,7 @@ def to_hex(color: NDArray | tuple[int, ...]) -> str:
 
 
 def color_distance(first: NDArray, second: NDArray) -> NDArray:
-    """How well two colours, as `_seen` sees them, are told apart by the eyes that tell them apart worst."""
+    """How well two colors, as `_seen` sees them, are told apart by the eyes that tell them apart worst."""
     return np.linalg.norm(first - second, axis=-1).min(axis=-1)
 
 
@@ -84,7 +86,7 @@ def _candidates() -> Colors:
 
 
 def _seen(colors: Colors) -> NDArray[np.float64]:
-    """Colours (..., 3) in OKLab for three kinds of eyes, (..., 3, 3)."""
+    """Colors (..., 3) in OKLab for three kinds of eyes, (..., 3, 3)."""
     linear = _linear(colors)
     eyes = [linear, *(linear @ np.array(matrix).T for matrix in (_PROTAN, _DEUTAN))]
     return np.stack([_oklab(rgb.clip(0, 1)) for rgb in eyes], axis=-2)

@@ -12,7 +12,7 @@ MARGIN = 0.04
 
 
 def render(clouds: list[tuple[NDArray, NDArray]], size: int, up: str) -> list[NDArray[np.uint8]]:
-    """Pictures (size, size, 3) of clouds, each positions (N, 3) with colours (N, 3)."""
+    """Pictures (size, size, 3) of clouds, each positions (N, 3) with colors (N, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.atomic import write_figure
-from pcattn.printable import printable
+from pcattn.utils.errors import InputError
+from pcattn.utils.files import write_figure
+from pcattn.utils.text import printable
 from pcattn.visualize import flat, offscreen
 from pcattn.visualize.camera import look
 from pcattn.visualize.colors import MARKED, RIGHT, UNKNOWN, WRONG, sequential, to_hex
 from pcattn.visualize.flat import MARGIN
-from pcattn.visualize.plain_text import plain_text
 from pcattn.visualize.scene import Cloud, Field, field_names
+from pcattn.visualize.text import plain_text
 
 #: How clouds may be drawn; `"auto"` is Open3D, and matplotlib where that cannot.
 RENDERERS = ("auto", "open3d", "matplotlib")
@@ -52,15 +53,15 @@ def montage(
         tell: called with a line to read when Open3D cannot draw.
 
     Raises:
-        ValueError: no clouds, no such field or renderer.
+        InputError: no clouds, no such field or renderer.
         Open3DError: with `renderer="open3d"`, where it cannot draw.
     """
     if not clouds:
-        raise ValueError("expected clouds to draw, but got none")
+        raise InputError("expected clouds to draw, but got none")
     known = field_names(clouds)
     rows = list(known if fields is None else fields)
     if unknown := [name for name in rows if name not in known]:
-        raise ValueError(f"expected fields among {', '.join(known)}, but got {', '.join(unknown)}")
+        raise InputError(f"expected fields among {', '.join(known)}, but got {', '.join(unknown)}")
     clouds = [cloud.thinned(_MAX_POINTS) for cloud in clouds]
     cells = [
         (cloud.pos, cloud.fields[name].colors() if name in cloud.fields else np.full((len(cloud.pos), 3), UNKNOWN))
@@ -77,9 +78,9 @@ def montage(
 def draw(
     cells: list[tuple[NDArray, NDArray]], size: int, up: str, renderer: str, tell: Callable[[str], None]
 ) -> list[NDArray[np.uint8]]:
-    """Pictures (size, size, 3) of clouds, each positions (N, 3) with colours (N, 3), by the first that can draw."""
+    """Pictures (size, size, 3) of clouds, each positions (N, 3) with colors (N, 3), by the first that can draw."""
     if renderer not in RENDERERS:
-        raise ValueError(f"expected renderer to be one of {', '.join(RENDERERS)}, but got {renderer!r}")
+        raise InputError(f"expected renderer to be one of {', '.join(RENDERERS)}, but got {renderer!r}")
     if renderer != "matplotlib":
         try:
             return offscreen.render(cells, size, up)
@@ -150,7 +151,7 @@ def _layout(
 
 
 def _legend(cloud: Cloud, rows: list[str]) -> list[tuple[str, tuple[int, int, int]]]:
-    """Names and colours of the parts of a cloud, over all rows; what the lines above the pictures say is left out."""
+    """Names and colors of the parts of a cloud, over all rows; what the lines above the pictures say is left out."""
     present: dict[str, tuple[int, int, int]] = {}
     for name in rows:
         if name in cloud.fields and name != "error":
@@ -166,7 +167,7 @@ def _legend(cloud: Cloud, rows: list[str]) -> list[tuple[str, tuple[int, int, in
 
 
 def _key(clouds: Sequence[Cloud], rows: list[str]) -> list[tuple[str, Field | None]]:
-    """What all clouds share: the colours of errors, and the scale of each quantity."""
+    """What all clouds share: the colors of errors, and the scale of each quantity."""
     key: list[tuple[str, Field | None]] = []
     if "error" in rows:
         key.append(("error", None))

@@ -37,7 +37,7 @@ class Open3DError(RuntimeError):
 def render(
     clouds: list[tuple[NDArray, NDArray]], size: int, up: str, time_limit: float = 180.0
 ) -> list[NDArray[np.uint8]]:
-    """Pictures (size, size, 3) of clouds, each positions (N, 3) with colours (N, 3).
+    """Pictures (size, size, 3) of clouds, each positions (N, 3) with colors (N, 3).
 
     Raises:
         Open3DError: no pictures within the time limit in seconds.
@@ -91,9 +91,9 @@ def explain(status: int, output: str) -> str:
 
 
 def spheres(pos: NDArray, colors: NDArray, size: float | NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """A small shaded sphere for every point: vertices, triangles, and colours of the vertices.
+    """A small shaded sphere for every point: vertices, triangles, and colors of the vertices.
 
-    The shading is painted on, as by a light at the camera's left shoulder: a renderer's own light changes the colours,
+    The shading is painted on, as by a light at the camera's left shoulder: a renderer's own light changes the colors,
     and a legend would no longer tell the truth.
     """
     import open3d
@@ -149,7 +149,7 @@ def main(task: str, result: str) -> None:
     # the mean of four pixels is smooth.
     renderer = rendering.OffscreenRenderer(2 * size * columns, 2 * size * rows)
     renderer.scene.set_background((1.0, 1.0, 1.0, 1.0))
-    renderer.scene.view.set_post_processing(False)  # tone mapping would change the colours
+    renderer.scene.view.set_post_processing(False)  # tone mapping would change the colors
     material = rendering.MaterialRecord()
     material.shader = "defaultUnlit"
     renderer.scene.add_geometry("clouds", mesh, material)

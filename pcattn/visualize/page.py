@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.atomic import write_text
-from pcattn.printable import printable
+from pcattn.utils.errors import InputError
+from pcattn.utils.files import write_text
+from pcattn.utils.text import printable
 from pcattn.visualize.camera import AXES
 from pcattn.visualize.colors import MARKED, sequential, to_hex
 from pcattn.visualize.scene import Cloud, Field, field_names
@@ -46,15 +47,15 @@ def page(
         flat: draw without WebGL, as a browser that has none does.
 
     Raises:
-        ValueError: no clouds, no such field, or another `up`.
+        InputError: no clouds, no such field, or another `up`.
     """
     if not clouds:
-        raise ValueError("expected clouds to show, but got none")
+        raise InputError("expected clouds to show, but got none")
     if up not in AXES:
-        raise ValueError(f"expected up to be one of {', '.join(AXES)}, but got {up!r}")
+        raise InputError(f"expected up to be one of {', '.join(AXES)}, but got {up!r}")
     names = field_names(clouds)
     if unknown := [name for name in fields or () if name not in names]:
-        raise ValueError(f"expected fields among {', '.join(names)}, but got {', '.join(unknown)}")
+        raise InputError(f"expected fields among {', '.join(names)}, but got {', '.join(unknown)}")
     content = {
         "names": names,
         "shown": list(names if fields is None else fields),
@@ -75,8 +76,8 @@ def _cloud(cloud: Cloud, up: str) -> dict[str, Any]:
     """One cloud as JSON: numbers as base64, the coordinate `up` last."""
     last = AXES.index(up)
     pos = np.asarray(cloud.pos, dtype=np.float64)[:, [(last + 1) % 3, (last + 2) % 3, last]]
-    centre = (pos.min(axis=0) + pos.max(axis=0)) / 2
-    pos = pos - centre
+    center = (pos.min(axis=0) + pos.max(axis=0)) / 2
+    pos = pos - center
     pos /= max(1.04 * float(np.linalg.norm(pos, axis=1).max()), 1e-12)
     return {
         "title": cloud.title,
@@ -94,7 +95,7 @@ def _field(name: str, field: Field) -> dict[str, Any]:
     elif len(field.entries) <= 256:
         values = field.values.astype(np.uint8)
     else:
-        raise ValueError(f"expected at most 256 names in {name!r} of a page, but got {len(field.entries)}")
+        raise InputError(f"expected at most 256 names in {name!r} of a page, but got {len(field.entries)}")
     return {
         "name": name,
         "entries": field.entries,

@@ -1,4 +1,4 @@
-"""What pictures, pages and the window draw: clouds, and fields that colour their points."""
+"""What pictures, pages and the window draw: clouds, and fields that color their points."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Field:
 
     Args:
         values: (N,) integers that index `entries`, or floats between `low` and `high` where there are no entries.
-        entries: name and colour of each value.
-        low, high: quantities that the lightest and the darkest colour stand for.
+        entries: name and color of each value.
+        low, high: quantities that the lightest and the darkest color stand for.
     """
 
     values: NDArray
@@ -43,7 +43,7 @@ class Field:
         return ((self.values - self.low) / span).clip(0, 1) if span > 0 else np.zeros(len(self.values))
 
     def colors(self) -> Colors:
-        """Colour of every point, (N, 3)."""
+        """Color of every point, (N, 3)."""
         if self.is_quantity:
             return sequential(self.normalized())
         return np.array([color for _, color in self.entries], dtype=np.uint8)[self.values]
@@ -55,7 +55,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Cloud:
-    """A cloud with the fields that may colour it.
+    """A cloud with the fields that may color it.
 
     Args:
         pos: (N, 3).
@@ -93,10 +93,10 @@ class Cloud:
 
 
 def labels(values: NDArray, names: Sequence[str], ids: Sequence[int] | None = None) -> Field:
-    """A field of labels (N,), coloured by their place among `ids` (default: all of `names`).
+    """A field of labels (N,), colored by their place among `ids` (default: all of `names`).
 
-    The parts of one category thus have the first colours of the palette, which differ most. A label beside `ids` is
-    shown in grey under its own name.
+    The parts of one category thus have the first colors of the palette, which differ most. A label beside `ids` is
+    shown in gray under its own name.
     """
     ids = list(range(len(names))) if ids is None else list(ids)
     present, where = np.unique(values, return_inverse=True)

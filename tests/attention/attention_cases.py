@@ -48,7 +48,7 @@ def grid_positions(*sizes: int) -> Tensor:
 
 
 def window_search(height: int, width: int, size: int, dilation: int = 1) -> Callable[[Tensor, Tensor, int], KNN]:
-    """A search that returns the windows of neighbourhood attention on a height x width grid, shifted at the borders."""
+    """A search that returns the windows of neighborhood attention on a height x width grid, shifted at the borders."""
 
     def start(i: int, length: int) -> int:
         members = range(i % dilation, length, dilation)
@@ -68,7 +68,7 @@ def window_search(height: int, width: int, size: int, dilation: int = 1) -> Call
 
 
 def load_norm(norm: nn.Module, arrays: dict[str, Tensor], prefix: str = "bn") -> None:
-    """Set weight, bias and running statistics of a batch normalisation from a fixture."""
+    """Set weight, bias and running statistics of a batch normalization from a fixture."""
     for name, key in (("weight", "gamma"), ("bias", "beta"), ("running_mean", "mean"), ("running_var", "var")):
         norm.get_buffer(name).copy_(arrays[f"{prefix}_{key}"]) if "running" in name else load_parameter(
             norm.get_parameter(name), arrays[f"{prefix}_{key}"]

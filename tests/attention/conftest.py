@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention import Geometry, build_attention
-
-from .attention_cases import MECHANISMS, randomize
+from tests.attention.attention_cases import MECHANISMS, randomize
 
 
 def _label(case: tuple[str, dict[str, Any]]) -> str:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from pcattn.attention import Geometry, build_attention
-
-from .attention_cases import assert_near, grid_positions, knn_linf, load_linear, load_parameter
+from tests.attention.attention_cases import assert_near, grid_positions, knn_linf, load_linear, load_parameter
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def test_rates_choose_a_path(cloud):
     assert_near(core(x, geometry), conv)
 
 
-def test_all_neighbours_are_dense_attention(cloud):
+def test_all_neighbors_are_dense_attention(cloud):
     core, (x, geometry) = build_attention("acmix", 16, k=40).double(), cloud()
     q, k, v = (project(x).unflatten(-1, (4, -1)).transpose(1, 2) for project in (core.q, core.k_proj, core.v))
     place = (geometry.pos @ core.position.weight.t())[:, None]  # (B, 1, N, C / h)
@@ -84,22 +83,22 @@ def test_all_neighbours_are_dense_attention(cloud):
 
 
 def test_convolution_written_out(cloud):
-    """The sum over neighbours, maps and kernel points, as the docstring has it."""
+    """The sum over neighbors, maps and kernel points, as the docstring has it."""
     core, (x, geometry) = build_attention("acmix", 16, num_heads=2).double(), cloud()
     load_parameter(core.conv, torch.randn_like(core.conv))
     q, k, v = (project(x).unflatten(-1, (2, -1)) for project in (core.q, core.k_proj, core.v))
     maps = torch.einsum("ts,bnsd->bntd", core.mix.weight, torch.cat((q, k, v), dim=2))
-    neighbours, offsets = geometry.neighbours(core.k), geometry.offsets(core.k)
+    neighbors, offsets = geometry.neighbors(core.k), geometry.offsets(core.k)
     spacing = offsets[:, :, 1:].norm(dim=-1).mean(dim=2)
     distance = (offsets[..., None, :] / spacing[:, :, None, None, None] - core.kernel_points).norm(dim=-1)
     weight = (1 - distance / core.sigma).relu()
-    gathered = torch.stack([maps[b][neighbours[b]] for b in range(len(x))])  # (B, N, k, maps, C / h)
+    gathered = torch.stack([maps[b][neighbors[b]] for b in range(len(x))])  # (B, N, k, maps, C / h)
     by_output = gathered.repeat_interleave(2, dim=-1)  # output o reads channel o // h
     expected = torch.einsum("bnja,ota,bnjto->bno", weight, core.conv, by_output)
     assert_near(core.conv_path(q, k, v, geometry), expected)
 
 
-def test_default_kernel_points_are_the_centre_and_the_corners_of_a_cube():
+def test_default_kernel_points_are_the_center_and_the_corners_of_a_cube():
     points = build_attention("acmix", 16).kernel_points.double()
     assert points[0].tolist() == [0, 0, 0]
     assert_near(points[1:].norm(dim=1), torch.ones(8).double(), atol=1e-6)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from pcattn.attention import ATTENTION, Geometry, build_attention, pencil_op
+from pcattn.attention import ATTENTION, Geometry, build_attention
 from pcattn.attention.axial import PairNorm, PencilAttention
-from pcattn.attention.pencil_op import pencil_attention, pencil_variances
 from pcattn.bench.attention import peak_memory
-from pcattn.normalization import normalize
-
-from .attention_cases import assert_near, grid_positions, load_linear, load_norm, load_parameter
+from pcattn.ops.axial_attention import op as pencil_op
+from pcattn.ops.axial_attention.op import pencil_attention, pencil_variances
+from pcattn.ops.batch_norm.op import normalize
+from tests.attention.attention_cases import assert_near, grid_positions, load_linear, load_norm, load_parameter
 
 
 def load_pencils(arrays, prefix, axis, gated=False):

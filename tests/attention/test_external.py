@@ -5,9 +5,8 @@ import torch
 
 from pcattn.attention import Geometry, build_attention, multihead_external
 from pcattn.attention.external import double_normalize
-from pcattn.normalization import normalize
-
-from .attention_cases import assert_near, load_linear, load_norm, load_parameter
+from pcattn.ops.batch_norm.op import normalize
+from tests.attention.attention_cases import assert_near, load_linear, load_norm, load_parameter
 
 
 def load_external(arrays, value="Mv"):

@@ -1,12 +1,11 @@
-"""Neighbour lists and pencils."""
+"""Neighbor lists and pencils."""
 
 import pytest
 import torch
 
 from pcattn.attention import Geometry
 from pcattn.ops import knn
-
-from .attention_cases import grid_positions
+from tests.attention.attention_cases import grid_positions
 
 
 def counting_search():
@@ -23,8 +22,8 @@ def test_searches_once():
     search, calls = counting_search()
     geometry = Geometry(torch.randn(2, 30, 3), search)
     for _ in range(3):
-        geometry.neighbours(4)
-        geometry.neighbours(4, 1, "class")
+        geometry.neighbors(4)
+        geometry.neighbors(4, 1, "class")
         geometry.offsets(4)
     assert calls == [4]
     assert geometry.pencils(0, 3) is geometry.pencils(0, 3)
@@ -44,42 +43,42 @@ def test_positions_get_gradients_after_a_use_without():
 def test_self_comes_first_among_copies():
     pos = torch.randn(2, 5, 3).repeat(1, 8, 1)
     for dilation, mode in ((1, "rank"), (3, "rank"), (3, "class")):
-        neighbours = Geometry(pos).neighbours(6, dilation, mode)
-        assert (neighbours[..., 0] == torch.arange(40)).all()
-        assert (neighbours.sort(dim=-1).values.diff(dim=-1) > 0).all()  # no point twice
+        neighbors = Geometry(pos).neighbors(6, dilation, mode)
+        assert (neighbors[..., 0] == torch.arange(40)).all()
+        assert (neighbors.sort(dim=-1).values.diff(dim=-1) > 0).all()  # no point twice
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 3, 6])
 def test_rank_keeps_every_nth_of_the_nearest(dilation):
     pos = torch.randn(2, 30, 3)
     expected = knn(pos, pos, 5 * dilation).indices[..., ::dilation]
-    assert (Geometry(pos).neighbours(5, dilation) == expected).all()
+    assert (Geometry(pos).neighbors(5, dilation) == expected).all()
 
 
 def test_rank_in_blocks(monkeypatch):
     pos = torch.randn(2, 30, 3)
-    expected = Geometry(pos).neighbours(5, 3)
+    expected = Geometry(pos).neighbors(5, 3)
     monkeypatch.setattr("pcattn.attention.geometry._BLOCK_ENTRIES", 100)
-    assert (Geometry(pos).neighbours(5, 3) == expected).all()
+    assert (Geometry(pos).neighbors(5, 3) == expected).all()
 
 
 @pytest.mark.parametrize("dilation", [2, 3, 4, 5])
 def test_class_stays_in_the_class_and_takes_its_nearest(dilation):
     pos = torch.randn(2, 23, 3)
-    neighbours = Geometry(pos).neighbours(4, dilation, "class")
+    neighbors = Geometry(pos).neighbors(4, dilation, "class")
     for b in range(2):
         rank = pos[b, :, 0].argsort().argsort()  # the first coordinates differ
         for i in range(23):
             own = torch.nonzero(rank % dilation == rank[i] % dilation)[:, 0]
             nearest = own[(pos[b, own] - pos[b, i]).norm(dim=-1).argsort()[:4]]
-            assert neighbours[b, i].tolist() == nearest.tolist()
+            assert neighbors[b, i].tolist() == nearest.tolist()
 
 
 @pytest.mark.parametrize("mode", ["rank", "class"])
 def test_lists_follow_a_permutation(mode):
     pos, order = torch.randn(2, 30, 3), torch.randperm(30)
-    neighbours = Geometry(pos).neighbours(4, 3, mode)
-    assert (order[Geometry(pos[:, order]).neighbours(4, 3, mode)] == neighbours[:, order]).all()
+    neighbors = Geometry(pos).neighbors(4, 3, mode)
+    assert (order[Geometry(pos[:, order]).neighbors(4, 3, mode)] == neighbors[:, order]).all()
 
 
 @pytest.mark.parametrize(("schedule", "reached"), [([1, 1, 1, 1], 9), ([1, 3, 9, 27], 81)])
@@ -87,7 +86,7 @@ def test_receptive_field_of_four_layers(schedule, reached):
     geometry = Geometry(grid_positions(243)[None])
     seen = {121}
     for dilation in schedule:
-        lists = geometry.neighbours(3, dilation, "class")[0]
+        lists = geometry.neighbors(3, dilation, "class")[0]
         seen = {int(j) for i in seen for j in lists[i]}
     assert len(seen) == reached
 
@@ -104,7 +103,7 @@ def test_receptive_field_of_four_layers(schedule, reached):
 )
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Geometry(torch.randn(1, 30, 3)).neighbours(*arguments)
+        Geometry(torch.randn(1, 30, 3)).neighbors(*arguments)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

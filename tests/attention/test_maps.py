@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention import Geometry, build_attention
-from pcattn.normalization import normalize
-
-from .attention_cases import assert_near, randomize
+from pcattn.ops.batch_norm.op import normalize
+from tests.attention.attention_cases import assert_near, randomize
 
 POINT = 7
 
@@ -94,7 +93,7 @@ def test_acmix(cloud: Callable) -> None:
 
 @pytest.mark.parametrize("kwargs", [{"axes": "x"}, {"axes": "y", "gated": True, "span": 2}])
 def test_axial(kwargs: dict, cloud: Callable) -> None:
-    """Values and relative positions, weighted and normalised, are what the pencil gives to the point."""
+    """Values and relative positions, weighted and normalized, are what the pencil gives to the point."""
     x, geometry = cloud()
     core = built("axial", **kwargs)
     (pencil,) = core.pencils

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcattn.attention import ATTENTION, AttentionLayer, Geometry, build_attention
+from pcattn.attention import ATTENTION, Geometry, build_attention
 from pcattn.bench.attention import peak_memory
-
-from .attention_cases import INVARIANT_TO_COPIES, MECHANISMS, assert_near, randomize
+from pcattn.layers import AttentionLayer
+from tests.attention.attention_cases import INVARIANT_TO_COPIES, MECHANISMS, assert_near, randomize
 
 Mechanism = tuple[str, dict[str, Any]]
 Core = Callable[..., nn.Module]
@@ -54,7 +54,7 @@ def test_copies_change_nothing(mechanism: Mechanism, core: Core, cloud: Cloud) -
         pytest.skip(f"{name} depends on how many points there are")
     module, (x, geometry) = core(), cloud()
     twice = module(torch.cat((x, x), dim=1), Geometry(torch.cat((geometry.pos, geometry.pos), dim=1)))
-    # The constant 1e-9 of the double normalisation weighs twice as much.
+    # The constant 1e-9 of the double normalization weighs twice as much.
     assert_near(twice[:, : x.shape[1]], module(x, geometry), atol=1e-6)
 
 
@@ -64,7 +64,7 @@ def test_gradients(core: Core, cloud: Cloud, training: bool) -> None:
     names, parameters = zip(*module.named_parameters(), strict=True)
 
     def run(x: Tensor, *parameters: Tensor) -> Tensor:
-        # Copies, because batch normalisation updates its statistics in place.
+        # Copies, because batch normalization updates its statistics in place.
         state = {name: buffer.clone() for name, buffer in module.named_buffers()}
         return torch.func.functional_call(module, {**state, **dict(zip(names, parameters, strict=True))}, (x, geometry))
 
@@ -140,6 +140,6 @@ def test_memory_is_linear(mechanism: Mechanism) -> None:
     for num_points in (1024, 4096):
         core = build_attention(name, 32, **kwargs)
         x, geometry = torch.randn(1, num_points, 32, requires_grad=True), Geometry(torch.rand(1, num_points, 3))
-        core(x, geometry)  # neighbour lists and pencils are found once, and not counted here
+        core(x, geometry)  # neighbor lists and pencils are found once, and not counted here
         peaks.append(peak_memory(lambda: core(x, geometry).sum().backward()))  # noqa: B023
     assert peaks[1] < 6 * peaks[0]

@@ -1,12 +1,19 @@
-"""Neighbourhood attention on points of a grid against the authors' operators, and its CPU kernels."""
+"""Neighborhood attention on points of a grid against the authors' operators, and its CPU kernels."""
 
 import pytest
 import torch
 
-from pcattn.attention import Geometry, build_attention, neighborhood_op
-from pcattn.attention.neighborhood_op import neighborhood_attention
-
-from .attention_cases import assert_near, grid_positions, knn_linf, load_linear, load_parameter, window_search
+from pcattn.attention import Geometry, build_attention
+from pcattn.ops.neighborhood_attention import op as neighborhood_op
+from pcattn.ops.neighborhood_attention.op import neighborhood_attention
+from tests.attention.attention_cases import (
+    assert_near,
+    grid_positions,
+    knn_linf,
+    load_linear,
+    load_parameter,
+    window_search,
+)
 
 LINE_CASES = [(3, 1), (3, 2), (3, 3), (3, 4), (5, 1), (5, 2)]
 
@@ -52,7 +59,7 @@ def weights(core, x, geometry):
     q, k = (torch.nn.functional.pad(y, padding) for y in (q * (num_points / width) ** 0.5, k))
     identity = torch.eye(num_points, dtype=x.dtype)[None, :, None].expand_as(q)
     bias = None if core.bias is None else core.bias(geometry.offsets(*where) / core.cell)
-    return neighborhood_attention(q, k, identity, geometry.neighbours(*where), bias).transpose(1, 2)
+    return neighborhood_attention(q, k, identity, geometry.neighbors(*where), bias).transpose(1, 2)
 
 
 @pytest.mark.parametrize(("k", "dilation"), LINE_CASES)
@@ -61,7 +68,7 @@ def test_line_equals_fixture_borders_included(line, k, dilation):
     name = f"k{k}_d{dilation}"
     core = load_core(arrays, arrays[f"rpb_k{k}"], k=k, dilation=dilation, dilation_mode="class", cell=float(dilation))
     assert_near(core(x, geometry), arrays[f"y_{name}"][:, order])
-    listed = order[geometry.neighbours(k, dilation, "class")].sort(dim=-1).values
+    listed = order[geometry.neighbors(k, dilation, "class")].sort(dim=-1).values
     assert (listed == arrays[f"nbr_{name}"][order]).all()
     expected = torch.zeros(*arrays[f"attn_{name}"].shape[:3], x.shape[1], dtype=x.dtype)
     expected.scatter_(3, arrays[f"nbr_{name}"].expand_as(arrays[f"attn_{name}"]), arrays[f"attn_{name}"])
@@ -88,7 +95,7 @@ def test_image_in_the_maximum_metric_equals_fixture(load_fixture):
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_image_with_its_windows_equals_fixture(load_fixture, dilation):
-    """With the windows of the image as neighbour lists it is the image operator, edges included."""
+    """With the windows of the image as neighbor lists it is the image operator, edges included."""
     arrays = load_fixture("na2d")
     batch, height, width, _ = arrays["x"].shape
     pos = grid_positions(height, width).expand(batch, -1, -1)
@@ -102,7 +109,7 @@ def test_image_with_its_windows_equals_fixture(load_fixture, dilation):
 
 
 @pytest.mark.parametrize("mode", ["rank", "class"])
-def test_all_neighbours_are_dense_attention(cloud, mode):
+def test_all_neighbors_are_dense_attention(cloud, mode):
     x, geometry = cloud(num_points=20)
     core = build_attention("neighborhood", 16, k=20, bias="none", dilation_mode=mode).double()
     q, k, v = core.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
@@ -126,24 +133,24 @@ def test_bias_does_not_depend_on_the_scale(cloud):
     assert_near(core(x, Geometry(1000 * geometry.pos)), core(x, geometry))
 
 
-def gathered(q, k, v, neighbours, bias):
-    """The definition, with the keys and values of all neighbours in memory."""
+def gathered(q, k, v, neighbors, bias):
+    """The definition, with the keys and values of all neighbors in memory."""
     cloud = torch.arange(len(q))[:, None, None]
-    logits = torch.einsum("bnhd,bnkhd->bnkh", q, k[cloud, neighbours]) / q.shape[-1] ** 0.5
+    logits = torch.einsum("bnhd,bnkhd->bnkh", q, k[cloud, neighbors]) / q.shape[-1] ** 0.5
     weights = (logits if bias is None else logits + bias).softmax(dim=2)
-    return torch.einsum("bnkh,bnkhd->bnhd", weights, v[cloud, neighbours])
+    return torch.einsum("bnkh,bnkhd->bnhd", weights, v[cloud, neighbors])
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_equals_gather(with_bias):
     """Forward and gradients; lists may name a key twice."""
     q, k, v, grad = torch.randn(4, 2, 17, 3, 5, dtype=torch.float64)
-    neighbours = torch.randint(0, 17, (2, 17, 6))
+    neighbors = torch.randint(0, 17, (2, 17, 6))
     bias = torch.randn(2, 17, 6, 3, dtype=torch.float64) if with_bias else None
     results = []
     for attend in (gathered, neighborhood_attention):
         leaves = [x.clone().requires_grad_() for x in (q, k, v, *([bias] if with_bias else []))]
-        out = attend(*leaves[:3], neighbours, leaves[3] if with_bias else None)
+        out = attend(*leaves[:3], neighbors, leaves[3] if with_bias else None)
         results.append((out, *torch.autograd.grad(out, leaves, grad)))
     for expected, actual in zip(*results, strict=True):
         assert_near(actual, expected)
@@ -153,9 +160,9 @@ def test_equals_gather(with_bias):
 def test_half_precision(dtype):
     """Sums in float32: the result is that of float32, rounded once."""
     q, k, v = torch.randn(3, 2, 9, 2, 8, dtype=dtype).requires_grad_().unbind()
-    neighbours = torch.randint(0, 9, (2, 9, 4))
-    out = neighborhood_attention(q, k, v, neighbours)
-    exact = neighborhood_attention(q.float(), k.float(), v.float(), neighbours)
+    neighbors = torch.randint(0, 9, (2, 9, 4))
+    out = neighborhood_attention(q, k, v, neighbors)
+    exact = neighborhood_attention(q.float(), k.float(), v.float(), neighbors)
     torch.testing.assert_close(out, exact.to(dtype), atol=0, rtol=2 * torch.finfo(dtype).eps)
     for grad in torch.autograd.grad(out.sum(), (q, k, v)):
         assert grad.dtype == dtype
@@ -175,11 +182,11 @@ def test_half_precision_of_the_positions(scale):
 def test_operation_is_registered_soundly():
     q, k, v = torch.randn(3, 1, 6, 2, 3, dtype=torch.float64).requires_grad_().unbind()
     bias = torch.randn(1, 6, 4, 2, dtype=torch.float64, requires_grad=True)
-    neighbours = torch.randint(0, 6, (1, 6, 4))
-    assert torch.autograd.gradcheck(lambda *x: neighborhood_attention(*x[:3], neighbours, x[3]), (q, k, v, bias))
+    neighbors = torch.randint(0, 6, (1, 6, 4))
+    assert torch.autograd.gradcheck(lambda *x: neighborhood_attention(*x[:3], neighbors, x[3]), (q, k, v, bias))
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(neighborhood_op._attend, (*leaves, neighbours, bias, "auto"))
-    torch.library.opcheck(neighborhood_op._attend, (*leaves, neighbours, None, "auto"))
+    torch.library.opcheck(neighborhood_op._attend, (*leaves, neighbors, bias, "auto"))
+    torch.library.opcheck(neighborhood_op._attend, (*leaves, neighbors, None, "auto"))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +195,7 @@ def test_operation_is_registered_soundly():
         ({"q": torch.zeros(1, 5, 8)}, "one shape \\(B, N, H, D\\)"),
         ({"v": torch.zeros(1, 5, 2, 3)}, "one shape \\(B, N, H, D\\)"),
         ({"k": torch.zeros(1, 5, 2, 4, dtype=torch.float64)}, "one dtype"),
-        ({"neighbours": torch.zeros(1, 4, 3, dtype=torch.long)}, "expected neighbours"),
+        ({"neighbors": torch.zeros(1, 4, 3, dtype=torch.long)}, "expected neighbors"),
         ({"bias": torch.zeros(1, 5, 3, 1)}, "expected bias"),
         ({"backend": "fast"}, "backend to be one of auto, triton, numba, reference"),
         ({"backend": "triton"}, "backend='triton' can run, but got: "),
@@ -197,7 +204,7 @@ def test_operation_is_registered_soundly():
 def test_operation_refuses(change, message, monkeypatch):
     monkeypatch.setattr(neighborhood_op, "can_run_triton", lambda q: ["there is no GPU"])
     arguments = {name: torch.zeros(1, 5, 2, 4) for name in "qkv"}
-    arguments["neighbours"] = torch.zeros(1, 5, 3, dtype=torch.long)
+    arguments["neighbors"] = torch.zeros(1, 5, 3, dtype=torch.long)
     with pytest.raises(ValueError, match=message):
         neighborhood_attention(**{**arguments, **change})
 

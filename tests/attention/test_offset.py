@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from pcattn.attention import AttentionLayer, Geometry, offset
+from pcattn.attention import Geometry, offset
 from pcattn.bench.attention import peak_memory
-
-from .attention_cases import assert_near, load_linear, load_norm
+from pcattn.layers import AttentionLayer
+from tests.attention.attention_cases import assert_near, load_linear, load_norm
 
 
 def load_layer(arrays):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from pcattn.attention import Geometry, build_attention
-
-from .attention_cases import assert_near, load_linear, load_parameter
+from tests.attention.attention_cases import assert_near, load_linear, load_parameter
 
 
 def load_core(arrays, layout, variant):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pcattn.attention import AttentionLayer, Geometry
-
-from .attention_cases import assert_near, load_linear, load_norm
+from pcattn.attention import Geometry
+from pcattn.layers import AttentionLayer
+from tests.attention.attention_cases import assert_near, load_linear, load_norm
 
 
 def load_layer(arrays, tied=False):

@@ -60,7 +60,7 @@ def test_references_equal_the_mechanisms(reference):
     torch.testing.assert_close(plain(x, geometry), core(x, geometry), rtol=1e-4, atol=1e-5)
 
 
-def test_neighbourhoods_take_less_than_half_the_memory_of_the_gather():
+def test_neighborhoods_take_less_than_half_the_memory_of_the_gather():
     peaks = []
     geometry = Geometry(torch.rand(1, 4096, 3))
     for name in ("neighborhood", bench.REFERENCES["neighborhood, gathered"]):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch_geometric.data import Data, Dataset
 
-from pcattn.clouds import as_points
-from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError, preprocess
-from pcattn.datasets.files import Cloud, CloudFile, read_cloud, write_ply
+from pcattn.data import preprocess
 from pcattn.datasets.folder import PointCloudFolder, PyGPointClouds
 from pcattn.datasets.folder_layout import Entry
-
-from .user_files import ball, write_clouds
+from pcattn.inference.clouds import as_points
+from pcattn.io.cloud import Cloud, CloudFile, read_cloud, write_ply
+from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
+from tests.datasets.user_files import ball, write_clouds
 
 CLASSES = {"ball": 5, "needle": 5}
 
@@ -131,7 +131,7 @@ class TestClouds:
         write_ply(root / "ball" / "cloud_00.ply", Cloud(ball(np.random.default_rng(9), 33), {}), overwrite=True)
         dataset = PointCloudFolder(root, test_fraction=0)
         assert len(dataset[0].pos) == 33
-        assert dataset.feature_names == []  # one has no colours: no channel is common to all
+        assert dataset.feature_names == []  # one has no colors: no channel is common to all
         assert "x" not in dataset[0]
 
     def test_read_in_processes(self, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ class TestClouds:
             assert len(rows & {tuple(row) for row in dataset[index].pos.tolist()}) == sizes[index]
 
     @pytest.mark.parametrize("kind", ["whole", "fractions", "integers", "float ply"])
-    def test_colours_are_the_same_in_training_and_use(self, kind: str, tmp_path: Path) -> None:
+    def test_colors_are_the_same_in_training_and_use(self, kind: str, tmp_path: Path) -> None:
         """Also block by block, where a block is dark."""
         rng = np.random.default_rng(0)
         pos, colors = rng.integers(0, 99, size=(40, 3)), rng.integers(0, 256, size=(40, 3))
@@ -308,16 +308,16 @@ class Listed(Dataset):
 
     classes = ("even", "odd")
 
-    def __init__(self, root: str, part: str = "a", labelled: bool = True) -> None:
+    def __init__(self, root: str, part: str = "a", labeled: bool = True) -> None:
         super().__init__(None)
-        self.start, self.labelled = 5 * (part == "b"), labelled
+        self.start, self.labeled = 5 * (part == "b"), labeled
 
     def len(self) -> int:
         return 3
 
     def get(self, index: int) -> Data:
         data = Data(pos=torch.full((4 + index, 3), float(self.start + index)))
-        if self.labelled:
+        if self.labeled:
             data.y = index % 2
         return data
 
@@ -335,7 +335,7 @@ class TestPyG:
         with pytest.raises(DatasetError, match="expected train_kwargs"):
             PyGPointClouds("x", path=path)
         with pytest.raises(DatasetError, match="pos and y in every item"):
-            PyGPointClouds("x", path=path, train_kwargs={"labelled": False})
+            PyGPointClouds("x", path=path, train_kwargs={"labeled": False})
         with pytest.raises(ValueError, match="import path"):
             PyGPointClouds("x")
         with pytest.raises(ValueError, match="cannot be imported"):

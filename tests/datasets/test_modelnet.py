@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch_geometric.data import InMemoryDataset
 
-from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError, ModelNet10, ModelNet40
-
-from .modelnet_files import NAMES, write_meshes, write_modelnet40, write_resampled
+from pcattn.datasets import ModelNet10, ModelNet40
+from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
+from tests.datasets.modelnet_files import NAMES, write_meshes, write_modelnet40, write_resampled
 
 
 @pytest.fixture

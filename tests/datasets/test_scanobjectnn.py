@@ -6,8 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError, PointCloudDataModule, ScanObjectNN
+from pcattn.datasets import ScanObjectNN
 from pcattn.datasets.scanobjectnn import VARIANTS
+from pcattn.training import PointCloudDataModule
+from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 
 
 def write(root: Path, folder: str, name: str, size: int = 30) -> Path:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pcattn.datasets import DatasetBrokenError, DatasetError, DatasetNotFoundError, PointCloudDataModule, ShapeNetPart
+from pcattn.datasets import ShapeNetPart
 from pcattn.datasets.shapenet_layouts import OFFICIAL, OFFICIAL_PARTS
-
-from .shapenet_files import write_categories, write_hdf5, write_lists, write_own, write_points, write_text
+from pcattn.training import PointCloudDataModule
+from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
+from tests.datasets.shapenet_files import write_categories, write_hdf5, write_lists, write_own, write_points, write_text
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ class TestText:
 
     def test_is_parsed_once_and_mapped(self, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = ShapeNetPart(text, "val")
-        from pcattn.datasets import text as reader
+        from pcattn.io import text as reader
 
         monkeypatch.setattr(reader, "read_table", None)  # nothing is parsed any more
         again = ShapeNetPart(text, "val")

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pcattn.datasets import primitives
-from pcattn.datasets.shape_categories import CATEGORIES
-from pcattn.datasets.shapes import Shapes, sample_object
+from pcattn.datasets.shapes import Shapes, primitives, sample_object
+from pcattn.datasets.shapes.categories import CATEGORIES
 
 
 @pytest.fixture
@@ -24,8 +23,8 @@ def small(tmp_path_factory):
 
 def enclosed_volume(surface):
     """Volume inside a closed surface by the divergence theorem, negative where normals point inwards."""
-    centres, normals = surface.corners.mean(axis=1), surface.normals.mean(axis=1)
-    return np.einsum("ti,ti,t->", centres, normals, surface.areas) / 3
+    centers, normals = surface.corners.mean(axis=1), surface.normals.mean(axis=1)
+    return np.einsum("ti,ti,t->", centers, normals, surface.areas) / 3
 
 
 class TestPrimitives:
@@ -79,12 +78,12 @@ class TestPrimitives:
     def test_bend_turns_a_rod_into_an_arc(self, rng):
         rod = primitives.box((2.0, 0.1, 0.1), divisions=40)
         pos, normals, _ = rod.bent(1.0, "x", "z").sample(4000, rng)
-        from_centre = np.stack((pos[:, 0], pos[:, 2] - 1.0), axis=1)
-        distance = np.linalg.norm(from_centre, axis=1)
+        from_center = np.stack((pos[:, 0], pos[:, 2] - 1.0), axis=1)
+        distance = np.linalg.norm(from_center, axis=1)
         assert distance.min() > 0.94
         assert distance.max() < 1.06
         inner = (distance < 0.951) & (np.abs(normals[:, 1]) < 0.5) & (np.abs(pos[:, 0]) < 0.7)
-        radial = (from_centre / distance[:, None] * normals[:, [0, 2]]).sum(axis=1)
+        radial = (from_center / distance[:, None] * normals[:, [0, 2]]).sum(axis=1)
         assert inner.any()
         assert radial[inner].max() < -0.99
 
@@ -152,7 +151,7 @@ class TestShapes:
     def test_every_part_occurs(self, small):
         assert small._data.y.unique().tolist() == list(range(len(small.part_names)))
 
-    def test_normalised(self, small):
+    def test_normalized(self, small):
         pos = small._data.pos.view(len(small), -1, 3)
         assert pos.mean(dim=1).abs().max() < 1e-5
         torch.testing.assert_close(pos.norm(dim=2).amax(dim=1), torch.ones(len(small)))

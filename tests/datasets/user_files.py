@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcattn.datasets.files import Cloud, write_ply
+from pcattn.io.cloud import Cloud, write_ply
 
 
 def ball(rng: np.random.Generator, num_points: int, stretch: tuple[float, float, float] = (1, 1, 1)) -> np.ndarray:
@@ -14,7 +14,7 @@ def ball(rng: np.random.Generator, num_points: int, stretch: tuple[float, float,
 
 
 def write_clouds(root: Path, classes: dict[str, int], seed: int = 0, labels: bool = False) -> Path:
-    """PLY files of 40 to 90 points with colours: balls, needles and discs, one folder a class.
+    """PLY files of 40 to 90 points with colors: balls, needles and discs, one folder a class.
 
     With labels, a property `part` is 1 above the middle of the cloud and 3 below.
     """

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pcattn.attention import ATTENTION, Geometry, build_attention
-from pcattn.clouds import as_points
-from pcattn.datasets import PointBatch, estimate_normals
-from pcattn.datasets.preprocess import preprocess
-from pcattn.inference import Model
+from pcattn.data import PointBatch, estimate_normals
+from pcattn.data.preprocessing import preprocess
+from pcattn.inference.clouds import as_points
+from pcattn.inference.model import Model
 from pcattn.metrics import angle_error, cosine_distance, part_iou, predict_parts
 from pcattn.models import (
     HierarchicalClassifier,
@@ -53,9 +53,9 @@ def make(case: str) -> Tensor:
     cloud = torch.randn(2, 32, 3, generator=torch.Generator().manual_seed(0))
     line = torch.zeros_like(cloud)
     line[..., 0] = torch.linspace(-1, 1, 32)
-    spoilt = {"NaN": torch.nan, "infinity": torch.inf}
-    if case in spoilt:
-        cloud[1, 5, 2] = spoilt[case]
+    spoiled = {"NaN": torch.nan, "infinity": torch.inf}
+    if case in spoiled:
+        cloud[1, 5, 2] = spoiled[case]
         return cloud
     return {
         "integers": (10 * cloud).long(),
@@ -145,7 +145,7 @@ def functions() -> dict[str, Function]:
         "interpolate, features": Function(
             lambda c: interpolate(good[: len(c)], good[: len(c), : c.shape[1]], c), "features|query|support", (), few
         ),
-        "Geometry": Function(lambda c: Geometry(c).neighbours(1), "pos"),
+        "Geometry": Function(lambda c: Geometry(c).neighbors(1), "pos"),
         "estimate_normals": Function(estimate_normals, "pos|query"),
         "preprocess": Function(lambda c: preprocess(c[-1]), "pos", accepts=whole),
         "as_points": Function(lambda c: as_points(c[-1]).pos, "points|coordinates", accepts=whole),

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .cases import HARD, NOT_FINITE, REFUSED, Function, functions, make, tensors
+from tests.degenerate.cases import HARD, NOT_FINITE, REFUSED, Function, functions, make, tensors
 
 FUNCTIONS = functions()
 
@@ -40,6 +40,6 @@ def test_finite_result(function: Function, case: str) -> None:
     except ValueError as error:
         refusal, result = str(error), []
     assert all(tensor.isfinite().all() for tensor in result)
-    # Too few points, too few clouds to normalise over, or numbers whose products leave float32.
+    # Too few points, too few clouds to normalize over, or numbers whose products leave float32.
     allowed = {"one point": "points|k=3|more than 1 value", "three points": "points", "huge": r"at most 1e\+12"}
     assert not refusal or re.search(allowed.get(case, "more than 1 value" if case == "batch of one" else "$^"), refusal)

@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from pcattn.attention import ATTENTION, Geometry, build_attention
-from pcattn.attention.neighborhood_op import neighborhood_attention
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 from pcattn.metrics import part_iou, predict_parts
 from pcattn.models import PCTSegmenter
 from pcattn.ops import ball_query, farthest_point_sample, gather, group, interpolate, knn
+from pcattn.ops.neighborhood_attention.op import neighborhood_attention
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.losses import lovasz_softmax, mixed_cross_entropy
 from pcattn.transforms import subsample
-
-from .cases import make
+from tests.degenerate.cases import make
 
 POS = make("strided")
 NETWORK = {"dim": 8, "depth": 1, "out_dim": 16}
@@ -45,10 +44,10 @@ def uses_of(labels: Tensor) -> dict[str, Any]:
     q = torch.randn(2, 3, 2, 4)
     return {
         "indices": lambda: gather(features, labels),
-        "neighbours": lambda: group(features, labels[:, 4:7, None]),
-        "centres": lambda: group(features, whole(2, 32, 3), labels),
+        "neighbors": lambda: group(features, labels[:, 4:7, None]),
+        "centers": lambda: group(features, whole(2, 32, 3), labels),
         "query_indices": lambda: knn(POS, features[..., :3], 2, query_indices=labels),
-        "neighbours of attention": lambda: neighborhood_attention(q, q, q, labels[:, 4:7, None]),
+        "neighbors of attention": lambda: neighborhood_attention(q, q, q, labels[:, 4:7, None]),
         "target": lambda: lovasz_softmax(POS.softmax(2), labels),
         "label of mixed": lambda: mixed_cross_entropy(POS[:, 0], labels[:, 4:6], torch.full((2, 2), 0.5)),
         "target of iou": lambda: part_iou(POS, labels, None, [[0, 1, 2]]),

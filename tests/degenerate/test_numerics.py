@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention import ATTENTION, Geometry, build_attention
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 from pcattn.models import (
     HierarchicalClassifier,
     HierarchicalSegmenter,
@@ -19,8 +19,7 @@ from pcattn.models import (
 )
 from pcattn.ops import ball_query, farthest_point_sample, gather, group, interpolate, knn
 from pcattn.tasks import Classification, PartSegmentation
-
-from .cases import LEVELS, NETWORK
+from tests.degenerate.cases import LEVELS, NETWORK
 
 #: The largest error of a result, relative to its largest number in float64.
 TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 2e-1, torch.float32: 1e-4, torch.float64: 1e-10}
@@ -65,10 +64,10 @@ class TestOperations:
     def test_features_keep_their_type(self, dtype: torch.dtype, batch: int) -> None:
         exact = cloud(batch).double()
         pos = strided(exact.to(dtype))
-        neighbours = knn(exact, exact, 4).indices
+        neighbors = knn(exact, exact, 4).indices
         for call in (
-            lambda x: gather(x, neighbours),
-            lambda x: group(x, neighbours),
+            lambda x: gather(x, neighbors),
+            lambda x: group(x, neighbors),
             lambda x: interpolate(exact, exact[:, ::2], x[:, ::2]),
             lambda x: interpolate(x, x[:, ::2], x[:, ::2]),
         ):
@@ -89,7 +88,7 @@ class TestTypes:
     @pytest.mark.parametrize("name", NETWORKS)
     def test_networks(self, name: str, dtype: torch.dtype, train: bool) -> None:
         network = NETWORKS[name]().double().train(train)
-        # Batch normalisation over the two clouds of a batch is a step function: train on more of them.
+        # Batch normalization over the two clouds of a batch is a step function: train on more of them.
         self.compare(network, cloud(8 if train else 1), dtype, lambda network, x: network(x))
 
     def compare(

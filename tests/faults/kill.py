@@ -5,7 +5,7 @@
 Each training is a tiny one by the command line, in a process of its own. It is killed at a random moment after the
 beginning of a step, of a batch of validation, of a checkpoint that is written, of a cache that is built, or of a
 configuration that is written. After every kill all that lies under a final name must be complete. The next process
-goes on from `last.ckpt`, until one ends; then weights, averages, state of the optimiser, progress, log and results must
+goes on from `last.ckpt`, until one ends; then weights, averages, state of the optimizer, progress, log and results must
 equal those of the training that was not killed, bit by bit.
 """
 
@@ -33,9 +33,12 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from pcattn import cli, commands, runs, saving
-from pcattn.datasets import cache
+from pcattn.cli import lightning as cli
+from pcattn.cli import main as commands
+from pcattn.io import cache
 from pcattn.tasks.base import PointCloudTask
+from pcattn.training import checkpointing as saving
+from pcattn.training import runs
 from tests.datasets.modelnet_files import write_resampled
 from tests.tiny import write_tiny_config
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pcattn import checkpoints
-from pcattn.commands import main as pcattn
+from pcattn.cli.main import main as pcattn
+from pcattn.inference import checkpoints
 from pcattn.tasks import PartSegmentation
 
 _ROWS = 1 << 20  # written at a time

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pcattn import compare
+from pcattn.cli import compare
 
 #: In place of the interpreter: a training that tells when it begins, and that it was asked to stop.
 TRAINING = """#!/bin/sh

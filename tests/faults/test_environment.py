@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.datasets.modelnet_files import write_resampled
+from tests.faults.large_file import write_segmenter
 from tests.tiny import write_tiny_config
-
-from .large_file import write_segmenter
 
 #: The command line, where it must not ask for the network.
 OFFLINE = """
@@ -21,7 +20,7 @@ def refuse(event, args):
         raise AssertionError(f"{event} {args[1:]}")
 
 sys.addaudithook(refuse)
-from pcattn.commands import main
+from pcattn.cli.main import main
 main(sys.argv[1:])
 """
 

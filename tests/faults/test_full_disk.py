@@ -17,17 +17,18 @@ import pytest
 import torch
 
 import pcattn
-from pcattn import checkpoints
-from pcattn.commands import main
-from pcattn.datasets import DatasetError, ModelNet40, PointCloudFolder, Shapes, read_cloud
-from pcattn.export import FORMATS, export
+from pcattn.cli.main import main
+from pcattn.datasets import ModelNet40, PointCloudFolder, Shapes
+from pcattn.inference import checkpoints
+from pcattn.inference.export import FORMATS, export
+from pcattn.io import read_cloud
 from pcattn.tasks import Classification, PartSegmentation
+from pcattn.utils.errors import DatasetError
 from pcattn.visualize.montage import montage
 from pcattn.visualize.page import page
 from pcattn.visualize.scene import Cloud, quantity
 from tests.datasets.modelnet_files import write_resampled
-
-from .large_file import write_points, write_segmenter
+from tests.faults.large_file import write_points, write_segmenter
 
 if sys.platform == "win32":
     pytest.skip("no limit on the size of files there", allow_module_level=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pcattn import runs
+from pcattn.training import runs
 
 if sys.platform != "linux":
     pytest.skip("importing torch in every process would take longer than the tests", allow_module_level=True)
 
-from . import kill
+from tests.faults import kill
 
 
 @pytest.fixture(scope="module")

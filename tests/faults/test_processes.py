@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pcattn.datasets import DatasetError, PointCloudFolder, folder
-from pcattn.datasets.files import Cloud
+from pcattn.datasets import PointCloudFolder, folder
+from pcattn.io.cloud import Cloud
+from pcattn.utils.errors import DatasetError
 
 if sys.platform != "linux":
     pytest.skip("importing torch in every process would take longer than the tests", allow_module_level=True)
 
-from . import kill
+from tests.faults import kill
 
 
 def write_clouds(root: Path, number: int) -> Path:

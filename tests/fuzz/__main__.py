@@ -28,7 +28,6 @@ import torch
 import trimesh
 from numpy.lib import format as numpy_format
 
-from pcattn import checkpoints
 from pcattn.datasets import (
     cache,
     download,
@@ -47,6 +46,7 @@ from pcattn.datasets import (
     storage,
     text,
 )
+from pcattn.inference import checkpoints
 from tests.fuzz.instrument import instrument
 from tests.fuzz.readers import READERS, check, limited_memory
 

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pcattn import checkpoints
-from pcattn.datasets import cache, folder_layout, modelnet_layouts, scanobjectnn, shapenet_layouts
-from pcattn.datasets.download import unpack
-from pcattn.datasets.errors import DatasetError
-from pcattn.datasets.files import read_cloud
-from pcattn.datasets.hdf5 import read_arrays
+from pcattn.cli.download import unpack
+from pcattn.datasets import folder_layout, modelnet_layouts, scanobjectnn, shapenet_layouts
+from pcattn.inference import checkpoints
+from pcattn.io import cache
+from pcattn.io.cloud import read_cloud
+from pcattn.io.hdf5 import read_arrays
+from pcattn.utils.errors import DatasetError
 from tests.fuzz import seeds
 
 #: Processor time that one small file may take, in seconds.
@@ -100,7 +101,7 @@ def _cloud(path: Path) -> None:
 
 
 def _table(path: Path) -> None:
-    from pcattn.datasets.text import read_table
+    from pcattn.io.text import read_table
 
     table = read_table(path, 3)
     _expect(table.ndim == 2 and table.shape[1] >= 3 and len(table) and np.isfinite(table).all(), "table")

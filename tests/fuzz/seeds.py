@@ -20,7 +20,7 @@ def _text(table: np.ndarray, separator: str = " ") -> str:
 
 
 def ply() -> list[bytes]:
-    """The three encodings, with colours, faces of one and of several sizes, and another element in front."""
+    """The three encodings, with colors, faces of one and of several sizes, and another element in front."""
     xyz = "property float x\nproperty float y\nproperty float z\n"
     face = "element face {}\nproperty list uchar int vertex_indices\n"
     heads = {kind: f"ply\nformat {kind} 1.0\n" for kind in ("ascii", "binary_little_endian", "binary_big_endian")}
@@ -43,7 +43,7 @@ def ply() -> list[bytes]:
 
 
 def pcd() -> list[bytes]:
-    """ascii, binary and compressed, packed colours, padding."""
+    """ascii, binary and compressed, packed colors, padding."""
 
     def head(encoding: str, fields: str, types: str, counts: str = "") -> bytes:
         size = " ".join("4" for _ in fields.split())
@@ -97,7 +97,7 @@ def npz() -> list[bytes]:
 
 
 def off() -> list[bytes]:
-    """Headers of both kinds, polygons, colours."""
+    """Headers of both kinds, polygons, colors."""
     faces = "3 0 1 2\n3 0 2 3\n"
     return [
         f"OFF\n4 2 0\n{CORNERS}{faces}".encode(),

@@ -1,4 +1,4 @@
-"""Degenerate and spoilt input of the networks and every attention: a finite result, or an error that says why."""
+"""Degenerate and spoiled input of the networks and every attention: a finite result, or an error that says why."""
 
 import pytest
 import torch

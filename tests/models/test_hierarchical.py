@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcattn.attention import ATTENTION, AttentionBlock, Geometry
+from pcattn.attention import ATTENTION, Geometry
+from pcattn.layers import AttentionBlock
 from pcattn.models import HierarchicalBackbone, HierarchicalClassifier, HierarchicalSegmenter
 from pcattn.models.hierarchical_segmenter import FeaturePropagation
 from pcattn.models.levels import build_levels
@@ -44,7 +45,7 @@ def test_parameter_counts(variant: str, of_classifier: int, of_segmenter: int) -
 
 
 def test_parameters_of_a_block() -> None:
-    """4 C^2 of attention and of the MLP, biases, two normalisations, two scales; 3 -> 16 -> heads for the bias."""
+    """4 C^2 of attention and of the MLP, biases, two normalizations, two scales; 3 -> 16 -> heads for the bias."""
     dim, heads = 32, 4
     expected = 8 * dim**2 + (3 + 1 + 2 + 1) * dim + 4 * dim + 2 * dim + (3 * 16 + 16 + 16 * heads + heads)
     assert num_parameters(AttentionBlock(dim, "neighborhood", {"num_heads": heads})) == expected
@@ -60,9 +61,9 @@ class TestLevels:
             if size < at.shape[1]:
                 at = gather(pos, farthest_point_sample(pos, size))
             assert torch.equal(level.geometry.pos, at)
-            if level.centres is not None:
-                assert torch.equal(gather(below, level.centres), at)
-            assert torch.equal(level.neighbours, knn(at, below, min(k, below.shape[1])).indices)
+            if level.centers is not None:
+                assert torch.equal(gather(below, level.centers), at)
+            assert torch.equal(level.neighbors, knn(at, below, min(k, below.shape[1])).indices)
             below = at
 
     @pytest.mark.parametrize("num_points", [1, 2, 3, 7])
@@ -70,14 +71,14 @@ class TestLevels:
         levels = build_levels(torch.randn(1, num_points, 3), [2, 4, 4], k=16)
         sizes = [level.geometry.pos.shape[1] for level in levels]
         assert sizes == [max(1, num_points // 2), 1, 1]
-        assert all(level.neighbours.shape[2] <= num_points for level in levels)
+        assert all(level.neighbors.shape[2] <= num_points for level in levels)
 
     @pytest.mark.parametrize("strides", [[1, 4], [2, 2]])
     def test_spacing(self, strides: list[int]) -> None:
         pos = torch.randn(2, 40, 3, dtype=torch.float64)
         below = pos
         for level in build_levels(pos, strides, k=5):
-            near = gather(below, level.neighbours)
+            near = gather(below, level.neighbors)
             distance = (near - level.geometry.pos[:, :, None]).norm(dim=3)
             torch.testing.assert_close(level.spacing[:, 0, 0], distance.square().mean(dim=(1, 2)).sqrt())
             below = level.geometry.pos
@@ -89,7 +90,7 @@ class TestLevels:
         search = levels[0].geometry._search
         levels[0].geometry._search = lambda *args: calls.append(args) or search(*args)
         for dilation in (1, 4, 1, 4):
-            levels[0].geometry.neighbours(4, dilation, "class")
+            levels[0].geometry.neighbors(4, dilation, "class")
         assert len(calls) == 1
 
 
@@ -103,9 +104,9 @@ class TestDilation:
         bound = min(dilation, num_points // fitting)
         clipped, exact = Geometry(pos, clip=True), Geometry(pos)
         for mode in ("class", "rank"):
-            lists = clipped.neighbours(k, dilation, mode)
-            assert torch.equal(lists, exact.neighbours(fitting, bound, mode))
-            assert clipped.neighbours(fitting, bound, mode) is lists
+            lists = clipped.neighbors(k, dilation, mode)
+            assert torch.equal(lists, exact.neighbors(fitting, bound, mode))
+            assert clipped.neighbors(fitting, bound, mode) is lists
             assert torch.equal(clipped.offsets(k, dilation, mode), exact.offsets(fitting, bound, mode))
 
     def test_blocks_alternate(self) -> None:
@@ -306,7 +307,7 @@ class TestSegmenter:
         without = segmenter(None).eval()
         assert torch.equal(without(pos), without(pos, torch.tensor([1])))
 
-    def test_factorised_propagation_equals_textbook(self) -> None:
+    def test_factorized_propagation_equals_textbook(self) -> None:
         unit = FeaturePropagation(6, 4).double()
         pos = torch.randn(2, 30, 3, dtype=torch.float64)
         x, skipped = torch.randn(2, 9, 6, dtype=torch.float64), torch.randn(2, 30, 4, dtype=torch.float64)
@@ -332,7 +333,7 @@ def test_degenerate_clouds() -> None:
     """All points in one place, on a line, copies of two and of three: finite, in training and evaluation."""
     line = torch.zeros(2, 32, 3)
     line[..., 0] = torch.linspace(-1, 1, 32)
-    twins = torch.randn(2, 2, 3).repeat_interleave(16, dim=1)  # no point has a neighbour but copies of itself
+    twins = torch.randn(2, 2, 3).repeat_interleave(16, dim=1)  # no point has a neighbor but copies of itself
     clouds: list[Tensor] = [torch.full((2, 32, 3), 0.3), line, twins, torch.randn(2, 3, 3).repeat(1, 11, 1)[:, :32]]
     for train in (True, False):
         for network in (classifier().train(train), segmenter(None).train(train)):

@@ -8,8 +8,8 @@ from torch import Tensor
 from pcattn.attention import Geometry
 from pcattn.layers import LBR, LocalAggregation
 from pcattn.models import PCTClassifier
-from pcattn.normalization import normalize
 from pcattn.ops import farthest_point_sample, gather, knn
+from pcattn.ops.batch_norm.op import normalize
 
 
 def num_parameters(module: torch.nn.Module) -> int:
@@ -40,28 +40,28 @@ class TestParameterCounts:
 
 
 class TestLocalAggregation:
-    def textbook(self, layer: LocalAggregation, features: Tensor, centres: Tensor, neighbours: Tensor) -> Tensor:
+    def textbook(self, layer: LocalAggregation, features: Tensor, centers: Tensor, neighbors: Tensor) -> Tensor:
         """Group first, then both LBRs, as the paper writes it."""
-        of_centre = gather(features, centres)[:, :, None].expand(-1, -1, neighbours.shape[2], -1)
-        grouped = torch.cat((gather(features, neighbours) - of_centre, of_centre[..., layer.num_relative :]), dim=3)
+        of_center = gather(features, centers)[:, :, None].expand(-1, -1, neighbors.shape[2], -1)
+        grouped = torch.cat((gather(features, neighbors) - of_center, of_center[..., layer.num_relative :]), dim=3)
         return layer.second(torch.relu(normalize(layer.norm, layer.linear(grouped)))).amax(dim=2)
 
     @pytest.mark.parametrize("num_relative", [0, 3])
     @pytest.mark.parametrize("training", [True, False])
-    def test_factorised_equals_textbook(self, training: bool, num_relative: int) -> None:
+    def test_factorized_equals_textbook(self, training: bool, num_relative: int) -> None:
         layer = LocalAggregation(6, 10, num_relative).double().train(training)
         features = torch.randn(2, 30, 6, dtype=torch.float64, requires_grad=True)
         pos = torch.randn(2, 30, 3, dtype=torch.float64)
-        centres = farthest_point_sample(pos, 12)
-        neighbours = knn(gather(pos, centres), pos, 5).indices
+        centers = farthest_point_sample(pos, 12)
+        neighbors = knn(gather(pos, centers), pos, 5).indices
         cotangent = torch.randn(2, 12, 10, dtype=torch.float64)
         results = []
         for forward in (layer, lambda *args: self.textbook(layer, *args)):
-            out = forward(features, centres, neighbours)
+            out = forward(features, centers, neighbors)
             leaves = (features, *layer.parameters())
             results.append((out, *torch.autograd.grad((out * cotangent).sum(), leaves)))
-        for factorised, textbook in zip(*results, strict=True):
-            torch.testing.assert_close(factorised, textbook, atol=1e-12, rtol=0)
+        for factorized, textbook in zip(*results, strict=True):
+            torch.testing.assert_close(factorized, textbook, atol=1e-12, rtol=0)
 
     def test_grouping_is_the_released_one(self, load_fixture) -> None:
         """With identity weights the layer's input to the first norm is the grouped tensor of the released code."""
@@ -70,8 +70,8 @@ class TestLocalAggregation:
         torch.nn.init.eye_(layer.linear.weight)
         seen = {}
         layer.norm.register_forward_pre_hook(lambda module, args: seen.update(grouped=args[0]))
-        centres = farthest_point_sample(arrays["xyz"], arrays["fps_idx"].shape[1], rule="pointnet2")
-        layer(arrays["feat"], centres, arrays["knn_idx"])
+        centers = farthest_point_sample(arrays["xyz"], arrays["fps_idx"].shape[1], rule="pointnet2")
+        layer(arrays["feat"], centers, arrays["knn_idx"])
         grouped = seen["grouped"].view_as(arrays["grouped"])
         torch.testing.assert_close(grouped, arrays["grouped"], atol=1e-10, rtol=0)
 

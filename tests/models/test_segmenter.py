@@ -67,8 +67,8 @@ class TestSegmenter:
         torch.testing.assert_close(network(pos, category), alone, atol=1e-10, rtol=0)
 
     @pytest.mark.parametrize("variant", ["pct", "pct_sampled"])
-    def test_neighbourhoods_are_seen(self, variant: str) -> None:
-        """Without attention only the neighbour embedding lets a point notice another one's features."""
+    def test_neighborhoods_are_seen(self, variant: str) -> None:
+        """Without attention only the neighbor embedding lets a point notice another one's features."""
         network = small(variant, None, depth=0, k=4, num_features=1).eval()
         pos, features = torch.randn(1, 32, 3), torch.zeros(1, 32, 1)
         changed = features.clone()
@@ -133,7 +133,7 @@ class TestSegmenter:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sampled", [True, False])
-def test_factorised_head_equals_textbook(sampled: bool, training: bool) -> None:
+def test_factorized_head_equals_textbook(sampled: bool, training: bool) -> None:
     """Interpolate the tokens, concatenate them with the cloud's features, then map."""
     head = SegmentationHead(6, 10, 4, dropout=0.0).double().train(training)
     tokens = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
@@ -143,12 +143,12 @@ def test_factorised_head_equals_textbook(sampled: bool, training: bool) -> None:
     at_points = interpolate(*points, tokens) if points else tokens
     whole = torch.cat((at_points, of_cloud[:, None].expand(-1, at_points.shape[1], -1)), dim=2)
     textbook = head.last(head.second(head.first(whole)))
-    factorised = head(tokens, of_cloud, points)
-    torch.testing.assert_close(factorised, textbook, atol=1e-12, rtol=0)
+    factorized = head(tokens, of_cloud, points)
+    torch.testing.assert_close(factorized, textbook, atol=1e-12, rtol=0)
     leaves = (tokens, of_cloud, *head.parameters())
     cotangent = torch.randn_like(textbook)
     for ours, theirs in zip(
-        torch.autograd.grad((factorised * cotangent).sum(), leaves),
+        torch.autograd.grad((factorized * cotangent).sum(), leaves),
         torch.autograd.grad((textbook * cotangent).sum(), leaves),
         strict=True,
     ):

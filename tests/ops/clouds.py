@@ -1,4 +1,4 @@
-"""Clouds that are hard for a neighbour search, and a brute force to compare with."""
+"""Clouds that are hard for a neighbor search, and a brute force to compare with."""
 
 import torch
 from torch import Tensor

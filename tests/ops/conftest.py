@@ -1,4 +1,4 @@
-"""Fixtures of the operations' tests: back-ends, and uninitialised memory that shows."""
+"""Fixtures of the operations' tests: back-ends, and uninitialized memory that shows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ def compiled() -> None:
 
 @pytest.fixture
 def poisoned(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised memory holds NaN and indices out of range, so that whatever stays unwritten shows."""
+    """Uninitialized memory holds NaN and indices out of range, so that whatever stays unwritten shows."""
 
     def poison(empty: Callable[..., Any], fill: Callable[[Any], Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: fill(empty(*args, **kwargs))

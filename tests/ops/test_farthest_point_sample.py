@@ -41,10 +41,10 @@ class TestFarthestPointSample:
                 nearest = torch.minimum(nearest, distances[b, chosen[b, i - 1]])
                 torch.testing.assert_close(nearest[chosen[b, i]], nearest.max(), rtol=1e-14, atol=0)
             assert len(set(chosen[b].tolist())) == 60
-        centre = cloud.double().mean(1, keepdim=True)
-        from_centre = brute_force(centre, cloud)[:, 0]
+        center = cloud.double().mean(1, keepdim=True)
+        from_center = brute_force(center, cloud)[:, 0]
         torch.testing.assert_close(
-            from_centre.gather(1, chosen[:, :1])[:, 0], from_centre.amax(1), rtol=1e-6, atol=1e-15
+            from_center.gather(1, chosen[:, :1])[:, 0], from_center.amax(1), rtol=1e-6, atol=1e-15
         )
 
     @pytest.mark.parametrize("name", CLOUDS)
@@ -66,8 +66,8 @@ class TestFarthestPointSample:
     def test_centroid_of_millions_of_points(self) -> None:
         """The sum of the fixed-point numbers stays within int64."""
         for num_points in (1 << 20, (1 << 21) - 1, 1 << 21, (1 << 21) + 100_000):
-            centre = centroid(torch.tensor([[0.99, -0.99]], dtype=torch.float64).expand(1, num_points, 2))
-            torch.testing.assert_close(centre, torch.tensor([[0.99, -0.99]], dtype=torch.float64), rtol=1e-11, atol=0)
+            center = centroid(torch.tensor([[0.99, -0.99]], dtype=torch.float64).expand(1, num_points, 2))
+            torch.testing.assert_close(center, torch.tensor([[0.99, -0.99]], dtype=torch.float64), rtol=1e-11, atol=0)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_and_autocast(self, dtype: torch.dtype, backend: str) -> None:

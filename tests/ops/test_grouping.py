@@ -66,24 +66,24 @@ class TestGroup:
     def test_fixture(self, load_fixture: Callable[[str], dict[str, Tensor]]) -> None:
         fixture = load_fixture("fps_group")
         pos, features = fixture["xyz"], fixture["feat"]
-        centres = farthest_point_sample(pos, fixture["fps_idx"].shape[1], "pointnet2")
-        sampled = gather(pos, centres)
+        centers = farthest_point_sample(pos, fixture["fps_idx"].shape[1], "pointnet2")
+        sampled = gather(pos, centers)
         assert torch.equal(sampled, fixture["new_xyz"])
-        neighbours = knn(sampled, pos, fixture["knn_idx"].shape[2], query_indices=centres).indices
-        assert torch.equal(neighbours.sort(-1).values, fixture["knn_idx"].sort(-1).values)
-        torch.testing.assert_close(group(features, fixture["knn_idx"], centres), fixture["grouped"])
+        neighbors = knn(sampled, pos, fixture["knn_idx"].shape[2], query_indices=centers).indices
+        assert torch.equal(neighbors.sort(-1).values, fixture["knn_idx"].sort(-1).values)
+        torch.testing.assert_close(group(features, fixture["knn_idx"], centers), fixture["grouped"])
 
-    def test_without_centres(self) -> None:
-        features, neighbours = torch.randn(2, 6, 4), torch.randint(0, 6, (2, 6, 3))
-        relative, own = group(features, neighbours).chunk(2, dim=-1)
+    def test_without_centers(self) -> None:
+        features, neighbors = torch.randn(2, 6, 4), torch.randint(0, 6, (2, 6, 3))
+        relative, own = group(features, neighbors).chunk(2, dim=-1)
         assert torch.equal(own, features[:, :, None].expand(-1, -1, 3, -1))
-        assert torch.equal(relative, gather(features, neighbours) - own)
+        assert torch.equal(relative, gather(features, neighbors) - own)
 
     def test_gradcheck(self) -> None:
         features = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-        neighbours, centres = torch.randint(0, 5, (2, 4, 2)), torch.randint(0, 5, (2, 4))
-        assert torch.autograd.gradcheck(lambda x: group(x, neighbours, centres), (features,))
-        assert torch.autograd.gradgradcheck(lambda x: group(x, neighbours, centres), (features,))
+        neighbors, centers = torch.randint(0, 5, (2, 4, 2)), torch.randint(0, 5, (2, 4))
+        assert torch.autograd.gradcheck(lambda x: group(x, neighbors, centers), (features,))
+        assert torch.autograd.gradgradcheck(lambda x: group(x, neighbors, centers), (features,))
 
     def test_opcheck(self) -> None:
         features = torch.randn(2, 9, 3, requires_grad=True)
@@ -92,9 +92,9 @@ class TestGroup:
 
     def test_exceptions(self) -> None:
         features = torch.rand(2, 5, 3)
-        with pytest.raises(ValueError, match=r"centres \(B, M\), but got"):
+        with pytest.raises(ValueError, match=r"centers \(B, M\), but got"):
             group(features, torch.zeros(2, 4, 2).long(), torch.zeros(2, 3).long())
-        with pytest.raises(ValueError, match="expected neighbours of all 5 points"):
+        with pytest.raises(ValueError, match="expected neighbors of all 5 points"):
             group(features, torch.zeros(2, 4, 2).long())
         with pytest.raises(ValueError, match="no numba kernel"):
             group(features, torch.zeros(2, 5, 2).long(), backend="numba")

@@ -95,7 +95,7 @@ class TestKNN:
 
     @pytest.mark.parametrize("name", CLOUDS)
     @pytest.mark.parametrize("dim", [3, 12])
-    def test_a_point_is_its_own_nearest_neighbour(self, name: str, dim: int, backend: str) -> None:
+    def test_a_point_is_its_own_nearest_neighbor(self, name: str, dim: int, backend: str) -> None:
         cloud = make_cloud(name).repeat(1, 1, dim // 3)
         everyone = torch.arange(cloud.shape[1]).expand(cloud.shape[:2])
         assert torch.equal(knn(cloud, cloud, 5, backend=backend).indices[..., 0], everyone)
@@ -175,7 +175,7 @@ class TestKNN:
         assert torch.autograd.gradcheck(distances, (query, support))
         assert torch.autograd.gradgradcheck(distances, (query, support))
 
-    def test_missing_neighbours_have_no_gradient(self) -> None:
+    def test_missing_neighbors_have_no_gradient(self) -> None:
         cloud = torch.randn(1, 5, 3, requires_grad=True)
         distances = knn(cloud, cloud, 4, support_lengths=torch.tensor([2])).distances
         distances.masked_fill(distances.isinf(), 0).sum().backward()
@@ -207,12 +207,12 @@ class TestKNN:
             torch.testing.assert_close(gradient, expected)
 
     def test_export_with_any_batch_size(self) -> None:
-        class Neighbours(torch.nn.Module):
+        class Neighbors(torch.nn.Module):
             def forward(self, cloud: Tensor) -> tuple[Tensor, Tensor]:
                 return knn(cloud, cloud, 5)
 
         batch = torch.export.Dim("batch", min=1, max=1024)
-        program = torch.export.export(Neighbours(), (torch.randn(2, 50, 3),), dynamic_shapes={"cloud": {0: batch}})
+        program = torch.export.export(Neighbors(), (torch.randn(2, 50, 3),), dynamic_shapes={"cloud": {0: batch}})
         cloud = torch.randn(7, 50, 3)
         assert torch.equal(program.module()(cloud)[1], knn(cloud, cloud, 5).indices)
 
@@ -263,7 +263,7 @@ def test_import_is_light() -> None:
 
 def test_without_a_folder_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     numba = pytest.importorskip("numba")
-    from pcattn.ops._threads import jit
+    from pcattn.ops.threads import jit
 
     njit = numba.njit
 

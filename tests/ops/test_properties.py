@@ -45,9 +45,9 @@ class TestProperties:
     def test_order_of_the_points_does_not_matter(self, pos: Tensor, random) -> None:
         order = torch.tensor(random.sample(range(pos.shape[1]), pos.shape[1]))
         k = min(3, pos.shape[1])
-        neighbours = gather(pos, knn(pos, pos.clone(), k).indices)
+        neighbors = gather(pos, knn(pos, pos.clone(), k).indices)
         permuted = gather(pos[:, order], knn(pos, pos[:, order], k).indices)
-        assert torch.equal(neighbours, permuted)
+        assert torch.equal(neighbors, permuted)
         sampled, other = (gather(p, farthest_point_sample(p, k)) for p in (pos, pos[:, order]))
         assert torch.equal(sampled, other)
 

@@ -62,7 +62,7 @@ class TestFarthestPointSample:
     @pytest.mark.parametrize("name", ["random", "grid", "rough grid", "duplicates", "far away"])
     @pytest.mark.parametrize("block", [4096, 32])
     def test_equals_reference(self, name: str, rule: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pcattn.ops.triton_fps._MAX_BLOCK", block)
+        monkeypatch.setattr("pcattn.ops.sampling.triton._MAX_BLOCK", block)
         cloud = make_cloud(name, 64).to(DEVICE)
         expected = farthest_point_sample(cloud, 20, rule, backend="reference")
         assert_same((farthest_point_sample(cloud, 20, rule, backend="triton"),), (expected,))
@@ -80,9 +80,9 @@ class TestGroup:
     @pytest.mark.parametrize("channels", [1, 5, 130])
     def test_equals_reference(self, channels: int, dtype: torch.dtype) -> None:
         features = torch.randn(2, 30, channels, device=DEVICE).to(dtype).requires_grad_()
-        neighbours = torch.randint(0, 30, (2, 9, 4), device=DEVICE)
-        centres = torch.randint(0, 30, (2, 9), device=DEVICE)
-        results = [group(features, neighbours, centres, backend=name) for name in ("triton", "reference")]
+        neighbors = torch.randint(0, 30, (2, 9, 4), device=DEVICE)
+        centers = torch.randint(0, 30, (2, 9), device=DEVICE)
+        results = [group(features, neighbors, centers, backend=name) for name in ("triton", "reference")]
         assert torch.equal(*results)
         gradients = [torch.autograd.grad(result.square().sum(), features)[0] for result in results]
         torch.testing.assert_close(*gradients)
@@ -99,9 +99,9 @@ class TestGroup:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_tensors_need_not_be_on_the_current_device() -> None:
     cloud = make_cloud("random", 64).to("cuda:1")
-    neighbours = knn(cloud, cloud, 5, backend="triton").indices
-    assert torch.equal(neighbours, knn(cloud, cloud, 5, backend="reference").indices)
+    neighbors = knn(cloud, cloud, 5, backend="triton").indices
+    assert torch.equal(neighbors, knn(cloud, cloud, 5, backend="reference").indices)
     chosen = farthest_point_sample(cloud, 9, backend="triton")
     assert torch.equal(chosen, farthest_point_sample(cloud, 9, backend="reference"))
-    grouped = group(cloud, neighbours, backend="triton")
-    assert torch.equal(grouped, group(cloud, neighbours, backend="reference"))
+    grouped = group(cloud, neighbors, backend="triton")
+    assert torch.equal(grouped, group(cloud, neighbors, backend="reference"))

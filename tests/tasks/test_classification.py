@@ -1,4 +1,4 @@
-"""The classification task: loss, metrics over all samples, optimisers, randomness."""
+"""The classification task: loss, metrics over all samples, optimizers, randomness."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 from pcattn.tasks import Classification
 from pcattn.tasks.base import NonFiniteError
 from pcattn.tasks.classification import class_accuracy
@@ -54,7 +54,7 @@ class TestLoss:
 
 
 class Batches(LightningDataModule):
-    """Three batches, the second of which is spoilt."""
+    """Three batches, the second of which is spoiled."""
 
     def __init__(self, spoil: Callable[[PointBatch], PointBatch]) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class TestNotFinite:
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         return Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, enable_checkpointing=False, **quiet)
 
-    def test_a_loss_stops_training_before_the_weights_are_spoilt(self, tmp_path: Path) -> None:
+    def test_a_loss_stops_training_before_the_weights_are_spoiled(self, tmp_path: Path) -> None:
         def spoil(batch: PointBatch) -> PointBatch:
             return batch._replace(pos=batch.pos * torch.tensor([1, 1, torch.inf, 1])[:, None, None])
 

@@ -12,12 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pcattn.attention import ATTENTION
-from pcattn.datasets import PointCloudDataModule
 from pcattn.models import PCTClassifier, PCTSegmenter
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.optimization import compile_network
-
-from ..datasets.modelnet_files import write_modelnet40
+from pcattn.training import PointCloudDataModule
+from tests.datasets.modelnet_files import write_modelnet40
 
 DECAY = 0.5
 
@@ -129,7 +128,7 @@ def test_bfloat16(root: Path, tmp_path: Path) -> None:
 
 
 class Searches(TorchDispatchMode):
-    """Keeps the types of the positions that neighbour search and sampling are given, and what they find."""
+    """Keeps the types of the positions that neighbor search and sampling are given, and what they find."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +145,7 @@ class Searches(TorchDispatchMode):
 
 @pytest.mark.parametrize("attention", ["offset", "acmix", "neighborhood"])
 def test_searches_and_statistics_stay_exact_in_bfloat16(attention: str) -> None:
-    """A step under autocast finds the same neighbours; batch statistics are kept in float32."""
+    """A step under autocast finds the same neighbors; batch statistics are kept in float32."""
     pos = 0.01 * torch.randn(4, 64, 3) + torch.tensor([1.0, 2.0, 3.0])  # bfloat16 would see a few places
     found, statistics = [], []
     for enabled in (False, True):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pcattn.datasets import DenseClouds, ShapeNetPart
+from pcattn.data import DenseClouds
+from pcattn.datasets import ShapeNetPart
 from pcattn.tasks import PartSegmentation
 
 ROOT = Path(os.environ.get("PCATTN_DATA", "data")) / "shapenetcore_partanno_segmentation_benchmark_v0"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 from pcattn.metrics import PROTOCOLS, part_iou
 from pcattn.tasks import PartSegmentation
 from pcattn.tasks.losses import lovasz_softmax

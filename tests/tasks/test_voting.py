@@ -8,8 +8,8 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from pcattn.datasets import PointBatch
-from pcattn.inference import Model, draw
+from pcattn.data import PointBatch
+from pcattn.inference.model import Model, draw
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.voting import carry, draw_votes
 

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks import watch as module
 from pcattn.tasks.watch import FiniteWatch, NonFiniteError
@@ -34,13 +34,13 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FiniteWatch, "see", lambda self, flag, explain: see(self, Flag(bool(flag)), explain))
 
 
-def batches(spoilt: int) -> list[PointBatch]:
+def batches(spoiled: int) -> list[PointBatch]:
     """Three batches of four clouds, one of which leads to a loss that is NaN."""
     made = []
     for seed in range(3):
         index = torch.arange(4)
         pos = torch.randn(4, 16, 3)
-        if seed == spoilt:
+        if seed == spoiled:
             pos[2] = torch.nan
         made.append(PointBatch(pos, None, index, None, index + 10 * seed, seed))
     return made
@@ -57,7 +57,7 @@ class Unchecked(torch.nn.Module):
         return self.linear(pos).mean(dim=1)
 
 
-def fit(folder: Path, spoilt: int, callbacks: list[Callback] | None = None) -> Classification:
+def fit(folder: Path, spoiled: int, callbacks: list[Callback] | None = None) -> Classification:
     task = Classification(4, "spct", network_kwargs=NETWORK, optimizer="adamw")
     task.network = Unchecked()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -69,7 +69,7 @@ def fit(folder: Path, spoilt: int, callbacks: list[Callback] | None = None) -> C
         callbacks=callbacks,
         **quiet,
     )
-    trainer.fit(task, DataLoader(batches(spoilt), batch_size=None))
+    trainer.fit(task, DataLoader(batches(spoiled), batch_size=None))
     return task
 
 
@@ -107,18 +107,18 @@ class TestWatch:
 
 
 class TestTraining:
-    @pytest.mark.parametrize("spoilt", [0, 1, 2])
-    def test_late_and_still_the_right_batch(self, spoilt: int, late: None, tmp_path: Path) -> None:
-        """One step later, or at the end; the message does not blame the weights that the step has spoilt."""
+    @pytest.mark.parametrize("spoiled", [0, 1, 2])
+    def test_late_and_still_the_right_batch(self, spoiled: int, late: None, tmp_path: Path) -> None:
+        """One step later, or at the end; the message does not blame the weights that the step has spoiled."""
         steps = Steps()
-        with pytest.raises(NonFiniteError, match=rf"step {spoilt} .*pos of clouds {10 * spoilt + 2} of the data set"):
-            fit(tmp_path, spoilt, [steps])
-        assert steps.begun == min(spoilt + 2, 3)
-        saved = torch.load(tmp_path / f"nonfinite-epoch0-step{spoilt}.pt", weights_only=True)
-        assert saved["indices"].tolist() == [10 * spoilt + i for i in range(4)]
-        assert (saved["step"], saved["seed"]) == (spoilt, spoilt)
+        with pytest.raises(NonFiniteError, match=rf"step {spoiled} .*pos of clouds {10 * spoiled + 2} of the data set"):
+            fit(tmp_path, spoiled, [steps])
+        assert steps.begun == min(spoiled + 2, 3)
+        saved = torch.load(tmp_path / f"nonfinite-epoch0-step{spoiled}.pt", weights_only=True)
+        assert saved["indices"].tolist() == [10 * spoiled + i for i in range(4)]
+        assert (saved["step"], saved["seed"]) == (spoiled, spoiled)
 
-    def test_no_checkpoint_of_spoilt_weights(self, late: None, tmp_path: Path) -> None:
+    def test_no_checkpoint_of_spoiled_weights(self, late: None, tmp_path: Path) -> None:
         class Save(Callback):
             def on_train_batch_end(self, trainer: Trainer, task: LightningModule, *args: object) -> None:
                 trainer.save_checkpoint(tmp_path / f"step{trainer.global_step}.ckpt")
@@ -135,7 +135,7 @@ class TestTraining:
         assert [path.name for path in tmp_path.iterdir()] == ["nonfinite-epoch0-step2-rank1.pt"]
 
     def test_nothing_to_say(self, late: None, tmp_path: Path) -> None:
-        assert all(parameter.isfinite().all() for parameter in fit(tmp_path, spoilt=-1).parameters())
+        assert all(parameter.isfinite().all() for parameter in fit(tmp_path, spoiled=-1).parameters())
 
 
 def spoil_weights(task: Classification | PartSegmentation) -> None:
@@ -145,7 +145,7 @@ def spoil_weights(task: Classification | PartSegmentation) -> None:
 
 @pytest.mark.parametrize("step", ["evaluate", "predict_step"])
 @pytest.mark.parametrize("spoil", [spoil_weights, None])
-def test_evaluation_of_spoilt_weights(step: str, spoil: Callable | None) -> None:
+def test_evaluation_of_spoiled_weights(step: str, spoil: Callable | None) -> None:
     """Their logits would count as some class, and torchmetrics would leave the loss out."""
     index = torch.arange(4)
     label = torch.randint(3, (4, 16))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 
 
 def make_batch(batch: int = 6, num_points: int = 200, per_point: bool = False) -> PointBatch:

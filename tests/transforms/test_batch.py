@@ -7,8 +7,7 @@ import torch
 
 from pcattn.transforms import subsample
 from pcattn.transforms.batch import beta
-
-from .batches import generator, make_batch
+from tests.transforms.batches import generator, make_batch
 
 
 class TestSubsample:

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 from pcattn.transforms import TRANSFORMS, Jitter, Rotate, build_transforms
-
-from .batches import generator, make_batch
+from tests.transforms.batches import generator, make_batch
 
 
 def tensors(batch: PointBatch) -> list[torch.Tensor]:
@@ -25,7 +24,7 @@ class TestEveryTransform:
         assert any(not torch.equal(a, b) for a, b in zip(tensors(first), tensors(other), strict=True))
         assert all(torch.equal(a, b) for a, b in zip(tensors(batch), before, strict=True))
         untouched = ("scale", "translate", "rotate", "rotate_so3", "flip", "jitter")
-        assert name not in untouched or torch.equal(first.features, batch.features)  # colours do not turn
+        assert name not in untouched or torch.equal(first.features, batch.features)  # colors do not turn
         assert first.pos.shape == batch.pos.shape
         assert first.pos.dtype == batch.pos.dtype
         assert torch.equal(state, torch.get_rng_state())  # of the given generator alone

@@ -5,11 +5,10 @@ from itertools import permutations
 import pytest
 import torch
 
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 from pcattn.transforms import PointCutMix, PointMixup, RSMix, Translate
 from pcattn.transforms.mix import assign, partners
-
-from .batches import generator, make_batch
+from tests.transforms.batches import generator, make_batch
 
 CUT_MIX = [PointCutMix("r", probability=1.0), PointCutMix("k", probability=1.0)]
 
@@ -106,7 +105,7 @@ class TestPointCutMix:
             index = (out.pos[cloud, :, None] == batch.pos[source[cloud]]).all(dim=2).long().argmax(dim=1)
             assert torch.equal(out.normals[cloud], batch.normals[source[cloud], index])
 
-    def test_k_replaces_a_neighbourhood(self) -> None:
+    def test_k_replaces_a_neighborhood(self) -> None:
         batch = make_batch()
         replaced = origin(CUT_MIX[1](batch, generator()), batch) != torch.arange(6)[:, None]
         for cloud, mask in zip(batch.pos, replaced, strict=True):
@@ -149,17 +148,17 @@ class TestRSMix:
             own, other = batch.pos[cloud], batch.pos[int(taken[0]) // 200]
             shift = out.pos[cloud, replaced][0] - batch.pos.flatten(0, 1)[taken[0]]
             # The one pair of points that the shift leads from and to.
-            centre, other_centre = divmod(int((own[:, None] - other - shift).norm(dim=2).argmin()), 200)
+            center, other_center = divmod(int((own[:, None] - other - shift).norm(dim=2).argmin()), 200)
             if replaced.sum() < 100:  # else the ball was cut short
-                beyond = (own - own[centre]).norm(dim=1)[~replaced].min()
-                assert (other[taken % 200] - other[other_centre]).norm(dim=1).max() < beyond
+                beyond = (own - own[center]).norm(dim=1)[~replaced].min()
+                assert (other[taken % 200] - other[other_center]).norm(dim=1).max() < beyond
                 checked += 1
         assert checked >= 3
 
     def test_what_gave_way_was_a_ball(self) -> None:
         batch = make_batch()
         out = RSMix(probability=1.0)(batch, generator(1))
-        removed = (out.normals != batch.normals).any(dim=2)  # the centre of the ball has the same place in both
+        removed = (out.normals != batch.normals).any(dim=2)  # the center of the ball has the same place in both
         torch.testing.assert_close(out.mixed_weight[:, 1], removed.double().mean(dim=1))
         for cloud, mask in zip(batch.pos, removed, strict=True):
             nearest = torch.cdist(cloud, cloud).argsort(dim=1)[:, : int(mask.sum())].sort(dim=1).values

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from pcattn.transforms import Dropout, FeatureDropout, Jitter
-
-from .batches import assert_constant, generator, make_batch
+from tests.transforms.batches import assert_constant, generator, make_batch
 
 
 class TestJitter:

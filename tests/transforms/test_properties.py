@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcattn.datasets import PointBatch
+from pcattn.data import PointBatch
 from pcattn.transforms import TRANSFORMS, build_transforms, subsample
 from pcattn.transforms.batch import Transform
-
-from .batches import generator
+from tests.transforms.batches import generator
 
 BOUNDED = settings(max_examples=20, derandomize=True, deadline=None)
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from pcattn.transforms import Flip, Rotate, RotateSO3, Scale, Translate
-
-from .batches import assert_constant, generator, make_batch
+from tests.transforms.batches import assert_constant, generator, make_batch
 
 
 class TestScale:

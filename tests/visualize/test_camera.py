@@ -12,13 +12,13 @@ def test_up_is_up_and_the_picture_is_filled(up: str) -> None:
     view = look(pos, up)
     higher = pos.copy()
     higher[:, "xyz".index(up)] += 1
-    moved = (higher - view.centre) @ view.up * view.scale
+    moved = (higher - view.center) @ view.up * view.scale
     assert (moved > view.xy[:, 1]).all()
     assert np.abs(view.xy).max() == pytest.approx(1)
     assert (view.xy.max(axis=0) + view.xy.min(axis=0)) == pytest.approx([0, 0])
     # A turn, not a mirror image: distances and handedness stay.
     seen = np.column_stack((view.xy, view.depth)) / view.scale
-    axes, *_ = np.linalg.lstsq(pos - view.centre, seen, rcond=None)
+    axes, *_ = np.linalg.lstsq(pos - view.center, seen, rcond=None)
     assert np.linalg.det(axes) == pytest.approx(1)
 
 

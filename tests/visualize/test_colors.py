@@ -1,4 +1,4 @@
-"""Colours: apart from each other for all eyes, and apart from the white they are drawn on."""
+"""Colors: apart from each other for all eyes, and apart from the white they are drawn on."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def nearest(colors: np.ndarray) -> float:
 
 class TestPalette:
     def test_prefix(self) -> None:
-        """A label keeps its colour when labels are added."""
+        """A label keeps its color when labels are added."""
         assert np.array_equal(palette(50)[:9], palette(9))
         assert palette(0).shape == (0, 3)
         assert palette(4).dtype == np.uint8

@@ -1,4 +1,4 @@
-"""Pictures: every cell has its colours, and Open3D that cannot draw is told and replaced."""
+"""Pictures: every cell has its colors, and Open3D that cannot draw is told and replaced."""
 
 import sys
 from pathlib import Path
@@ -12,12 +12,11 @@ from pcattn.visualize.colors import WRONG, palette
 from pcattn.visualize.flat import render
 from pcattn.visualize.montage import montage
 from pcattn.visualize.offscreen import PACKAGES, Open3DError
-
-from .examples import ball
+from tests.visualize.examples import ball
 
 
 def near(picture: np.ndarray, color: tuple, tolerance: int = 12) -> int:
-    """Number of pixels of nearly this colour."""
+    """Number of pixels of nearly this color."""
     return int((np.abs(picture[..., :3].astype(int) - np.array(color)).max(axis=-1) <= tolerance).sum())
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from pcattn.visualize.page import page
-
-from .browser import visit
-from .examples import ball
+from tests.visualize.browser import visit
+from tests.visualize.examples import ball
 
 
 def test_self_contained(tmp_path: Path) -> None:
@@ -58,7 +57,7 @@ def test_in_a_browser(flat: bool, tmp_path: Path) -> None:
         async def panel() -> np.ndarray:
             return (await browser.picture())[y : y + height, x : x + width]
 
-        # It draws: both parts in their colours, on white.
+        # It draws: both parts in their colors, on white.
         first = await panel()
         blue, orange = first[..., 2] - first[..., 0] > 0.3, first[..., 0] - first[..., 2] > 0.3
         assert blue.mean() > 0.05

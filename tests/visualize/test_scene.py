@@ -1,4 +1,4 @@
-"""Clouds and fields: colours by place in the category, thinning, and the way to another process."""
+"""Clouds and fields: colors by place in the category, thinning, and the way to another process."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +7,7 @@ import numpy as np
 
 from pcattn.visualize.colors import UNKNOWN, palette
 from pcattn.visualize.scene import errors, field_names, labels, load, quantity, save
-
-from .examples import ball
+from tests.visualize.examples import ball
 
 
 def test_labels_take_the_first_colors() -> None:

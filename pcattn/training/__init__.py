@@ -1,0 +1,6 @@
+"""What a Lightning `Trainer` is given: the data module, callbacks, loggers and run folders."""
+
+from pcattn.training.datamodule import PointCloudDataModule
+from pcattn.training.pictures import Pictures
+
+__all__ = ["Pictures", "PointCloudDataModule"]

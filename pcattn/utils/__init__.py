@@ -1,0 +1,1 @@
+"""Helpers without geometry: registry, argument checks, errors, files and text."""
