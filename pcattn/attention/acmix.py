@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps, heads, neighbor_weights
-from pcattn.ops.neighborhood_attention.op import neighborhood_attention
+from pcattn.ops.neighborhood_attention import neighborhood_attention
 from pcattn.utils.errors import InputError
 
 #: The center and the corners of a cube, at unit distance from it.

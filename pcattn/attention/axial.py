@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps, heads
-from pcattn.ops.axial_attention.op import pencil_attention, pencil_variances
-from pcattn.ops.batch_norm.op import normalize
+from pcattn.ops.axial_attention import pencil_attention, pencil_variances
+from pcattn.ops.batch_norm import normalize
 from pcattn.utils.errors import InputError
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pcattn.attention.geometry import DILATION_MODES, Geometry, spacing_of
 from pcattn.attention.maps import AttentionMaps, heads, neighbor_weights
-from pcattn.ops.neighborhood_attention.op import neighborhood_attention
+from pcattn.ops.neighborhood_attention import neighborhood_attention
 from pcattn.utils.errors import InputError
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pcattn import ops
 from pcattn.bench.peers import sample_peers, search_peers
 from pcattn.bench.timing import interleave, measure_of_peak, peak_mib, summary, synchronize
+from pcattn.ops.neighbors.reference import distances
 
 #: (B, N, k) of the neighbor search, (B, N, samples) of the sampling
 SEARCHES = ((32, 1024, 32), (1, 16384, 32))
@@ -175,7 +176,7 @@ def _surface(batch: int, num_points: int) -> Tensor:
 def _exact_neighbors(cloud: Tensor, indices: Tensor) -> float:
     """Share of the first queries whose neighbors have the distances of float64 brute force, as sets."""
     queries = min(_CHECKED_QUERIES, cloud.shape[1])
-    everything = ops.reference.distances(cloud[:, :queries], cloud)
+    everything = distances(cloud[:, :queries], cloud)
     expected = everything.topk(indices.shape[2], largest=False).values.sort(-1).values
     found = everything.gather(2, indices[:, :queries]).sort(-1).values
     return float((found == expected).all(-1).double().mean())
@@ -185,10 +186,10 @@ def _exact_samples(cloud: Tensor, indices: Tensor) -> float:
     """Share of the first samples that are as far from those before them, in float64, as any point is."""
     wrong = 0
     steps = min(_CHECKED_QUERIES, indices.shape[1])
-    nearest = ops.reference.distances(ops.gather(cloud, indices[:, :1]), cloud)[:, 0]
+    nearest = distances(ops.gather(cloud, indices[:, :1]), cloud)[:, 0]
     for i in range(1, steps):
         own = nearest.gather(1, indices[:, i : i + 1])[:, 0]
         wrong += int((own < nearest.amax(1)).sum())
         center = ops.gather(cloud, indices[:, i : i + 1])
-        nearest = torch.minimum(nearest, ops.reference.distances(center, cloud)[:, 0])
+        nearest = torch.minimum(nearest, distances(center, cloud)[:, 0])
     return 1.0 - wrong / max(1, (steps - 1) * cloud.shape[0])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pcattn.ops import farthest_point_sample
-from pcattn.ops.reference import centroid
+from pcattn.ops.sampling.reference import centroid
 from tests.ops.clouds import CLOUDS, brute_force, make_cloud
 
 RULES = ("centroid", "pointnet2")
@@ -105,7 +105,7 @@ class TestFarthestPointSample:
 
     def test_terminates_on_non_finite_input(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the values stay unread, as on a GPU."""
-        monkeypatch.setattr("pcattn.ops.check_finite", lambda *_: None)
+        monkeypatch.setattr("pcattn.ops.sampling.op.check_finite", lambda *_: None)
         for value in (torch.nan, torch.inf):
             cloud = torch.randn(1, 100, 3)
             cloud[0, ::9] = value

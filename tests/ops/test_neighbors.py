@@ -1,13 +1,10 @@
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pcattn.ops import KNN, knn, reference
+from pcattn.ops import KNN, ball_query, knn
+from pcattn.ops.neighbors import reference
 from tests.ops.clouds import CLOUDS, brute_force, make_cloud
 
 
@@ -156,7 +153,7 @@ class TestKNN:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_terminates_on_non_finite_input(self, value: float, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the values stay unread, as on a GPU."""
-        monkeypatch.setattr("pcattn.ops.check_finite", lambda *_: None)
+        monkeypatch.setattr("pcattn.ops.neighbors.op.check_finite", lambda *_: None)
         for dim in (3, 16):
             cloud = torch.randn(1, 100, dim)
             cloud[0, ::9] = value
@@ -246,49 +243,38 @@ class TestKNN:
         cloud = torch.rand(2, 9, 3)
         assert torch.equal(knn(cloud, cloud, k).indices, knn(cloud, cloud, 3).indices)
 
-    def test_explicit_backend_says_every_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pcattn.ops.backends._installed", lambda module: False)
-        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        cloud = torch.rand(1, 300, 3)
-        with pytest.raises(ValueError, match=r"triton is not installed; .* on cpu.*; k=300 is more than"):
-            knn(cloud, cloud, 300, backend="triton")
-        assert knn(cloud, cloud, 3).indices.shape == (1, 300, 3)  # the reference remains
 
+class TestBallQuery:
+    @pytest.mark.parametrize("name", CLOUDS)
+    def test_equals_float64_brute_force(self, name: str, backend: str) -> None:
+        cloud = make_cloud(name)
+        query = cloud[:, ::5]
+        everything = brute_force(query, cloud)
+        radius = float(everything.flatten().kthvalue(everything.numel() // 10).values.sqrt()) or 1.0
+        distances, indices = ball_query(query, cloud, radius, 24, backend=backend)
+        expected = everything.masked_fill(everything > radius**2, torch.inf).sort(-1).values[..., :24]
+        torch.testing.assert_close(distances, expected.float(), rtol=2e-7, atol=0)
+        present = distances.isfinite()
+        torch.testing.assert_close(everything.gather(2, indices)[present], expected[present], rtol=1e-14, atol=0)
+        assert torch.equal(indices[~present], indices[..., :1].expand_as(indices)[~present])
 
-def test_import_is_light() -> None:
-    code = "import sys, pcattn.ops; print([m for m in ('numba', 'triton', 'scipy') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    def test_the_radius_belongs_to_the_ball_and_empty_balls_are_marked(self, backend: str) -> None:
+        support = torch.tensor([[[1.0, 0, 0], [0, 0.5, 0], [0, 0, 2]]])
+        query = torch.tensor([[[0.0, 0, 0], [9, 9, 9]]])
+        distances, indices = ball_query(query, support, 1.0, 3, backend=backend)
+        assert distances.tolist() == [[[0.25, 1.0, torch.inf], [torch.inf] * 3]]
+        assert indices.tolist() == [[[1, 0, 1], [0, 0, 0]]]
 
+    def test_gradcheck(self, backend: str) -> None:
+        cloud = torch.randn(1, 6, 3, dtype=torch.float64, requires_grad=True)
 
-def test_without_a_folder_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    numba = pytest.importorskip("numba")
-    from pcattn.ops.threads import jit
+        def distances(cloud: Tensor) -> Tensor:
+            result = ball_query(cloud, cloud, 2.0, 4, backend=backend).distances
+            return result[result.isfinite()]
 
-    njit = numba.njit
+        assert torch.autograd.gradcheck(distances, (cloud,))
 
-    def refuse_to_cache(*functions: object, **options: object) -> object:
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(*functions, **options)
-
-    monkeypatch.setattr(numba, "njit", refuse_to_cache)
-    assert jit(lambda x: x + 1)(1) == 2
-
-
-def test_from_several_threads_and_after_a_fork() -> None:
-    cloud = make_cloud("random")
-    expected = knn(cloud, cloud, 8).indices
-    with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(lambda _: knn(cloud, cloud, 8).indices, range(6)))
-    assert all(torch.equal(result, expected) for result in results)
-    # A DataLoader's workers are forks.
-    loader = torch.utils.data.DataLoader(
-        list(cloud), num_workers=1, collate_fn=_search_own, multiprocessing_context="fork"
-    )
-    assert torch.equal(torch.cat(list(loader)), expected)
-
-
-def _search_own(clouds: list[Tensor]) -> Tensor:
-    cloud = torch.stack(clouds)
-    return knn(cloud, cloud, 8).indices
+    @pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
+    def test_exceptions(self, radius: float) -> None:
+        with pytest.raises(ValueError, match="expected radius to be positive"):
+            ball_query(torch.rand(1, 4, 3), torch.rand(1, 4, 3), radius, 2)
