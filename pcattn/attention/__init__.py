@@ -1,6 +1,6 @@
-"""Attention mechanisms on point sets: interchangeable cores `(x, geometry) -> (B, N, C)`, chosen by name.
+"""Attention mechanisms on point clouds: interchangeable cores `(x, geometry) -> (B, N, C)`, selected by name.
 
-`build_attention` also checks what a core is called with; the classes alone leave that to the caller.
+Cores from `build_attention` check their input; the classes alone do not.
 """
 
 from pcattn.attention.acmix import ACmixAttention

@@ -22,7 +22,7 @@ _LOCAL = onnxscript.values.Opset("pcattn", 1)
 
 
 def offset_attention(q: Any, v: Any) -> tuple[Any, Any]:
-    """See `pcattn.attention.offset`."""
+    """See `pcattn.ops.offset_attention`."""
     weights = op.Softmax(op.MatMul(q, op.Transpose(q, perm=[0, 2, 1])), axis=-1)  # (B, keys, queries)
     totals = op.Unsqueeze(op.ReduceSum(weights, _ints(1), keepdims=0), _ints(2))
     out = op.MatMul(op.Transpose(weights, perm=[0, 2, 1]), v)
@@ -30,7 +30,7 @@ def offset_attention(q: Any, v: Any) -> tuple[Any, Any]:
 
 
 def neighborhood_attention(q: Any, k: Any, v: Any, neighbors: Any, bias: Any = None, *_: Any) -> tuple[Any, Any]:
-    """See `pcattn.ops.neighborhood_attention.op`; keys and values of all neighbors are held at once."""
+    """See `pcattn.ops.neighborhood_attention`; keys and values of all neighbors are held at once."""
     at = op.Unsqueeze(neighbors, _ints(3))  # (B, N, K, 1)
     keys, values = (op.GatherND(rows, at, batch_dims=1) for rows in (k, v))  # (B, N, K, H, D)
     products = op.ReduceSum(op.Mul(op.Unsqueeze(q, _ints(2)), keys), _ints(4), keepdims=0)
