@@ -12,13 +12,14 @@ from pcattn.attention.multihead_external import MultiheadExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.offset import OffsetAttention
 from pcattn.attention.polarized import PolarizedAttention
-from pcattn.attention.registry import ATTENTION, accepted, build_attention, layer_kwargs
+from pcattn.attention.registry import ATTENTION, AttentionName, accepted, build_attention, layer_kwargs
 from pcattn.attention.self_attention import SelfAttention
 
 __all__ = [
     "ATTENTION",
     "ACmixAttention",
     "AttentionMaps",
+    "AttentionName",
     "AxialAttention",
     "ExternalAttention",
     "Geometry",

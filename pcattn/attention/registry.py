@@ -18,6 +18,9 @@ from pcattn.utils.checks import check_device, check_dtype
 from pcattn.utils.errors import InputError
 from pcattn.utils.registry import construct, resolve
 
+#: What selects an attention: a name in `ATTENTION`, an import path (`my_package.my_module.MyAttention`), or a class.
+AttentionName = str | type[nn.Module]
+
 #: Every mechanism by its name. A new one is a class in a file of its own and a line here.
 ATTENTION: dict[str, type[nn.Module]] = {
     "self": SelfAttention,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import pcattn
+from pcattn.models.pct import is_fused_after_mix
 from pcattn.training import runs
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_bytes
@@ -83,7 +84,13 @@ def read(path: Path) -> Checkpoint:
     """
     if path.suffix not in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise InputError(f"expected a .ckpt or .safetensors file, but got {path}")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
+    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
+    if is_fused_after_mix(checkpoint.state):
+        options = checkpoint.hyper_parameters.get("network_kwargs") or {}
+        checkpoint.hyper_parameters["network_kwargs"] = {**options, "fuse_after_mix": True}
+        state = {name.replace("embedding.mix.", "mix."): tensor for name, tensor in checkpoint.state.items()}
+        checkpoint = checkpoint._replace(state=state)
+    return checkpoint
 
 
 def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = False) -> PointCloudTask:
