@@ -12,7 +12,14 @@ from pcattn.attention.multihead_external import MultiheadExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.offset import OffsetAttention
 from pcattn.attention.polarized import PolarizedAttention
-from pcattn.attention.registry import ATTENTION, AttentionName, accepted, build_attention, layer_kwargs
+from pcattn.attention.registry import (
+    ATTENTION,
+    AttentionName,
+    accepted,
+    build_attention,
+    layer_kwargs,
+    register_attention,
+)
 from pcattn.attention.self_attention import SelfAttention
 
 __all__ = [
@@ -31,4 +38,5 @@ __all__ = [
     "accepted",
     "build_attention",
     "layer_kwargs",
+    "register_attention",
 ]

@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 import pcattn
 from pcattn.models.pct import is_fused_after_mix
+from pcattn.models.pretrained import bundled
 from pcattn.training import runs
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_bytes
@@ -47,12 +47,6 @@ class Checkpoint(NamedTuple):
     training: dict[str, Any]  #: epochs, metrics, command: whatever is known
     version: str | None  #: of this package, as it wrote the file
     state: dict[str, Tensor]  #: of the network
-
-
-def bundled() -> dict[str, Path]:
-    """The weights that come with this package, by name."""
-    folder = Path(str(files("pcattn"))) / "weights"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def find(source: str | os.PathLike[str]) -> Path:

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from pcattn.attention import AttentionName
 from pcattn.metrics import PartIoU, predict_parts
 from pcattn.metrics.functional import PartIoUResult
-from pcattn.models import build_segmenter
+from pcattn.models import ModelName, build_segmenter
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
 from pcattn.tasks.voting import carry
 from pcattn.utils.checks import check_labels
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import replacing, write_text
+from pcattn.utils.registry import import_path
 
 if TYPE_CHECKING:
     from pcattn.data import PointBatch
@@ -70,8 +72,8 @@ class PartSegmentation(PointCloudTask):
     def __init__(
         self,
         parts: list[list[int]],
-        variant: str = "pct",
-        attention: list[str] | str | None = None,
+        variant: ModelName = "pct",
+        attention: list[str] | AttentionName | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         network_kwargs: dict[str, Any] | None = None,
         num_features: int = 0,
@@ -99,6 +101,7 @@ class PartSegmentation(PointCloudTask):
             raise InputError(f"expected lovasz >= 0, but got {lovasz}")
         if class_names is not None and len(class_names) != len(parts):
             raise InputError(f"expected {len(parts)} class_names, one a category, but got {len(class_names)}")
+        variant, attention = import_path(variant), import_path(attention)  # hyper-parameters are plain data
         self.save_hyperparameters()
         self.parts = parts
         self.class_names = class_names or [str(category) for category in range(len(parts))]
