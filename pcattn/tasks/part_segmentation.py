@@ -118,10 +118,10 @@ class PartSegmentation(PointCloudTask):
         if part_names is not None and len(part_names) != num_parts:
             raise InputError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
         self.part_names = part_names or [str(part) for part in range(num_parts)]
-        num_categories = len(parts) if conditioned and len(parts) > 1 else None
+        self.num_categories = len(parts) if conditioned and len(parts) > 1 else None
         self.network = build_segmenter(
             num_parts,
-            num_categories,
+            self.num_categories,
             variant,
             attention=attention,
             attention_kwargs=attention_kwargs,
