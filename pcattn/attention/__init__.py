@@ -6,6 +6,7 @@
 from pcattn.attention.acmix import ACmixAttention
 from pcattn.attention.axial import AxialAttention
 from pcattn.attention.external import ExternalAttention
+from pcattn.attention.flops import register_formulas
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps
 from pcattn.attention.multihead_external import MultiheadExternalAttention
@@ -40,3 +41,5 @@ __all__ = [
     "layer_kwargs",
     "register_attention",
 ]
+
+register_formulas()

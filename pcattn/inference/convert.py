@@ -73,8 +73,9 @@ def convert(
     found = _read_state(path)
     segments, grouped = "convs3.weight" in found, any(name.startswith("pt_last.") for name in found)
     modules = _modules("pct" if grouped else "spct", segments)
-    state, sources = {}, {}
-    unexpected = []
+    state: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    unexpected: list[str] = []
     for name, tensor in found.items():
         module, _, kind = name.rpartition(".")
         if module not in modules:

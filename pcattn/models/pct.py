@@ -1,6 +1,6 @@
 """The Point Cloud Transformer (Guo et al. 2021) and its naive and simple variants: NPCT, SPCT and PCT."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
@@ -178,9 +178,9 @@ class PCTBackbone(nn.Module):
         return pos, torch.cat(outputs, dim=2)
 
 
-def is_fused_after_mix(state: Mapping[str, Tensor]) -> bool:
-    """Whether weights are from a version before 0.2 and need `fuse_after_mix=True`; see `PCTBackbone`."""
-    return any("embedding.mix." in name for name in state)
+def is_fused_after_mix(names: Iterable[str]) -> bool:
+    """Whether weights of these names are from a version before 0.2 and need `fuse_after_mix=True`; see `PCTBackbone`."""
+    return any("embedding.mix." in name for name in names)
 
 
 def _rename_mix(backbone: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

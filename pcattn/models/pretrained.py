@@ -28,7 +28,7 @@ def list_weights() -> dict[str, tuple[Path, dict[str, Any]]]:
     for tag, path in bundled().items():
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["pcattn"])
-            fused_after_mix = is_fused_after_mix(dict.fromkeys(file.keys()))
+            fused_after_mix = is_fused_after_mix(file.keys())
         stored = about["hyper_parameters"]
         arguments = {
             name: stored.get(name) for name in ("attention", "attention_kwargs", "num_features", "num_classes")

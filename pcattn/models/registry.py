@@ -11,6 +11,7 @@ from pcattn.models.hierarchical_segmenter import HierarchicalSegmenter
 from pcattn.models.pct import PCTBackbone, PCTClassifier
 from pcattn.models.pretrained import list_weights, load_weights
 from pcattn.models.segmenter import PCTNormals, PCTSegmenter
+from pcattn.utils.errors import InputError
 from pcattn.utils.registry import Registry, construct, resolve
 
 #: What selects a network: a variant's name, an import path (`my_package.my_module.MyNet`), or a class.
@@ -61,14 +62,17 @@ def create_model(name: ModelName, pretrained: bool = False, **kwargs: Any) -> nn
         ExternalAttention()
     """
     models = _models()
-    base, _, tag = name.partition(".") if isinstance(name, str) else (name, "", "")
-    if pretrained or (base in models and tag):
-        weights = list_weights()
-        tagged = next((each for each in weights if each.split(".")[0] == name), name)
-        path, arguments = resolve("pretrained model", tagged, weights)
-        network = create_model(tagged.split(".")[0], **{**arguments, **kwargs})
-        load_weights(network, path)
-        return network
+    if isinstance(name, str):
+        base = name.partition(".")[0]
+        if pretrained or (base in models and base != name):
+            weights = list_weights()
+            tagged = next((each for each in weights if each.partition(".")[0] == name), name)
+            path, arguments = resolve("pretrained model", tagged, weights)
+            network = create_model(tagged.partition(".")[0], **{**arguments, **kwargs})
+            load_weights(network, path)
+            return network
+    elif pretrained:
+        raise InputError(f"expected pretrained=False, since {name} has no bundled weights, but got True")
     return construct("model", name, resolve("model", name, models), **kwargs)
 
 

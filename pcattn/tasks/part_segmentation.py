@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from pcattn.attention import AttentionName
-from pcattn.metrics import PartIoU, predict_parts
+from pcattn.metrics import PROTOCOLS, PartIoU, predict_parts
 from pcattn.metrics.functional import PartIoUResult
 from pcattn.models import ModelName, build_segmenter
 from pcattn.tasks.base import PointCloudTask
@@ -177,7 +177,8 @@ class PartSegmentation(PointCloudTask):
 
     def part_ids(self, category: int) -> list[int]:
         """The parts to choose from: those of the category, or all, as the protocol has it."""
-        return sorted(self.parts[category]) if self.protocol == "category" else list(range(len(self.part_names)))
+        own_parts = PROTOCOLS[self.protocol].own_parts
+        return sorted(self.parts[category]) if own_parts else list(range(len(self.part_names)))
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
         """Loss, accuracy and both mean IoUs over all samples since the last call."""
