@@ -179,7 +179,7 @@ class PCTBackbone(nn.Module):
 
 
 def is_fused_after_mix(names: Iterable[str]) -> bool:
-    """Whether weights of these names are from a version before 0.2 and need `fuse_after_mix=True`; see `PCTBackbone`."""
+    """Whether weights of these names precede version 0.2 and need `fuse_after_mix=True`; see `PCTBackbone`."""
     return any("embedding.mix." in name for name in names)
 
 

@@ -73,7 +73,7 @@ def create_model(name: ModelName, pretrained: bool = False, **kwargs: Any) -> nn
             return network
     elif pretrained:
         raise InputError(f"expected pretrained=False, since {name} has no bundled weights, but got True")
-    return construct("model", name, resolve("model", name, models), **kwargs)
+    return construct("model", name, models.find(name), **kwargs)
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -87,7 +87,7 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
         >>> list_models("*pct")
         ['npct', 'spct', 'pct']
     """
-    return Registry("model", list_weights() if pretrained else _models()).names(pattern)
+    return Registry("pretrained model", list_weights()).names(pattern) if pretrained else _models().names(pattern)
 
 
 def register_model(name: str) -> Callable[[Factory], Factory]:
@@ -130,9 +130,8 @@ def _build(registry: Registry[Factory], variant: ModelName, *outputs: int | None
     return construct("variant", variant, registry.find(variant), *outputs, **given)
 
 
-def _models() -> dict[str, Factory]:
-    return {
-        f"{variant}{suffix}": factory
-        for suffix, models in reversed(SUFFIXES.items())
-        for variant, factory in models.items()
-    }
+def _models() -> Registry[Factory]:
+    return Registry(
+        "model",
+        {f"{name}{suffix}": factory for suffix in reversed(SUFFIXES) for name, factory in SUFFIXES[suffix].items()},
+    )
