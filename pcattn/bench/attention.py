@@ -157,56 +157,14 @@ def _measure(attention: str, num_points: int, dim: int, batch: int, device: str,
 
 
 def count_multiply_adds(run: Callable[[], object]) -> int:
-    """Multiply-adds of the matrix products in `run`, those inside this package's own operations included."""
-    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+    """Multiply-adds of the matrix products in `run`, including those in this package's operations.
+
+    They are those of the mathematics: self-attention pads queries and keys with zeros on its way to a fused kernel, and
+    on the CPU this padding is not counted. The formulas are in `pcattn.attention.flops`.
+    """
+    with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2
-
-
-def _formulas() -> dict[Any, Any]:
-    """Floating-point operations of what torch does not count, from its arguments: our operations, and two of its own.
-
-    Fused attention counts with the width it runs at: queries and keys padded to that of the values.
-    """
-
-    def fused(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-        return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
-
-    def neighborhood(q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, *_: Any, **__: Any) -> int:
-        return 4 * q.numel() * neighbors.shape[2]
-
-    def offset(q: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-        return 2 * q.shape[0] * q.shape[1] ** 2 * (q.shape[2] + v.shape[2])
-
-    def multihead_external(heads: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-        return 4 * heads.numel() * key.shape[0]
-
-    def num_pairs(label: Tensor) -> int:
-        return int(torch.unique_consecutive(label, return_counts=True)[1].square().sum())
-
-    def pencils(q: Tensor, k: Tensor, v: Tensor, *others: Tensor, **_: Any) -> int:
-        return 2 * num_pairs(others[-2]) * (q[0, 0].numel() + v[0, 0].numel())
-
-    def variances(q: Tensor, *others: Tensor, **_: Any) -> int:
-        return 2 * num_pairs(others[-2]) * q[0, 0].numel()
-
-    def embedding_bag(weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> int:
-        return 2 * indices.numel() * weight.shape[1]
-
-    ours, aten = torch.ops.pcattn, torch.ops.aten
-    formulas = {
-        ours.neighborhood_attention: neighborhood,
-        ours.offset_attention: offset,
-        ours.multihead_external: multihead_external,
-        ours.pencil_attention: pencils,
-        ours.pencil_variances: variances,
-        aten._scaled_dot_product_flash_attention_for_cpu: fused,
-        aten._embedding_bag: embedding_bag,
-        aten._embedding_bag_forward_only: embedding_bag,
-    }
-    for formula in formulas.values():
-        formula._get_raw = True  # type: ignore[attr-defined]  # arguments as tensors, not as shapes
-    return formulas
 
 
 def count_table_12(num_points: int = 128 * 128, dim: int = 512) -> dict[str, dict[str, int]]:

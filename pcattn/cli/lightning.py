@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -290,11 +291,18 @@ class PointCloudCLI(LightningCLI):
             fail("expected --trainer.max_epochs or max_steps, over which the learning rate falls, but got neither")
         try:
             self.datamodule.setup("fit")
+            example = self.datamodule.example()
             with torch.no_grad():  # and not yet compiled: a batch of this size does not come again
-                self.model.eval().evaluate(self.datamodule.example())
+                self.model.eval().evaluate(example)
         except ValueError as error:
             fail(str(error), error)
         self.model.compute_metrics("val")  # and forgets the example
+        if not self.model.hparams.get("compile"):  # one cloud, for the FLOPs in Lightning's summary
+            inputs = {"pos": example.pos, "category": example.category, "features": example.channels}
+            takes = inspect.signature(self.model.forward).parameters
+            self.model.example_input_array = {
+                name: value[:1] for name, value in inputs.items() if value is not None and name in takes
+            }
         self.model.train()
 
     def after_fit(self) -> None:

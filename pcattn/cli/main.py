@@ -42,6 +42,7 @@ OTHERS = {
     "data": Command("what lies in a folder, and what is suspicious", "pcattn.cli.data"),
     "download": Command("fetch a data set and check it", "pcattn.cli.download"),
     "export": Command("a network as ONNX, torch program or safetensors", "pcattn.inference.export"),
+    "convert": Command("weights of a released PCT network for use here", "pcattn.cli.convert"),
     "bundle": Command("a network's weights as one small file", "pcattn.cli.bundle"),
     "bench attention": Command("time, memory and multiply-adds of the attentions", "pcattn.bench.attention"),
     "bench ops": Command("neighbor search and sampling beside other libraries", "pcattn.bench.ops"),

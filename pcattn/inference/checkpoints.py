@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 import pcattn
+from pcattn.models.pct import is_fused_after_mix
+from pcattn.models.pretrained import bundled
 from pcattn.training import runs
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_bytes
@@ -46,12 +47,6 @@ class Checkpoint(NamedTuple):
     training: dict[str, Any]  #: epochs, metrics, command: whatever is known
     version: str | None  #: of this package, as it wrote the file
     state: dict[str, Tensor]  #: of the network
-
-
-def bundled() -> dict[str, Path]:
-    """The weights that come with this package, by name."""
-    folder = Path(str(files("pcattn"))) / "weights"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def find(source: str | os.PathLike[str]) -> Path:
@@ -83,7 +78,13 @@ def read(path: Path) -> Checkpoint:
     """
     if path.suffix not in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise InputError(f"expected a .ckpt or .safetensors file, but got {path}")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
+    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
+    if is_fused_after_mix(checkpoint.state):
+        options = checkpoint.hyper_parameters.get("network_kwargs") or {}
+        checkpoint.hyper_parameters["network_kwargs"] = {**options, "fuse_after_mix": True}
+        state = {name.replace("embedding.mix.", "mix."): tensor for name, tensor in checkpoint.state.items()}
+        checkpoint = checkpoint._replace(state=state)
+    return checkpoint
 
 
 def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = False) -> PointCloudTask:

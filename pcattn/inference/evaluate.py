@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pcattn.inference import checkpoints
-from pcattn.metrics import part_iou, predict_parts
+from pcattn.metrics import PROTOCOLS, part_iou, predict_parts
 from pcattn.utils.errors import InputError
 from pcattn.utils.registry import construct, find_import_path, names_only
 from pcattn.visualize.scene import Cloud, Field, errors, labels, quantity
@@ -181,7 +181,7 @@ def _parts(task: Any, batch: PointBatch, logits: Tensor) -> list[Cloud]:
         category = 0 if batch.category is None else int(batch.category[i])
         ids = sorted(task.parts[category])
         # As in the metrics: the protocol says which parts are chosen from.
-        among = ids if task.protocol == "category" else list(range(logits.shape[2]))
+        among = ids if PROTOCOLS[task.protocol].own_parts else list(range(logits.shape[2]))
         probability = logits[i][:, among].softmax(dim=1).max(dim=1).values
         fields = part_fields(task, category, _array(predicted[i]), _array(probability), _array(batch.label[i]))
         title, score = f"{task.class_names[category]} {index}", float(iou[i])  # type: ignore[index]

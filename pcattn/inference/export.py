@@ -205,7 +205,7 @@ def _num_features(model: Model) -> int:
 
 
 def _num_categories(model: Model) -> int:
-    return getattr(model.task.network, "num_categories", 0)
+    return getattr(model.task, "num_categories", None) or 0
 
 
 def _capture(network: nn.Module, inputs: tuple[Tensor, ...], free_points: bool) -> torch.export.ExportedProgram:

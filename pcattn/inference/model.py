@@ -33,6 +33,7 @@ from pcattn.data.preprocessing import (
 )
 from pcattn.inference import checkpoints
 from pcattn.inference.clouds import as_points, several
+from pcattn.inference.convert import convert
 from pcattn.ops import interpolate
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.base import PointCloudTask
@@ -95,7 +96,12 @@ class _Positions:
             yield pos
 
 
-def load(source: str | os.PathLike[str], trust: bool = False, device: str | torch.device = "auto") -> Model:
+def load(
+    source: str | os.PathLike[str],
+    trust: bool = False,
+    device: str | torch.device = "auto",
+    architecture: str | None = None,
+) -> Model:
     """A trained network, ready for use.
 
     Nothing in the file is run: it is read as tensors and plain data, and refused where it holds more. A configuration
@@ -107,12 +113,14 @@ def load(source: str | os.PathLike[str], trust: bool = False, device: str | torc
             come with the package.
         trust: import the code that the file names.
         device: of the network; `"auto"` is a GPU where there is one.
+        architecture: read a state dict of this code base instead, `"pct_pytorch"` or `"pct_jittor"`; see
+            `pcattn.inference.convert.convert`.
 
     Raises:
         InputError: there is no such file, or it is broken or not to be trusted.
     """
     path = checkpoints.find(source)
-    checkpoint = checkpoints.read(path)
+    checkpoint = checkpoints.read(path) if architecture is None else convert(path, architecture)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     task = checkpoints.build(checkpoint, str(path), trust)

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pcattn.models import build_classifier
+from pcattn.attention import AttentionName
+from pcattn.models import ModelName, build_classifier
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
 from pcattn.utils.checks import check_labels
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import replacing
+from pcattn.utils.registry import import_path
 
 if TYPE_CHECKING:
     from pcattn.data import PointBatch
@@ -58,8 +60,8 @@ class Classification(PointCloudTask):
     def __init__(
         self,
         num_classes: int,
-        variant: str = "pct",
-        attention: list[str] | str | None = None,
+        variant: ModelName = "pct",
+        attention: list[str] | AttentionName | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         network_kwargs: dict[str, Any] | None = None,
         num_features: int = 0,
@@ -80,6 +82,7 @@ class Classification(PointCloudTask):
             raise InputError(f"expected at least two classes to tell apart, but got num_classes {num_classes}")
         if class_names is not None and len(class_names) != num_classes:
             raise InputError(f"expected {num_classes} class_names, one a class, but got {len(class_names)}")
+        variant, attention = import_path(variant), import_path(attention)  # hyper-parameters are plain data
         self.save_hyperparameters()
         self.num_classes = num_classes
         self.network = build_classifier(

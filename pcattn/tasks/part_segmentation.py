@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from pcattn.metrics import PartIoU, predict_parts
+from pcattn.attention import AttentionName
+from pcattn.metrics import PROTOCOLS, PartIoU, predict_parts
 from pcattn.metrics.functional import PartIoUResult
-from pcattn.models import build_segmenter
+from pcattn.models import ModelName, build_segmenter
 from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
 from pcattn.tasks.voting import carry
 from pcattn.utils.checks import check_labels
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import replacing, write_text
+from pcattn.utils.registry import import_path
 
 if TYPE_CHECKING:
     from pcattn.data import PointBatch
@@ -70,8 +72,8 @@ class PartSegmentation(PointCloudTask):
     def __init__(
         self,
         parts: list[list[int]],
-        variant: str = "pct",
-        attention: list[str] | str | None = None,
+        variant: ModelName = "pct",
+        attention: list[str] | AttentionName | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         network_kwargs: dict[str, Any] | None = None,
         num_features: int = 0,
@@ -99,6 +101,7 @@ class PartSegmentation(PointCloudTask):
             raise InputError(f"expected lovasz >= 0, but got {lovasz}")
         if class_names is not None and len(class_names) != len(parts):
             raise InputError(f"expected {len(parts)} class_names, one a category, but got {len(class_names)}")
+        variant, attention = import_path(variant), import_path(attention)  # hyper-parameters are plain data
         self.save_hyperparameters()
         self.parts = parts
         self.class_names = class_names or [str(category) for category in range(len(parts))]
@@ -115,10 +118,10 @@ class PartSegmentation(PointCloudTask):
         if part_names is not None and len(part_names) != num_parts:
             raise InputError(f"expected {num_parts} part_names, one a part, but got {len(part_names)}")
         self.part_names = part_names or [str(part) for part in range(num_parts)]
-        num_categories = len(parts) if conditioned and len(parts) > 1 else None
+        self.num_categories = len(parts) if conditioned and len(parts) > 1 else None
         self.network = build_segmenter(
             num_parts,
-            num_categories,
+            self.num_categories,
             variant,
             attention=attention,
             attention_kwargs=attention_kwargs,
@@ -174,7 +177,8 @@ class PartSegmentation(PointCloudTask):
 
     def part_ids(self, category: int) -> list[int]:
         """The parts to choose from: those of the category, or all, as the protocol has it."""
-        return sorted(self.parts[category]) if self.protocol == "category" else list(range(len(self.part_names)))
+        own_parts = PROTOCOLS[self.protocol].own_parts
+        return sorted(self.parts[category]) if own_parts else list(range(len(self.part_names)))
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
         """Loss, accuracy and both mean IoUs over all samples since the last call."""

@@ -303,7 +303,10 @@ class PointCloudDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: PointBatch, dataloader_idx: int) -> PointBatch:
         """Subsample and augment in training, on the device of the batch."""
-        return self._prepare(batch) if self.trainer is not None and self.trainer.training else batch
+        training = self.trainer is not None and self.trainer.training
+        return (
+            self._prepare(batch) if training and isinstance(batch, PointBatch) else batch
+        )  # or a model summary's input
 
     def _prepare(self, batch: PointBatch) -> PointBatch:
         """A training batch, subsampled and augmented."""

@@ -72,6 +72,7 @@ def test_bundled_weights_are_complete(name: str) -> None:
     config = Path(__file__).parents[2] / "configs" / f"{name.replace('-', '_')}.yaml"
     settings = yaml.safe_load(config.read_text())
     assert config.name in checkpoint.training["command"]
+    checkpoint.hyper_parameters["network_kwargs"].pop("fuse_after_mix", None)  # of weights from before 0.2
     for option, value in settings["model"]["init_args"].items():
         assert checkpoint.hyper_parameters[option] == value
     for option in ("dataset", "num_points", "augmentation"):

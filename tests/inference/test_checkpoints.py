@@ -14,6 +14,7 @@ from torch import nn
 
 import pcattn
 from pcattn.inference import checkpoints
+from pcattn.models import pretrained
 from pcattn.tasks import Classification, PartSegmentation
 
 NETWORK = {"dim": 16, "depth": 1, "k": 4, "out_dim": 32}
@@ -133,7 +134,7 @@ class TestLoad:
 
     def test_bundled_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "weights").mkdir()
-        monkeypatch.setattr(checkpoints, "files", lambda package: tmp_path)
+        monkeypatch.setattr(pretrained, "files", lambda package: tmp_path)
         with pytest.raises(ValueError, match=r"bundled weights \(there are none\), but got 'tiny'"):
             pcattn.load("tiny")
         checkpoints.save_weights(classifier(), tmp_path / "weights" / "tiny.safetensors")
