@@ -25,6 +25,7 @@ from tqdm import tqdm
 from pcattn.data.preprocessing import apply_placement, placement
 from pcattn.datasets.folder_layout import SPLITS, Entry, assign_splits, find_layout
 from pcattn.io.cache import ArrayWriter, cached
+from pcattn.io.channels import find, name_members
 from pcattn.io.cloud import check_finite, read_cloud
 from pcattn.utils.errors import (
     DatasetBrokenError,
@@ -37,9 +38,6 @@ from pcattn.utils.errors import (
 
 VERSION = 2
 """Part of the key of the cache; grows whenever the same files give other clouds."""
-
-#: Channels of the attributes that are more than one number a point.
-_CHANNELS = {"normals": ("nx", "ny", "nz"), "colors": ("red", "green", "blue")}
 
 
 class _Options(NamedTuple):
@@ -354,7 +352,9 @@ def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
             drop_invalid=options.drop_invalid,
         )
         pos, attributes = cloud.pos, dict(cloud.attributes)
-        label = _labels(path, attributes.pop(options.label, None), options.label) if options.label else None
+        label = None
+        if options.label:
+            label = _labels(path, attributes.pop(find(options.label, attributes) or "", None), options.label)
         for name in {"normals", "colors"} & attributes.keys():
             check_finite(path, name, attributes[name])
         keep: Any = slice(None)
@@ -393,9 +393,7 @@ def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]
         if name == "colors":
             values = values / (np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1)
         table = values.reshape(len(values), -1).astype(np.float32)
-        width = table.shape[1]
-        known = _CHANNELS.get(name, ())
-        own = list(known) if len(known) == width else [name] if width == 1 else [f"{name}_{i}" for i in range(width)]
+        own = [name] if values.ndim == 1 else name_members(name, table.shape[1])
         finite = np.flatnonzero(np.isfinite(table).all(axis=0))
         names += [own[index] for index in finite]
         columns += [table[:, index] for index in finite]
