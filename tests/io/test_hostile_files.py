@@ -98,8 +98,8 @@ class TestPromises:
         face = "element face {}\nproperty list {} int vertex_indices\nend_header\n"
         first = struct.pack("<I", 100_000) + bytes(400_000)
         for kind, body, count, reason in (
-            ("uint", b"\xff\xff\xff\xff" + bytes(400), 1, "within a list"),
-            ("uint64", b"\xff" * 8 + bytes(400), 1, "within a list"),
+            ("uint", b"\xff\xff\xff\xff" + bytes(400), 1, "a whole list"),
+            ("uint64", b"\xff" * 8 + bytes(400), 1, "a whole list"),
             ("uint", first + bytes(80_000), 20_000, ""),
             ("float", bytes(400), 1, "a line of a PLY header"),
         ):
