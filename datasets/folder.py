@@ -289,6 +289,7 @@ def _build(
         raise DatasetError(f"{len(broken)} of {len(entries)} files cannot be used ({advice}): {first_few(skipped)}")
     if not kept:
         raise DatasetError(f"expected clouds in {root}, but none of {len(entries)} files can be used: {skipped[0]}")
+    _warn_of_channels(kept)
     channels = [name for name in kept[0][2]["channels"] if all(name in about["channels"] for _, _, about in kept)]
     labels = [class_names.index(entry.label or "all") for entry, _, _ in kept]
     values = {(label, value) for label, (_, _, about) in zip(labels, kept, strict=True) for value in about["labels"]}
@@ -361,14 +362,19 @@ def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
         if options.max_points is not None and len(pos) > options.max_points:
             keep = np.random.default_rng([options.seed, len(pos)]).choice(len(pos), options.max_points, replace=False)
             keep.sort()
-        names, columns = _channels({name: values[keep] for name, values in attributes.items()})
+        names, columns, invalid = _channels({name: values[keep] for name, values in attributes.items()})
         arrays = {"pos": _in_float32(pos)[keep], "x": columns}
         if label is not None:
             arrays["label"] = label[keep]
         np.savez(target, **arrays)  # type: ignore[arg-type]
     except DatasetError as error:
         return error
-    return {"channels": names, "labels": [] if label is None else np.unique(arrays["label"]).tolist()}
+    return {
+        "channels": names,
+        "invalid": invalid,
+        "color_type": str(attributes["colors"].dtype) if "colors" in attributes else None,
+        "labels": [] if label is None else np.unique(arrays["label"]).tolist(),
+    }
 
 
 def _labels(path: Path, values: np.ndarray | None, name: str) -> np.ndarray:
@@ -385,9 +391,28 @@ def _labels(path: Path, values: np.ndarray | None, name: str) -> np.ndarray:
     return labels
 
 
-def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Names and values (N, F) of all channels whose values are finite."""
+def _warn_of_channels(kept: Sequence[tuple[Entry, Path, dict[str, Any]]]) -> None:
+    """Say which channels are left out, and where colors of 8 and of 16 bits meet."""
+    for channel in sorted({name for _, _, about in kept for name in about["invalid"]}):
+        found = [entry.path for entry, _, about in kept if channel in about["invalid"]]
+        warnings.warn(
+            f"the channel {channel} is left out: it has NaN or infinity in {len(found)} of {len(kept)} files, "
+            f"such as {found[0]}",
+            stacklevel=2,
+        )
+    by_type = {about["color_type"]: entry.path for entry, _, about in kept}
+    if {"uint8", "uint16"} <= by_type.keys():
+        warnings.warn(
+            f"some files have colors of 8 bits, such as {by_type['uint8']}, and others of 16, such as "
+            f"{by_type['uint16']}: check that all colors are on the same scale",
+            stacklevel=2,
+        )
+
+
+def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray, list[str]]:
+    """Names and values (N, F) of all channels whose values are finite, and the names of the others."""
     names: list[str] = []
+    invalid: list[str] = []
     columns: list[np.ndarray] = []
     for name, values in attributes.items():
         if name == "colors":
@@ -396,9 +421,10 @@ def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]
         own = [name] if values.ndim == 1 else name_members(name, table.shape[1])
         finite = np.flatnonzero(np.isfinite(table).all(axis=0))
         names += [own[index] for index in finite]
+        invalid += [own[index] for index in range(len(own)) if index not in finite]
         columns += [table[:, index] for index in finite]
     num_points = len(next(iter(attributes.values()), ()))
-    return names, np.stack(columns, axis=1) if columns else np.empty((num_points, 0), np.float32)
+    return names, np.stack(columns, axis=1) if columns else np.empty((num_points, 0), np.float32), invalid
 
 
 def _in_float32(pos: np.ndarray) -> np.ndarray:

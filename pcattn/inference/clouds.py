@@ -136,6 +136,8 @@ def _check_finite(name: str, values: Tensor, first: int) -> None:
 
 def _tensor(array: Any) -> Tensor:
     """A floating point tensor on the CPU."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise InputError(f"expected points without masked values, but got {np.ma.count_masked(array)} of them")
     try:
         tensor = array.detach().cpu() if isinstance(array, Tensor) else torch.from_numpy(_native(np.asarray(array)))
     except (TypeError, ValueError) as error:

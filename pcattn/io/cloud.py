@@ -294,7 +294,7 @@ def write_blocks(path: Path, num_points: int, blocks: Iterable[Cloud], *, overwr
     with replacing(path) as temporary:
         ply.write(temporary, num_points, blocks)
         if path.exists() and not overwrite:
-            raise FileExistsError(f"expected a new file, but {path} exists already")
+            raise FileExistsError("it exists already")  # `replacing` adds the path
 
 
 def _check_signature(path: Path) -> None:

@@ -113,6 +113,7 @@ def test_several() -> None:
         (np.zeros((3, 2000)), (), r"but got shape \(3, 2000\); with one row a point it is points\.T$"),
         (np.zeros((6, 2000)), NORMAL, r"but got shape \(6, 2000\); with one row a point it is points\.T$"),
         (np.zeros((5, 2)), (), r"but got shape \(5, 2\)$"),
+        (np.ma.masked_equal(POS.numpy(), 4), (), "expected points without masked values, but got 1 of them"),
         (np.zeros((5, 3), dtype=np.complex64), (), r"expected points as real numbers, but got torch\.complex64$"),
         (np.zeros((0, 3)), (), r"at least one, but got shape \(0, 3\)"),
         (np.zeros((5, 4)), NORMAL, r"expected points \(N, 6\): x, y, z, nx, ny, nz, but got shape \(5, 4\)"),
