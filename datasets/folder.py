@@ -36,7 +36,7 @@ from pcattn.utils.errors import (
     first_few,
 )
 
-VERSION = 2
+VERSION = 3
 """Part of the key of the cache; grows whenever the same files give other clouds."""
 
 

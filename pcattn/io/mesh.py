@@ -46,11 +46,11 @@ def load(body: bytes, kind: str) -> Content:
     return Content(columns, triangulate([faces], len(pos)) if len(faces) else None)
 
 
-def triangulate(polygons: Sequence[np.ndarray], num_vertices: int) -> np.ndarray:
+def triangulate(polygons: Sequence[np.ndarray] | np.ndarray, num_vertices: int) -> np.ndarray:
     """Triangles (T, 3) of polygons, each a fan around its first corner.
 
     Args:
-        polygons: arrays (S,) of the vertices of one polygon or (P, S) of several.
+        polygons: (P, S) indices of the vertices; or a list of such arrays and of (S,) for single polygons.
         num_vertices: number of vertices of the mesh.
 
     Raises:

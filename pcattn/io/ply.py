@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def write(path: Path, num_points: int, blocks: Iterable[tuple[np.ndarray, dict[s
 
 
 def _columns(pos: np.ndarray, attributes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns (N,) in types that PLY has, by their names there."""
+    """Columns (N,) by name, in types that PLY has."""
     if pos.ndim != 2 or pos.shape[1] != 3:
         raise InputError(f"expected pos (N, 3), but got {pos.shape}")
     columns = {axis: _storable(axis, pos[:, index]) for index, axis in enumerate("xyz")}
@@ -168,9 +168,9 @@ def _read_header(file: BinaryIO) -> tuple[str, list[_Element]]:
 
 
 def _check_size(element: _Element, encoding: str, available: int) -> None:
-    """Refuse a count that the bytes left in the file cannot hold, before anything is allocated for it."""
+    """Refuse a count that the rest of the file cannot hold, before anything is allocated for it."""
     kinds = [counter or kind for _, kind, counter in element.properties]
-    # A value in text takes a digit and a separator; the last line may lack its separator.
+    # A value in text takes a digit and a separator; the last line may end without one.
     each = 2 * len(kinds) if encoding == "ascii" else sum(np.dtype(kind).itemsize for kind in kinds)
     least = element.size * each - (encoding == "ascii" and element.size > 0)
     if least > available or (element.size and not kinds):
@@ -223,8 +223,8 @@ def _read_faces(file: BinaryIO, element: _Element, encoding: str, num_vertices: 
     return triangulate(_read_lists(file, element, encoding)[which], num_vertices)
 
 
-def _read_lists(file: BinaryIO, element: _Element, encoding: str) -> list[Sequence[np.ndarray]]:
-    """The values of every property: one array for each row."""
+def _read_lists(file: BinaryIO, element: _Element, encoding: str) -> list[Any]:
+    """The values of every property: one array per row, or an array (N, S) of all."""
     rows = _read_uniform(file, element, encoding)
     if rows is not None:
         return [rows[f"value{index}"] for index in range(len(element.properties))]
@@ -264,7 +264,7 @@ def _read_uniform(file: BinaryIO, element: _Element, encoding: str) -> np.ndarra
 
 
 def _rows(file: BinaryIO, element: _Element, encoding: str) -> Iterator[list[np.ndarray]]:
-    """The values of every property, row by row: lists of several lengths leave no other way."""
+    """The values of every property, row by row, for lists of different lengths."""
     order = _ORDER[encoding]
     for _ in range(element.size):
         words = spell_nan(file.readline()).split() if encoding == "ascii" else []
@@ -285,7 +285,7 @@ def _take(file: BinaryIO, words: list[bytes], encoding: str, kind: str, count: i
         del words[:count]
     else:
         dtype = np.dtype(kind)
-        # Only what is there is allocated; most lists are too short to ask.
+        # No more is allocated than the file holds; most lists are too short to check.
         raw = file.read(count * dtype.itemsize if count < 256 else min(count * dtype.itemsize, _left(file)))
         values = np.frombuffer(raw, dtype, len(raw) // dtype.itemsize)
     if len(values) != count:
@@ -294,7 +294,7 @@ def _take(file: BinaryIO, words: list[bytes], encoding: str, kind: str, count: i
 
 
 def _left(file: BinaryIO) -> int:
-    """Bytes between here and the end."""
+    """Bytes from here to the end."""
     return os.fstat(file.fileno()).st_size - file.tell()
 
 
@@ -309,7 +309,7 @@ def _skip(file: BinaryIO, element: _Element, encoding: str) -> None:
 
 
 def _storable(name: str, values: np.ndarray) -> np.ndarray:
-    """The column in a type that PLY has."""
+    """A column in a type that PLY has."""
     kind = values.dtype.str[1:]
     if kind in _NAMES:
         return values

@@ -29,7 +29,7 @@ _SEPARATORS = bytes.maketrans(b",;", b"  ")
 class _Header(NamedTuple):
     lines: int  # above the first line of numbers
     names: list[str] | None
-    count: int | None  # of points, as a `.pts` file says
+    num_points: int | None  # as a `.pts` file says
 
 
 def read(path: Path, columns: Sequence[str] | None) -> Content:
@@ -44,8 +44,8 @@ def read(path: Path, columns: Sequence[str] | None) -> Content:
     """
     header = _read_header(path, titles_allowed=columns is not None)
     table = _parse(path, header.lines)
-    if header.count is not None and len(table) != header.count:
-        raise InputError(f"expected {header.count} points as its first line says, but got {len(table)}")
+    if header.num_points is not None and len(table) != header.num_points:
+        raise InputError(f"expected {header.num_points} points as its first line says, but got {len(table)}")
     if columns is not None:
         names = check_names(columns, table.shape[1])
     elif header.names is None:

@@ -196,6 +196,28 @@ class TestClouds:
         assert stored.abs().max() < 8
         assert set(map(tuple, stored.tolist())) < set(map(tuple, used.float().tolist()))
 
+    def test_what_is_odd_about_channels_is_said(self, root: Path) -> None:
+        cloud = read_cloud(root / "ball" / "cloud_00.ply")
+        count = len(cloud.pos)
+        for index, bits in enumerate((16, 8)):
+            colors = np.full((count, 3), 2**bits - 1, f"u{bits // 8}")
+            height = np.full(count, np.nan if index else 0.5, np.float32)
+            (root / "ball" / f"cloud_0{index}.ply").unlink()
+            write_ply(root / "ball" / f"cloud_0{index}.ply", Cloud(cloud.pos, {"colors": colors, "height": height}))
+        with pytest.warns(UserWarning, match="channel|colors") as caught:
+            dataset = PointCloudFolder(root)
+        messages = "\n".join(str(warning.message) for warning in caught)
+        assert "the channel height is left out: it has NaN or infinity in 1 of 10 files, such as" in messages
+        assert "cloud_01.ply" in messages
+        assert "some files have colors of 8 bits, such as" in messages
+        assert dataset.feature_names == ["red", "green", "blue"]
+
+    def test_labels_under_another_spelling(self, root: Path) -> None:
+        for path in root.rglob("*.ply"):
+            cloud = read_cloud(path)
+            write_ply(path, Cloud(cloud.pos, {"scalar_Label": np.arange(len(cloud.pos)) % 2}), overwrite=True)
+        assert PointCloudFolder(root, label="label").part_names == ["ball/0", "ball/1", "needle/0", "needle/1"]
+
 
 class TestLabels:
     def test_parts_by_category(self, tmp_path: Path) -> None:
