@@ -16,6 +16,7 @@ from itertools import compress
 from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
+from warnings import warn
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ class _Options(NamedTuple):
     max_points: int | None
     drop_invalid: bool
     seed: int
+    mesh: str
 
 
 class PointCloudFolder(InMemoryDataset):
@@ -74,6 +76,7 @@ class PointCloudFolder(InMemoryDataset):
         label: the property or column that labels points. Labels may be any integers >= 0; parts are those that occur,
             numbered from 0, category by category.
         columns: names of the columns of text files and (N, C) arrays, see `read_cloud`.
+        mesh: `"sample"` draws points from the faces of meshes; `"vertices"` takes their vertices, with their labels.
         mesh_points: points sampled from a mesh.
         max_points: a larger cloud is reduced to so many of its points, at random; None keeps all.
         test_fraction: share of each class that is for test where no split is given; 0 keeps all for training.
@@ -111,6 +114,7 @@ class PointCloudFolder(InMemoryDataset):
         seed: int = 0,
         on_error: str = "raise",
         drop_invalid: bool = False,
+        mesh: str = "sample",
         transform: Callable | None = None,
     ) -> None:
         if split not in SPLITS:
@@ -136,7 +140,7 @@ class PointCloudFolder(InMemoryDataset):
             raise DatasetError(f"expected a {split} split in {root}, but got {' and '.join(self.splits)} alone")
         # Split after split, so that each is one range of the cached arrays.
         entries.sort(key=lambda entry: (SPLITS.index(entry.split or "train"), entry.path))
-        options = _Options(label, columns, mesh_points, max_points, drop_invalid, seed)
+        options = _Options(label, columns, mesh_points, max_points, drop_invalid, seed, mesh)
         result = cached(
             "folder",
             layout.root,
@@ -349,6 +353,7 @@ def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
             path,
             columns=options.columns,
             num_points=options.mesh_points,
+            mesh=options.mesh,
             seed=options.seed,
             drop_invalid=options.drop_invalid,
         )
@@ -395,14 +400,14 @@ def _warn_of_channels(kept: Sequence[tuple[Entry, Path, dict[str, Any]]]) -> Non
     """Say which channels are left out, and where colors of 8 and of 16 bits meet."""
     for channel in sorted({name for _, _, about in kept for name in about["invalid"]}):
         found = [entry.path for entry, _, about in kept if channel in about["invalid"]]
-        warnings.warn(
+        warn(
             f"the channel {channel} is left out: it has NaN or infinity in {len(found)} of {len(kept)} files, "
             f"such as {found[0]}",
             stacklevel=2,
         )
     by_type = {about["color_type"]: entry.path for entry, _, about in kept}
     if {"uint8", "uint16"} <= by_type.keys():
-        warnings.warn(
+        warn(
             f"some files have colors of 8 bits, such as {by_type['uint8']}, and others of 16, such as "
             f"{by_type['uint16']}: check that all colors are on the same scale",
             stacklevel=2,

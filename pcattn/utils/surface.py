@@ -97,7 +97,7 @@ class Surface:
         """The surface bent into an arc.
 
         The axis `along` through the origin becomes a circle of radius 1 / `curvature` with its center on the positive
-        side of the axis `toward`. Lengths along `along` are kept; the surface must be closer to that axis than the center.
+        side of the axis `toward`. Lengths on that axis are kept; the surface must be closer to it than the center.
         """
         if abs(curvature) < 1e-9:
             return self

@@ -212,6 +212,19 @@ class TestClouds:
         assert "some files have colors of 8 bits, such as" in messages
         assert dataset.feature_names == ["red", "green", "blue"]
 
+    def test_labels_at_the_vertices_of_meshes(self, tmp_path: Path) -> None:
+        head = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
+        head += "property int part\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"
+        for index in range(3):
+            path = tmp_path / "cup" / f"{index}.ply"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{head}0 0 0 4\n1 0 0 4\n1 1 0 7\n0 1 {index} 7\n4 0 1 2 3\n")
+        dataset = PointCloudFolder(tmp_path, label="part", mesh="vertices")
+        assert dataset.part_names == ["cup/4", "cup/7"]
+        assert dataset[0].y.tolist() == [0, 0, 1, 1]
+        with pytest.raises(ValueError, match="expected mesh to be sample or vertices, but got 'corners'"):
+            PointCloudFolder(tmp_path, mesh="corners")
+
     def test_labels_under_another_spelling(self, root: Path) -> None:
         for path in root.rglob("*.ply"):
             cloud = read_cloud(path)
