@@ -79,7 +79,7 @@ def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
             raise InputError(f"expected points {expected}, but got shape {tuple(array.shape)}{hint}")
         pos, attributes = array[:, :3], dict(zip(names, array[:, 3:].T, strict=False))
     else:
-        hint = ": pcattn.datasets.read_cloud reads a file" if isinstance(cloud, (str, Path)) else ""
+        hint = ": pcattn.io.read_cloud reads a file" if isinstance(cloud, (str, Path)) else ""
         raise InputError(
             "expected a cloud as NumPy array, torch tensor, Open3D PointCloud or torch-geometric Data, "
             f"but got {type(cloud).__name__}{hint}"

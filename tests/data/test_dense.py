@@ -181,7 +181,7 @@ class TestFeatures:
         torch.testing.assert_close(sampled.channels[0], features[sampled.point_indices[0]])
 
     def test_errors(self) -> None:
-        with pytest.raises(ValueError, match=r"expected curvature among .* mine, but it has normals, colors, intensity"):
+        with pytest.raises(ValueError, match=r"curvature among .* mine, but it has normals, colors, intensity"):
             DenseClouds(self.make(), features=["curvature"], name="mine")
         dataset = self.make()
         dataset.feature_names = ["red"]

@@ -121,8 +121,8 @@ def test_several() -> None:
         (Data(pos=POS, normal=POS / 0), NORMAL, "expected finite nx, but 5 of 5 points .* the first is point 0"),
         (np.array([[0, 0, 0], [0, np.nan, 0], [np.inf, 0, 0.0]]), (), "2 of 3 points .* the first is point 1"),
         (np.array([["a", "b", "c"]]), (), "expected points as numbers"),
-        ("cloud.ply", (), r"but got str: pcattn\.datasets\.read_cloud reads a file"),
-        (Path("cloud.ply"), (), r"Path: pcattn\.datasets\.read_cloud reads a file"),
+        ("cloud.ply", (), r"but got str: pcattn\.io\.read_cloud reads a file"),
+        (Path("cloud.ply"), (), r"Path: pcattn\.io\.read_cloud reads a file"),
         (None, (), "but got NoneType"),
     ],
 )
