@@ -16,6 +16,7 @@ from itertools import compress
 from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
+from warnings import warn
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from pcattn.data.preprocessing import apply_placement, placement
 from pcattn.datasets.folder_layout import SPLITS, Entry, assign_splits, find_layout
 from pcattn.io.cache import ArrayWriter, cached
+from pcattn.io.channels import find, name_members
 from pcattn.io.cloud import check_finite, read_cloud
 from pcattn.utils.errors import (
     DatasetBrokenError,
@@ -35,11 +37,8 @@ from pcattn.utils.errors import (
     first_few,
 )
 
-VERSION = 2
+VERSION = 3
 """Part of the key of the cache; grows whenever the same files give other clouds."""
-
-#: Channels of the attributes that are more than one number a point.
-_CHANNELS = {"normals": ("nx", "ny", "nz"), "colors": ("red", "green", "blue")}
 
 
 class _Options(NamedTuple):
@@ -51,6 +50,7 @@ class _Options(NamedTuple):
     max_points: int | None
     drop_invalid: bool
     seed: int
+    mesh: str
 
 
 class PointCloudFolder(InMemoryDataset):
@@ -76,6 +76,7 @@ class PointCloudFolder(InMemoryDataset):
         label: the property or column that labels points. Labels may be any integers >= 0; parts are those that occur,
             numbered from 0, category by category.
         columns: names of the columns of text files and (N, C) arrays, see `read_cloud`.
+        mesh: `"sample"` draws points from the faces of meshes; `"vertices"` takes their vertices, with their labels.
         mesh_points: points sampled from a mesh.
         max_points: a larger cloud is reduced to so many of its points, at random; None keeps all.
         test_fraction: share of each class that is for test where no split is given; 0 keeps all for training.
@@ -113,6 +114,7 @@ class PointCloudFolder(InMemoryDataset):
         seed: int = 0,
         on_error: str = "raise",
         drop_invalid: bool = False,
+        mesh: str = "sample",
         transform: Callable | None = None,
     ) -> None:
         if split not in SPLITS:
@@ -138,7 +140,7 @@ class PointCloudFolder(InMemoryDataset):
             raise DatasetError(f"expected a {split} split in {root}, but got {' and '.join(self.splits)} alone")
         # Split after split, so that each is one range of the cached arrays.
         entries.sort(key=lambda entry: (SPLITS.index(entry.split or "train"), entry.path))
-        options = _Options(label, columns, mesh_points, max_points, drop_invalid, seed)
+        options = _Options(label, columns, mesh_points, max_points, drop_invalid, seed, mesh)
         result = cached(
             "folder",
             layout.root,
@@ -291,6 +293,7 @@ def _build(
         raise DatasetError(f"{len(broken)} of {len(entries)} files cannot be used ({advice}): {first_few(skipped)}")
     if not kept:
         raise DatasetError(f"expected clouds in {root}, but none of {len(entries)} files can be used: {skipped[0]}")
+    _warn_of_channels(kept)
     channels = [name for name in kept[0][2]["channels"] if all(name in about["channels"] for _, _, about in kept)]
     labels = [class_names.index(entry.label or "all") for entry, _, _ in kept]
     values = {(label, value) for label, (_, _, about) in zip(labels, kept, strict=True) for value in about["labels"]}
@@ -350,25 +353,33 @@ def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
             path,
             columns=options.columns,
             num_points=options.mesh_points,
+            mesh=options.mesh,
             seed=options.seed,
             drop_invalid=options.drop_invalid,
         )
         pos, attributes = cloud.pos, dict(cloud.attributes)
-        label = _labels(path, attributes.pop(options.label, None), options.label) if options.label else None
+        label = None
+        if options.label:
+            label = _labels(path, attributes.pop(find(options.label, attributes) or "", None), options.label)
         for name in {"normals", "colors"} & attributes.keys():
             check_finite(path, name, attributes[name])
         keep: Any = slice(None)
         if options.max_points is not None and len(pos) > options.max_points:
             keep = np.random.default_rng([options.seed, len(pos)]).choice(len(pos), options.max_points, replace=False)
             keep.sort()
-        names, columns = _channels({name: values[keep] for name, values in attributes.items()})
+        names, columns, invalid = _channels({name: values[keep] for name, values in attributes.items()})
         arrays = {"pos": _in_float32(pos)[keep], "x": columns}
         if label is not None:
             arrays["label"] = label[keep]
         np.savez(target, **arrays)  # type: ignore[arg-type]
     except DatasetError as error:
         return error
-    return {"channels": names, "labels": [] if label is None else np.unique(arrays["label"]).tolist()}
+    return {
+        "channels": names,
+        "invalid": invalid,
+        "color_type": str(attributes["colors"].dtype) if "colors" in attributes else None,
+        "labels": [] if label is None else np.unique(arrays["label"]).tolist(),
+    }
 
 
 def _labels(path: Path, values: np.ndarray | None, name: str) -> np.ndarray:
@@ -385,22 +396,40 @@ def _labels(path: Path, values: np.ndarray | None, name: str) -> np.ndarray:
     return labels
 
 
-def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Names and values (N, F) of all channels whose values are finite."""
+def _warn_of_channels(kept: Sequence[tuple[Entry, Path, dict[str, Any]]]) -> None:
+    """Say which channels are left out, and where colors of 8 and of 16 bits meet."""
+    for channel in sorted({name for _, _, about in kept for name in about["invalid"]}):
+        found = [entry.path for entry, _, about in kept if channel in about["invalid"]]
+        warn(
+            f"the channel {channel} is left out: it has NaN or infinity in {len(found)} of {len(kept)} files, "
+            f"such as {found[0]}",
+            stacklevel=2,
+        )
+    by_type = {about["color_type"]: entry.path for entry, _, about in kept}
+    if {"uint8", "uint16"} <= by_type.keys():
+        warn(
+            f"some files have colors of 8 bits, such as {by_type['uint8']}, and others of 16, such as "
+            f"{by_type['uint16']}: check that all colors are on the same scale",
+            stacklevel=2,
+        )
+
+
+def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray, list[str]]:
+    """Names and values (N, F) of all channels whose values are finite, and the names of the others."""
     names: list[str] = []
+    invalid: list[str] = []
     columns: list[np.ndarray] = []
     for name, values in attributes.items():
         if name == "colors":
             values = values / (np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1)
         table = values.reshape(len(values), -1).astype(np.float32)
-        width = table.shape[1]
-        known = _CHANNELS.get(name, ())
-        own = list(known) if len(known) == width else [name] if width == 1 else [f"{name}_{i}" for i in range(width)]
+        own = [name] if values.ndim == 1 else name_members(name, table.shape[1])
         finite = np.flatnonzero(np.isfinite(table).all(axis=0))
         names += [own[index] for index in finite]
+        invalid += [own[index] for index in range(len(own)) if index not in finite]
         columns += [table[:, index] for index in finite]
     num_points = len(next(iter(attributes.values()), ()))
-    return names, np.stack(columns, axis=1) if columns else np.empty((num_points, 0), np.float32)
+    return names, np.stack(columns, axis=1) if columns else np.empty((num_points, 0), np.float32), invalid
 
 
 def _in_float32(pos: np.ndarray) -> np.ndarray:

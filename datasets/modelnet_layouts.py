@@ -236,7 +236,7 @@ class TextLayout(FileLayout):
 
     def parse(self, source: Source) -> NDArray[np.float32]:
         """Three or six columns."""
-        from pcattn.io.text import read_table  # imports a compiler
+        from pcattn.io.text import read_table
 
         table = read_table(source.path, 3)
         if table.shape[1] not in (3, 6):

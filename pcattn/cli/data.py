@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pcattn.cli.messages import fail
 from pcattn.datasets import DATASETS
+from pcattn.io.channels import GROUPS, LABELS, canonical
 from pcattn.io.cloud import SUFFIXES
 from pcattn.utils.errors import DatasetError, DatasetNotFoundError, InputError, SkippedWarning
 from pcattn.utils.registry import construct, resolve
@@ -27,9 +28,6 @@ SPLITS = ("train", "val", "test")
 
 #: Fewer different points than this in a cloud are suspicious.
 FEW_POINTS = 16
-
-#: Channels that may well be labels of points.
-LABEL_NAMES = ("label", "labels", "part", "class", "classification", "segment")
 
 
 class CloudFacts(NamedTuple):
@@ -171,7 +169,7 @@ def to_text(report: Report, limit: int = 20) -> str:
     rows = [["channel", "min", "mean", "max"]]
     rows += [[name, *(f"{value:.4g}" for value in values)] for name, values in report.channels.items()]
     lines += ["", *_table(rows)]
-    if not report.parts and (found := [name for name in report.channels if name.lower() in LABEL_NAMES]):
+    if not report.parts and (found := [name for name in report.channels if canonical(name) in LABELS]):
         lines += [
             "",
             f"if {found[0]} is what labels the points: --option label={found[0]} counts them here, and "
@@ -248,7 +246,7 @@ class _Channels:
         self.high = np.fmax(self.high, table.max(axis=0))
         self.total += table.sum(axis=0, dtype=np.float64)
         self.count += len(table)
-        if x is not None and self.names[:3] == ["nx", "ny", "nz"]:
+        if x is not None and self.names[:3] == list(GROUPS["normals"]):
             self.lengths.append(float(np.linalg.norm(x[:, :3], axis=1).mean()))
 
     def ranges(self) -> dict[str, tuple[float, float, float]]:
@@ -365,7 +363,7 @@ def _channel_names(dataset: InMemoryDataset) -> list[str]:
     width = x.shape[1] if x.dim() == 2 else 1
     if names is not None and len(names) == width:
         return list(names)
-    return ["nx", "ny", "nz"] if width == 3 else [f"x{index}" for index in range(width)]
+    return list(GROUPS["normals"]) if width == 3 else [f"x{index}" for index in range(width)]
 
 
 def _labels_points(dataset: InMemoryDataset) -> bool:

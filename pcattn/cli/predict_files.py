@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import glob
 import io
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from pcattn.cli.messages import fail
 from pcattn.data.preprocessing import ESTIMATED_NORMALS
 from pcattn.inference.model import Classes, Model, Parts
 from pcattn.io.cloud import BLOCK, SUFFIXES, Cloud, CloudFile, write_blocks
+from pcattn.io.find import find_files
 from pcattn.tasks import PartSegmentation
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
@@ -30,36 +29,6 @@ from pcattn.visualize.colors import palette
 
 #: One file: its path, and where its segmentation goes below the output folder, without suffix.
 Job = tuple[Path, Path]
-
-
-def find_files(arguments: Iterable[str], out: Path | None = None) -> tuple[list[Job], list[tuple[str, str]]]:
-    """The files behind paths, folders (searched through) and patterns, each once and in order of the arguments.
-
-    Args:
-        arguments: of the command line.
-        out: folder of results, in which nothing is looked for.
-
-    Returns:
-        The files, and what was found wrong: pairs of an argument and a reason.
-    """
-    jobs: dict[Path, Path] = {}
-    wrong = []
-    for argument in arguments:
-        matches = sorted(glob.glob(argument, recursive=True)) if not os.path.exists(argument) else [argument]
-        if not matches:
-            wrong.append((argument, "there is no such file or folder, and no file matches"))
-        for path in map(Path, matches):
-            if not path.is_dir():
-                jobs.setdefault(path, Path(path.name))
-                continue
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if out is not None:
-                inside = [file for file in inside if out.resolve() not in file.resolve().parents]
-            if not inside:
-                wrong.append((str(path), f"expected files in this folder, of {', '.join(SUFFIXES)}, but got none"))
-            for file in inside:
-                jobs.setdefault(file, file.relative_to(path))
-    return list(jobs.items()), wrong
 
 
 def name_outputs(jobs: Sequence[Job]) -> list[Path]:

@@ -15,7 +15,6 @@ from torch_geometric.data import InMemoryDataset
 from pcattn.data.normals import estimate_normals
 from pcattn.data.preprocessing import (
     ESTIMATED_NORMALS,
-    FEATURES,
     Placement,
     apply_placement,
     find_channels,
@@ -23,6 +22,7 @@ from pcattn.data.preprocessing import (
     placement,
     select,
 )
+from pcattn.io.channels import GROUPS
 from pcattn.utils.errors import DatasetError, InputError
 
 SAMPLINGS = ("random", "first", "fps")
@@ -149,7 +149,7 @@ class DenseClouds(Dataset):
         x = data.x if "x" in data else None
         names = getattr(self.dataset, "feature_names", None)
         if names is None:
-            names = FEATURES["normals"] if x is not None and x.shape == data.pos.shape else ()
+            names = GROUPS["normals"] if x is not None and x.shape == data.pos.shape else ()
         if x is not None and names and x.shape != (len(data.pos), len(names)):
             raise DatasetError(f"expected x ({len(data.pos)}, {len(names)}) in {self.name}, but got {tuple(x.shape)}")
         columns = {name: find_channels(name, names if x is not None else (), self.name) for name in features}

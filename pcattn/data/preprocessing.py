@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pcattn.data.normals import estimate_normals
+from pcattn.io.channels import GROUPS, canonical, find, members
 from pcattn.utils.errors import DatasetError, InputError
 
 NORMALIZATIONS = ("sphere", "box", "none")
@@ -23,13 +24,10 @@ _FAR = 100
 # Points that are computed with in float64 at once: a bound of memory.
 _PART = 1 << 18
 
-#: Features of several channels, by the names of these; any other feature is the channel of that name.
-FEATURES = {"normals": ("nx", "ny", "nz"), "color": ("red", "green", "blue")}
-
 #: Features that are computed: height above the lowest point of the cloud, along the up axis, and estimated normals.
 HEIGHT = "height"
 ESTIMATED_NORMALS = "estimated_normals"
-COMPUTED = {HEIGHT: (HEIGHT,), ESTIMATED_NORMALS: FEATURES["normals"]}
+COMPUTED = {HEIGHT: (HEIGHT,), ESTIMATED_NORMALS: GROUPS["normals"]}
 
 
 class Placement(NamedTuple):
@@ -55,7 +53,7 @@ def preprocess(
     Args:
         pos: (N, 3), in any unit.
         channels: (N, F), what else is known about the points; normals of unit length, colors in [0, 1].
-        channel_names: F names, see `FEATURES`.
+        channel_names: F names, see `pcattn.io.channels`.
         features: what to choose: `"normals"`, `"color"`, `"height"`, or the name of any other channel. In place
             of `"normals"`, `"estimated_normals"` are computed from the positions (`estimate_normals`), whether or not
             the cloud has some.
@@ -94,6 +92,8 @@ def check(features: Sequence[str], normalize: str, up_axis: str) -> None:
     Raises:
         InputError: with what was expected.
     """
+    if misspelled := [name for name in features if canonical(name) == "normals" != name]:
+        raise InputError(f"expected the feature normals, but got {misspelled[0]}")
     if len(set(features)) < len(features):
         raise InputError(f"expected features without repetition, but got {list(features)}")
     if {"normals", ESTIMATED_NORMALS} <= set(features):
@@ -111,8 +111,7 @@ def count_channels(features: Sequence[str]) -> int:
 
 def name_channels(features: Sequence[str]) -> list[str]:
     """Names of the channels of the chosen features, in the order in which a network takes them."""
-    groups = {**FEATURES, **COMPUTED}
-    return [channel for name in in_order(features) for channel in groups.get(name, (name,))]
+    return [channel for name in in_order(features) for channel in COMPUTED.get(name, members(name))]
 
 
 def in_order(features: Sequence[str]) -> list[str]:
@@ -128,13 +127,13 @@ def find_channels(feature: str, channel_names: Sequence[str], source: str = "the
     """
     if feature in COMPUTED:
         return None
-    wanted = FEATURES.get(feature, (feature,))
-    if not set(wanted) <= set(channel_names):
-        groups = [name for name, names in FEATURES.items() if set(names) <= set(channel_names)]
-        grouped = {channel for name in groups for channel in FEATURES[name]}
+    found = [find(name, channel_names) for name in members(feature)]
+    if None in found:
+        groups = [name for name, names in GROUPS.items() if set(names) <= set(channel_names)]
+        grouped = {channel for name in groups for channel in GROUPS[name]}
         there = [*groups, *(name for name in channel_names if name not in grouped), *COMPUTED]
         raise DatasetError(f"expected {feature} among the features of {source}, but it has {', '.join(there)}")
-    return [list(channel_names).index(name) for name in wanted]
+    return [list(channel_names).index(name) for name in found if name is not None]
 
 
 def select(channels: Tensor | None, columns: Sequence[list[int] | None], height: Tensor | None) -> Tensor | None:

@@ -44,7 +44,7 @@ def read_each(
     Raises:
         DatasetBrokenError: a file cannot be used.
     """
-    from pcattn.io.text import in_threads  # imports a compiler
+    from pcattn.utils.threads import in_threads
 
     def attempt(item: F) -> tuple[NDArray[np.float32], T] | DatasetBrokenError:
         try:

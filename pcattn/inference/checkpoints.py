@@ -109,6 +109,8 @@ def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = 
             raise
         except Exception as error:  # whatever arguments of other types make the parts of a task raise
             raise InputError(f"the arguments in {source} make no task: {_reason(error)}") from error
+    if complex_names := [name for name, tensor in checkpoint.state.items() if tensor.is_complex()]:
+        raise InputError(f"expected real weights in {source}, but got complex ones in {complex_names[0]}")
     try:
         task.network.load_state_dict(checkpoint.state)
     except RuntimeError as error:

@@ -11,15 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcattn.io.channels import GROUPS, canonical, find, members
 from pcattn.utils.errors import InputError
-
-#: Attributes of several channels, by the names of these.
-_GROUPS = {
-    "normals": ("nx", "ny", "nz"),
-    "normal": ("nx", "ny", "nz"),
-    "colors": ("red", "green", "blue"),
-    "color": ("red", "green", "blue"),
-}
 
 
 class Points(NamedTuple):
@@ -86,7 +79,7 @@ def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
             raise InputError(f"expected points {expected}, but got shape {tuple(array.shape)}{hint}")
         pos, attributes = array[:, :3], dict(zip(names, array[:, 3:].T, strict=False))
     else:
-        hint = ": pcattn.datasets.read_cloud reads a file" if isinstance(cloud, (str, Path)) else ""
+        hint = ": pcattn.io.read_cloud reads a file" if isinstance(cloud, (str, Path)) else ""
         raise InputError(
             "expected a cloud as NumPy array, torch tensor, Open3D PointCloud or torch-geometric Data, "
             f"but got {type(cloud).__name__}{hint}"
@@ -106,7 +99,7 @@ def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
 def _attributes_of(cloud: Any, names: Sequence[str]) -> dict[str, Any]:
     """What an object with `pos` has beside it."""
     attributes = dict(getattr(cloud, "attributes", {}))
-    for name in _GROUPS:
+    for name in ("normal", "normals", "color", "colors"):
         if (values := getattr(cloud, name, None)) is not None:
             attributes[name] = values
     x = getattr(cloud, "x", None)
@@ -119,15 +112,16 @@ def _columns(attributes: Mapping[str, Any], names: Sequence[str]) -> dict[str, T
     """Those of the named channels that are among the attributes, each (N,); integer colors in [0, 1]."""
     columns: dict[str, Tensor] = {}
     for name, values in attributes.items():
-        members = _GROUPS.get(name, (name,))
-        if not set(members) & set(names):
+        own = members(name)
+        wanted = {member: found for member in own if (found := find(member, names)) is not None}
+        if not wanted:
             continue
         tensor = _tensor(values)
         kind = values.numpy().dtype if isinstance(values, Tensor) else np.asarray(values).dtype
-        if "red" in members and kind.kind in "ui":
+        if set(GROUPS["colors"]) & set(map(canonical, own)) and kind.kind in "ui":
             tensor = tensor / np.iinfo(kind).max
         parts = [tensor] if tensor.dim() == 1 else list(tensor.T)
-        columns.update((member, part) for member, part in zip(members, parts, strict=False) if member in names)
+        columns.update((wanted[member], part) for member, part in zip(own, parts, strict=False) if member in wanted)
     return columns
 
 
@@ -142,6 +136,8 @@ def _check_finite(name: str, values: Tensor, first: int) -> None:
 
 def _tensor(array: Any) -> Tensor:
     """A floating point tensor on the CPU."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise InputError(f"expected points without masked values, but got {np.ma.count_masked(array)} of them")
     try:
         tensor = array.detach().cpu() if isinstance(array, Tensor) else torch.from_numpy(_native(np.asarray(array)))
     except (TypeError, ValueError) as error:

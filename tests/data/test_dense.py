@@ -181,8 +181,8 @@ class TestFeatures:
         torch.testing.assert_close(sampled.channels[0], features[sampled.point_indices[0]])
 
     def test_errors(self) -> None:
-        with pytest.raises(ValueError, match=r"expected rgb among .* mine, but it has normals, color, intensity"):
-            DenseClouds(self.make(), features=["rgb"], name="mine")
+        with pytest.raises(ValueError, match=r"curvature among .* mine, but it has normals, colors, intensity"):
+            DenseClouds(self.make(), features=["curvature"], name="mine")
         dataset = self.make()
         dataset.feature_names = ["red"]
         with pytest.raises(ValueError, match=r"expected x \(13, 1\)"):

@@ -196,6 +196,41 @@ class TestClouds:
         assert stored.abs().max() < 8
         assert set(map(tuple, stored.tolist())) < set(map(tuple, used.float().tolist()))
 
+    def test_what_is_odd_about_channels_is_said(self, root: Path) -> None:
+        cloud = read_cloud(root / "ball" / "cloud_00.ply")
+        count = len(cloud.pos)
+        for index, bits in enumerate((16, 8)):
+            colors = np.full((count, 3), 2**bits - 1, f"u{bits // 8}")
+            height = np.full(count, np.nan if index else 0.5, np.float32)
+            (root / "ball" / f"cloud_0{index}.ply").unlink()
+            write_ply(root / "ball" / f"cloud_0{index}.ply", Cloud(cloud.pos, {"colors": colors, "height": height}))
+        with pytest.warns(UserWarning, match="channel|colors") as caught:
+            dataset = PointCloudFolder(root)
+        messages = "\n".join(str(warning.message) for warning in caught)
+        assert "the channel height is left out: it has NaN or infinity in 1 of 10 files, such as" in messages
+        assert "cloud_01.ply" in messages
+        assert "some files have colors of 8 bits, such as" in messages
+        assert dataset.feature_names == ["red", "green", "blue"]
+
+    def test_labels_at_the_vertices_of_meshes(self, tmp_path: Path) -> None:
+        head = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
+        head += "property int part\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"
+        for index in range(3):
+            path = tmp_path / "cup" / f"{index}.ply"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{head}0 0 0 4\n1 0 0 4\n1 1 0 7\n0 1 {index} 7\n4 0 1 2 3\n")
+        dataset = PointCloudFolder(tmp_path, label="part", mesh="vertices")
+        assert dataset.part_names == ["cup/4", "cup/7"]
+        assert dataset[0].y.tolist() == [0, 0, 1, 1]
+        with pytest.raises(ValueError, match="expected mesh to be sample or vertices, but got 'corners'"):
+            PointCloudFolder(tmp_path, mesh="corners")
+
+    def test_labels_under_another_spelling(self, root: Path) -> None:
+        for path in root.rglob("*.ply"):
+            cloud = read_cloud(path)
+            write_ply(path, Cloud(cloud.pos, {"scalar_Label": np.arange(len(cloud.pos)) % 2}), overwrite=True)
+        assert PointCloudFolder(root, label="label").part_names == ["ball/0", "ball/1", "needle/0", "needle/1"]
+
 
 class TestLabels:
     def test_parts_by_category(self, tmp_path: Path) -> None:

@@ -197,6 +197,16 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"weights of .*a\.ckpt do not fit the network .*size mismatch"):
             pcattn.load(path)
 
+    def test_complex_weights(self, tmp_path: Path) -> None:
+        """PyTorch would drop their imaginary parts with a warning."""
+        path = write_ckpt(tmp_path / "a.ckpt", classifier())
+        stored = torch.load(path, weights_only=True)
+        name = next(name for name in stored["state_dict"] if name.startswith("network."))
+        stored["state_dict"][name] = stored["state_dict"][name].to(torch.complex64)
+        torch.save(stored, path)
+        with pytest.raises(ValueError, match=r"expected real weights in .*a\.ckpt, but got complex ones in "):
+            pcattn.load(path)
+
     def test_arguments_of_another_version(self, tmp_path: Path) -> None:
         task = classifier()
         path = write_ckpt(tmp_path / "a.ckpt", task, hyper_parameters={**task.hparams, "novelty": 1})

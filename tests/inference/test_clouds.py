@@ -113,6 +113,7 @@ def test_several() -> None:
         (np.zeros((3, 2000)), (), r"but got shape \(3, 2000\); with one row a point it is points\.T$"),
         (np.zeros((6, 2000)), NORMAL, r"but got shape \(6, 2000\); with one row a point it is points\.T$"),
         (np.zeros((5, 2)), (), r"but got shape \(5, 2\)$"),
+        (np.ma.masked_equal(POS.numpy(), 4), (), "expected points without masked values, but got 1 of them"),
         (np.zeros((5, 3), dtype=np.complex64), (), r"expected points as real numbers, but got torch\.complex64$"),
         (np.zeros((0, 3)), (), r"at least one, but got shape \(0, 3\)"),
         (np.zeros((5, 4)), NORMAL, r"expected points \(N, 6\): x, y, z, nx, ny, nz, but got shape \(5, 4\)"),
@@ -120,8 +121,8 @@ def test_several() -> None:
         (Data(pos=POS, normal=POS / 0), NORMAL, "expected finite nx, but 5 of 5 points .* the first is point 0"),
         (np.array([[0, 0, 0], [0, np.nan, 0], [np.inf, 0, 0.0]]), (), "2 of 3 points .* the first is point 1"),
         (np.array([["a", "b", "c"]]), (), "expected points as numbers"),
-        ("cloud.ply", (), r"but got str: pcattn\.datasets\.read_cloud reads a file"),
-        (Path("cloud.ply"), (), r"Path: pcattn\.datasets\.read_cloud reads a file"),
+        ("cloud.ply", (), r"but got str: pcattn\.io\.read_cloud reads a file"),
+        (Path("cloud.ply"), (), r"Path: pcattn\.io\.read_cloud reads a file"),
         (None, (), "but got NoneType"),
     ],
 )
