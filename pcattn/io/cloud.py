@@ -20,7 +20,7 @@ from pcattn.io import pcd as file_pcd
 from pcattn.io import ply as file_ply
 from pcattn.io.columns import assemble, color_scale
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, InputError
-from pcattn.utils.files import replacing
+from pcattn.utils.files import atomic_write
 
 
 class Cloud(NamedTuple):
@@ -256,7 +256,7 @@ def write_blocks(path: Path, num_points: int, blocks: Iterable[Cloud], *, overwr
         OSError: it cannot be written; or a file has come into being there meanwhile, and `overwrite` is false.
         InputError: the blocks cannot be stored, differ in their attributes, or have more or fewer points together.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         file_ply.write(temporary, num_points, blocks)
         if path.exists() and not overwrite:
             raise FileExistsError("it exists already")

@@ -266,8 +266,8 @@ class TestSegment:
     [
         (["--checkpoint", "gone"], "but got 'gone'"),
         (["--checkpoint", "CLASSIFIER", "--category", "chair"], "expected no --category, because this network"),
-        (["--checkpoint", "CLASSIFIER", "--top-k", "0"], "expected --top-k >= 1, but got 0"),
-        (["--checkpoint", "CLASSIFIER", "--mesh-points", "0"], "expected --mesh-points >= 1, but got 0"),
+        (["--checkpoint", "CLASSIFIER", "--top-k", "0"], "expected --top_k >= 1, but got 0"),
+        (["--checkpoint", "CLASSIFIER", "--mesh-points", "0"], "expected --mesh_points >= 1, but got 0"),
         (["--checkpoint", "CLASSIFIER", "--json", "a.ply"], "a.ply exists already"),
         (["--checkpoint", "CLASSIFIER", "--device", "toaster"], "toaster"),
     ],

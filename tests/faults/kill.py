@@ -37,8 +37,7 @@ from pcattn.cli import lightning as cli
 from pcattn.cli import main as commands
 from pcattn.io import cache
 from pcattn.tasks.base import PointCloudTask
-from pcattn.training import checkpointing as saving
-from pcattn.training import runs
+from pcattn.training import checkpointing, run_folder
 from tests.datasets.modelnet_files import write_resampled
 from tests.tiny import write_tiny_config
 
@@ -46,7 +45,7 @@ from tests.tiny import write_tiny_config
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "epoch": (PointCloudTask, "on_train_batch_start", 12),
     "validation": (PointCloudTask, "on_validation_batch_start", 6),
-    "checkpoint": (saving.AtomicCheckpointIO, "save_checkpoint", 8),
+    "checkpoint": (checkpointing.AtomicCheckpointIO, "save_checkpoint", 8),
     "cache": (cache.ArrayWriter, "append", 300),
     "configuration": (cli.SaveRunConfig, "save_config", 1),
 }
@@ -116,7 +115,7 @@ def kill_and_resume(config: Path, kills: int, seed: int, moments: Sequence[str] 
                 plan = Plan(moment, rng.randint(1, MOMENTS[moment][2]), rng.choice((0.0, rng.uniform(0, 0.05))))
                 if moment == "cache":
                     shutil.rmtree(folder / "data" / "processed", ignore_errors=True)
-            goes_on = runs.checkpoint_path(killed, "last").exists()
+            goes_on = run_folder.checkpoint_path(killed, "last").exists()
             if not goes_on:  # killed before its first checkpoint: nothing to go on from
                 shutil.rmtree(killed, ignore_errors=True)
             resumed += goes_on
@@ -217,7 +216,7 @@ def differences(first: Path, second: Path) -> list[str]:
     """In what two finished trainings differ that should be the same."""
     found = []
     for name in ("best", "last"):
-        stored = [torch.load(runs.checkpoint_path(run, name), weights_only=True) for run in (first, second)]
+        stored = [torch.load(run_folder.checkpoint_path(run, name), weights_only=True) for run in (first, second)]
         keys = ["state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"]
         keys += ["global_step", "epoch", "train_loss", "loops"] if name == "last" else ["global_step", "epoch"]
         found += [f"{key} of {name}.ckpt" for key in keys if not same(stored[0][key], stored[1][key])]

@@ -49,7 +49,7 @@ def test_fit(tmp_path: Path) -> None:
     finally:
         data.chmod(0o755)
     assert done.returncode == 0, done.stderr
-    assert f"The run lies in {run}/" in done.stdout
+    assert f"The run is in {run}/" in done.stdout
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert not (data / "processed").exists()
     assert len(list((folder / "cache" / "pcattn").iterdir())) == 2
@@ -61,7 +61,7 @@ def test_export(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     weights, home = write_segmenter(tmp_path / "tiny.safetensors"), tmp_path / "home"
     home.mkdir()
-    args = ["export", f"--checkpoint={weights}", "--format=onnx", f"--out={tmp_path / 'tiny.onnx'}"]
+    args = ["export", f"--ckpt_path={weights}", "--format=onnx", f"--out={tmp_path / 'tiny.onnx'}"]
     environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
     command = [sys.executable, "-c", OFFLINE, *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)

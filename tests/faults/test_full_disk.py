@@ -86,7 +86,7 @@ def test_predicted_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for name, number in (("large", 5000), ("small", 40)):
         write_points(Path(f"{name}.ply"), number)
     weights = write_segmenter(Path("tiny.safetensors"))
-    command = ["predict-files", "--checkpoint", str(weights), "--device", "cpu", "large.ply", "small.ply"]
+    command = ["predict-files", "--ckpt_path", str(weights), "--device", "cpu", "large.ply", "small.ply"]
     before = files(tmp_path)
     with full_disk(10_000), pytest.raises(SystemExit, match="1"):
         main(command)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pcattn.cli.download import unpack
+from pcattn.io.download import unpack
 from pcattn.datasets import folder_layout, modelnet_layouts, scanobjectnn, shapenet_layouts
 from pcattn.inference import checkpoints
 from pcattn.io import cache

@@ -29,12 +29,12 @@ OPTIONS += ["--trainer.max_epochs=1"]
 #: A training whose process of a rank gets SIGTERM in its third step; they talk about it after every second.
 STOPPED = """
 import os, signal, sys
-from pcattn.cli import lightning as cli
-from pcattn.training import checkpointing as saving
+from pcattn.cli.main import main
+from pcattn.training import checkpointing
 from pcattn.tasks.base import PointCloudTask
 
 rank = int(sys.argv[1])
-saving._STEPS_BETWEEN_QUESTIONS = 2
+checkpointing._SYNC_EVERY_N_STEPS = 2
 original = PointCloudTask.on_train_batch_start
 
 def start(self, batch, batch_idx):
@@ -43,7 +43,7 @@ def start(self, batch, batch_idx):
     original(self, batch, batch_idx)
 
 PointCloudTask.on_train_batch_start = start
-cli.main(sys.argv[2:])
+main(sys.argv[2:])
 """
 
 
@@ -73,7 +73,7 @@ def parameters(run: Path) -> dict[str, Tensor]:
 
 
 def test_the_first_process_speaks_and_writes(folder: Path, said: str) -> None:
-    assert said.count("The run lies in runs/tiny/") == 1
+    assert said.count("The run is in runs/tiny/") == 1
     assert [path.name for path in (folder / "runs").iterdir()] == ["tiny"]
     assert {path.name for path in (folder / "runs/tiny/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
@@ -111,7 +111,7 @@ def test_stopped(rank: int, folder: Path, said: str) -> None:
     command = [sys.executable, "stopped.py", str(rank), *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == (143 if rank == 0 else 130), done.stderr
-    assert done.stderr.count("this goes on from the last checkpoint") == 1
+    assert done.stderr.count("resume from the last checkpoint with") == 1
     assert "Traceback" not in done.stderr
     last = folder / run / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 4
