@@ -171,6 +171,7 @@ class TestCommand:
         assert run([*args, "self", "--model.lr=0.1"]) == 2
         assert "setting.json differs" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_parts_and_another_network(self, tmp_path: Path) -> None:
         """Part segmentation by the same code; the network beside the attentions is made by the options it is given."""
         kwargs = {"num_train": 44, "num_test": 22, "num_points": 64}

@@ -59,9 +59,8 @@ OPTIONS = [
 ]
 
 
-#: Trainings are forked from a process that has imported all this, and has no threads: a fork would miss them.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])
+#: Every training starts in a fresh interpreter: torch must not be forked once it has threads.
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 class Plan(NamedTuple):
@@ -134,14 +133,14 @@ def kill_and_resume(config: Path, kills: int, seed: int, moments: Sequence[str] 
 def run(
     config: Path, folder: Path, plan: Plan | None = None, resume: bool = False, largest_file: int | None = None
 ) -> int:
-    """Train in a process of its own, which cannot write files beyond a size; its exit status."""
+    """Train in a new process, which cannot write files larger than `largest_file` bytes, and return its status."""
     return wait(start(config, folder, plan, resume, largest_file))
 
 
 def start(
     config: Path, folder: Path, plan: Plan | None = None, resume: bool = False, largest_file: int | None = None
 ) -> BaseProcess:
-    """Begin such a training."""
+    """Start such a training."""
     args = ["fit", "-c", str(config), f"--run={folder}", f"--checkpoint.minutes={0.1 / 60}", *OPTIONS]
     args += ["--ckpt_path=last"] if resume else []
     process = PROCESSES.Process(target=_train, args=(args, folder, plan, largest_file))
@@ -150,15 +149,13 @@ def start(
 
 
 def wait(process: BaseProcess) -> int:
-    """The exit status of such a training."""
-    process.join(600)
-    if process.is_alive():
-        process.kill()
-        raise TimeoutError("a training of seconds went on for ten minutes")
+    """Wait for such a training, and return its exit status."""
+    process.join()
     return int(process.exitcode or 0)
 
 
 def _train(args: list[str], folder: Path, plan: Plan | None, largest_file: int | None) -> None:
+    torch.set_num_threads(1)
     if plan is not None:
         _arm(plan)
     if largest_file is not None:

@@ -1,7 +1,7 @@
 """Where the disk is full: nothing half under a final name, an error that names file and cause, and then it works.
 
 A limit on the size of files stands for the disk: like that it fails the system's `write`, but it needs no superuser.
-`test_saving.py` and `test_kill.py` do the same for checkpoints.
+`test_checkpointing.py` and `test_kill.py` do the same for checkpoints.
 """
 
 import re

@@ -9,10 +9,12 @@ import torch
 
 from pcattn.training import run_folder
 
-if sys.platform != "linux":
-    pytest.skip("importing torch in every process would take longer than the tests", allow_module_level=True)
+if sys.platform == "win32":
+    pytest.skip("Windows has other signals", allow_module_level=True)
 
 from tests.faults import kill
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

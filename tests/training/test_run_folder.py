@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from pcattn.training import run_folder
 from pcattn.utils.locks import exclusive_lock
 from tests.datasets.modelnet_files import write_modelnet40
 from tests.tiny import write_tiny_config
+from tests.waiting import wait_until
 
 BATCHES = 22  # of an epoch: 720 training clouds by 32
 
@@ -150,6 +150,7 @@ class TestResumption:
         assert "pcattn: error: expected run to be unused" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
+    @pytest.mark.slow
     def test_of_a_killed_run_is_bit_identical(self, config: str) -> None:
         args = ["fit", "-c", config, "--trainer.max_epochs=6", "--model.ema_decay=0.99"]
         main([*args, "--run=whole"])
@@ -166,12 +167,14 @@ class TestResumption:
             assert results("whole")[name] == results("killed")[name]
         assert Path("killed/metrics.csv").read_text() == Path("whole/metrics.csv").read_text()
 
-    @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(
+        ("sent", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    )
     def test_signals(self, config: str, sent: signal.Signals, status: int) -> None:
         with start(["fit", "-c", config, "--trainer.max_epochs=200", "--run=run"]) as process:
             wait_for_epochs(Path("run"), 2, process)
             process.send_signal(sent)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate()
         assert process.returncode == status
         assert "fit -c run/config.yaml --ckpt_path last" in err
 
@@ -191,12 +194,12 @@ def start(args: list[str]) -> subprocess.Popen:
 
 
 def wait_for_epochs(run: Path, epochs: int, process: subprocess.Popen) -> None:
-    """Until that many validations are in the log: the checkpoints of all but the last of them are complete."""
-    for _ in range(6000):
-        if (run / "metrics.csv").is_file():
-            with (run / "metrics.csv").open() as file:
-                if sum(bool(row.get("val/oa")) for row in csv.DictReader(file)) >= epochs:
-                    return
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.05)
-    raise AssertionError("the run did not get that far in five minutes")
+    """Until the log has that many validations. The checkpoints of all of them but the last are complete then."""
+
+    def validated() -> bool:
+        if not (run / "metrics.csv").is_file():
+            return False
+        with (run / "metrics.csv").open() as file:
+            return sum(bool(row.get("val/oa")) for row in csv.DictReader(file)) >= epochs
+
+    wait_until(validated, process)
