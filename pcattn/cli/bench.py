@@ -15,7 +15,9 @@ from pcattn.bench import attention, networks, ops, train
 from pcattn.cli.options import add_device, at_least
 from pcattn.models import SEGMENTERS
 
-_log = partial(print, file=sys.stderr, flush=True)
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(args: Sequence[str]) -> int:
