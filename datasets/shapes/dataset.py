@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pcattn.datasets.shapes.categories import CATEGORIES
 from pcattn.datasets.shapes.primitives import Surface
 from pcattn.utils.errors import InputError
-from pcattn.utils.files import replacing
+from pcattn.utils.files import atomic_write
 from pcattn.utils.tensors import load_tensors
 
 Array = NDArray[np.float64]
@@ -223,5 +223,5 @@ class Shapes(InMemoryDataset):
         if not shapes:
             raise InputError(f"expected pre_filter to keep some of the {self.size} shapes, but got none")
         os.makedirs(self.processed_dir, exist_ok=True)
-        with replacing(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             self.save(shapes, str(temporary))

@@ -22,7 +22,7 @@ from pcattn.io.channels import GROUPS, LABELS, canonical
 from pcattn.io.cloud import SUFFIXES
 from pcattn.utils.errors import DatasetError, DatasetNotFoundError, InputError, SkippedWarning
 from pcattn.utils.registry import construct, resolve
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 
 SPLITS = ("train", "val", "test")
 
@@ -213,7 +213,7 @@ def main(args: Sequence[str]) -> int:
             raise InputError(f"expected --option NAME=VALUE, but got {' '.join(parsed.option)}")
         pairs = (option.split("=", 1) for option in parsed.option)
         report = describe(parsed.root, parsed.dataset, {name: yaml.safe_load(value) for name, value in pairs})
-        print("\n".join(map(printable, to_text(report).split("\n"))))
+        print("\n".join(map(escape_unprintable, to_text(report).split("\n"))))
         if not parsed.no_picture:
             from pcattn.visualize.samples import draw_samples
 
@@ -285,7 +285,7 @@ def _facts(split: str, name: str, label: int, pos: np.ndarray) -> CloudFacts:
 def _in_full(message: Warning | str) -> str:
     """What a warning says; of files that were passed over all, a line each."""
     if isinstance(message, SkippedWarning):
-        return "\n  ".join([f"{message.title}:", *map(printable, message.reasons)])
+        return "\n  ".join([f"{message.title}:", *map(escape_unprintable, message.reasons)])
     return str(message)
 
 

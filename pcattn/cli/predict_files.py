@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import pcattn
 from pcattn.cli.messages import fail
+from pcattn.cli.options import add_ckpt_path
 from pcattn.data.preprocessing import ESTIMATED_NORMALS
 from pcattn.inference.model import Classes, Model, Parts
 from pcattn.io.cloud import BLOCK, SUFFIXES, Cloud, CloudFile, write_blocks
@@ -24,7 +25,7 @@ from pcattn.io.find import find_files
 from pcattn.tasks import PartSegmentation
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 from pcattn.visualize.colors import palette
 
 #: One file: its path, and where its segmentation goes below the output folder, without suffix.
@@ -105,7 +106,7 @@ def main(args: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(args)
     try:
-        model = pcattn.load(options.checkpoint, trust=options.trust, device=options.device)
+        model = pcattn.load(options.ckpt_path, trust=options.trust, device=options.device)
         segments = isinstance(model.task, PartSegmentation)
         category = model.category_index(options.category) if segments else None
         if not segments and options.category is not None:
@@ -114,7 +115,7 @@ def main(args: Sequence[str]) -> int:
             raise InputError("expected --csv or --json in place of --out, because this network classifies")
         for option in ("top_k", "votes", "mesh_points"):
             if getattr(options, option) < 1:
-                raise InputError(f"expected --{option.replace('_', '-')} >= 1, but got {getattr(options, option)}")
+                raise InputError(f"expected --{option} >= 1, but got {getattr(options, option)}")
         for table in (options.json, options.csv):
             if table is not None and table.exists() and not options.overwrite:
                 raise InputError(f"expected a new file, but {table} exists already: --overwrite replaces it")
@@ -126,13 +127,13 @@ def main(args: Sequence[str]) -> int:
     jobs, wrong = find_files(options.files, options.out if segments else None)
     failures = [{"file": name, "error": reason} for name, reason in wrong]
     for failure in failures:
-        print(printable(f"{failure['file']}: {failure['error']}"), file=sys.stderr)
+        print(escape_unprintable(f"{failure['file']}: {failure['error']}"), file=sys.stderr)
     rows: list[dict[str, Any]] = []
     interrupted = False
     with tqdm(jobs, unit="file", disable=None) as progress:
         try:
             for (path, _), name in zip(progress, name_outputs(jobs), strict=True):
-                progress.set_description(printable(path.name[-30:]))
+                progress.set_description(escape_unprintable(path.name[-30:]))
                 try:
                     if category is not None:
                         rows.append(_segment(model, path, options.out / name, category, options))
@@ -141,8 +142,8 @@ def main(args: Sequence[str]) -> int:
                 except (OSError, MemoryError, RuntimeError, ValueError) as error:
                     reason = " ".join(str(error).split()) or type(error).__name__
                     failures.append({"file": str(path), "error": reason})
-                    named = path.name in reason or printable(path.name) in reason
-                    progress.write(printable(reason if named else f"{path}: {reason}"), file=sys.stderr)
+                    named = path.name in reason or escape_unprintable(path.name) in reason
+                    progress.write(escape_unprintable(reason if named else f"{path}: {reason}"), file=sys.stderr)
         except KeyboardInterrupt:
             interrupted = True
     return _finish(rows, failures, category is not None, interrupted, options)
@@ -249,7 +250,7 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
 
 
 def _align(cells: Sequence[Sequence[str]]) -> str:
-    cells = [[printable(cell) for cell in row] for row in cells]
+    cells = [[escape_unprintable(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -271,8 +272,8 @@ def _parser() -> argparse.ArgumentParser:
         "others are predicted nevertheless), 2 if nothing was done.",
     )
     parser.add_argument("files", nargs="+", help="files, folders (searched through) or quoted patterns: '*.pcd'")
-    parser.add_argument(
-        "--checkpoint", required=True, help="a .ckpt or .safetensors, the folder of a run, or a name of bundled weights"
+    add_ckpt_path(
+        parser, required=True, help="a .ckpt or .safetensors, the folder of a run, or a name of bundled weights"
     )
     parser.add_argument("--category", help="name or index of the objects' category, to choose among its parts")
     parser.add_argument(
@@ -284,13 +285,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, and what failed, as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results as CSV")
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there already")
-    parser.add_argument("--top-k", type=int, default=3, help="classes to tell (default: %(default)s)")
+    parser.add_argument("--top_k", type=int, default=3, help="classes to tell (default: %(default)s)")
     parser.add_argument(
         "--votes", type=int, default=1, help="draws of points from larger clouds; more are finer (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--mesh-points", type=int, default=10_000, help="points on a mesh (default: %(default)s)")
-    parser.add_argument("--drop-invalid", action="store_true", help="leave out points with NaN instead of refusing")
+    parser.add_argument("--mesh_points", type=int, default=10_000, help="points on a mesh (default: %(default)s)")
+    parser.add_argument("--drop_invalid", action="store_true", help="leave out points with NaN instead of refusing")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument("--trust", action="store_true", help="import code of one's own that the checkpoint names")
     return parser

@@ -20,7 +20,7 @@ from pcattn.cli.messages import fail
 from pcattn.inference import evaluate as evaluated
 from pcattn.metrics import predict_parts
 from pcattn.tasks.classification import class_accuracy
-from pcattn.training.runs import run_of_checkpoint
+from pcattn.training.run_folder import run_of_checkpoint
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
 from pcattn.utils.text import in_html, in_markdown

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pcattn.cli.messages import fail
+from pcattn.cli.options import add_ckpt_path
 from pcattn.inference import evaluate as evaluated
 from pcattn.inference.attention_maps import show_attention
 from pcattn.utils.errors import InputError
@@ -187,7 +188,7 @@ def _gather(given: argparse.Namespace) -> tuple[list[Cloud], str, str]:
     for path in sources:
         if not path.exists():
             raise InputError(f"expected a run, or files of clouds, but there is no {path}")
-    if _is_run(sources[0]) and given.checkpoint is None:
+    if _is_run(sources[0]) and given.ckpt_path is None:
         if len(sources) > 1:
             raise InputError(f"expected one run, or files, but got {' '.join(given.what)}")
         run = evaluated.open_run(sources[0], given.trust)
@@ -200,15 +201,15 @@ def _gather(given: argparse.Namespace) -> tuple[list[Cloud], str, str]:
         heading = f"{sources[0]}, {split}" + (", the worst" if given.worst else "")
         return clouds, given.up or run.data.up_axis, heading
     up = given.up or "z"
-    if given.checkpoint is None:
+    if given.ckpt_path is None:
         if given.attention is not None:
-            raise InputError("expected a run, or files with --checkpoint, to show attention of")
+            raise InputError("expected a run, or files with --ckpt_path, to show attention of")
         return [cloud_of_file(path, up) for path in sources], up, ""
     from pcattn.inference.model import load
 
-    model = load(given.checkpoint, given.trust)
+    model = load(given.ckpt_path, given.trust)
     category = given.category[0] if given.category else None
-    return [predicted(model, path, category, **attention) for path in sources], up, f"{given.checkpoint}"
+    return [predicted(model, path, category, **attention) for path in sources], up, f"{given.ckpt_path}"
 
 
 def _is_run(path: Path) -> bool:
@@ -251,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("what", nargs="+", help="files of clouds (PLY, PCD, OFF, text, ...), or one run or checkpoint")
     parser.add_argument("--out", type=Path, help="write a picture (.png, .pdf, ...) or a page (.html) instead")
-    parser.add_argument("--checkpoint", help="show what this run or checkpoint says of the files")
+    add_ckpt_path(parser, help="show what this run or checkpoint says of the files")
     parser.add_argument("--category", nargs="+", help="of a run: only these; of files to be segmented: theirs")
     parser.add_argument("--split", choices=evaluated.SPLITS, default="val", help="of a run; default val")
     parser.add_argument("--number", type=int, default=16, help="clouds of a run; default 16")

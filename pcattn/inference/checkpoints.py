@@ -19,7 +19,7 @@ from torch import Tensor
 import pcattn
 from pcattn.models.pct import is_fused_after_mix
 from pcattn.models.pretrained import bundled
-from pcattn.training import runs
+from pcattn.training import run_folder
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_bytes
 from pcattn.utils.registry import construct, names_only, resolve
@@ -58,9 +58,9 @@ def find(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if path.is_dir():
         for name in ("best", "last"):
-            if runs.checkpoint_path(path, name).is_file():
-                return runs.checkpoint_path(path, name)
-        raise InputError(f"expected the folder of a run with {runs.CHECKPOINTS}/best.ckpt, but got {path}")
+            if run_folder.checkpoint_path(path, name).is_file():
+                return run_folder.checkpoint_path(path, name)
+        raise InputError(f"expected the folder of a run with {run_folder.CHECKPOINTS}/best.ckpt, but got {path}")
     if path.is_file():
         return path
     names = bundled()

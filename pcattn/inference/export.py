@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 import pcattn
 from pcattn.cli.messages import fail
+from pcattn.cli.options import add_ckpt_path
 from pcattn.data.preprocessing import ESTIMATED_NORMALS, name_channels
 from pcattn.inference import checkpoints
 from pcattn.inference.model import Model
 from pcattn.tasks import PartSegmentation
 from pcattn.utils.errors import InputError
-from pcattn.utils.files import replacing
+from pcattn.utils.files import atomic_write
 
 FORMATS = ("safetensors", "pt2", "onnx")
 
@@ -83,7 +84,7 @@ def export(model: Model, path: str | os.PathLike[str], format: str, dtype: str =
     if format == "safetensors":
         checkpoints.save_weights(model.task, path, model.data, model.training, dtype)
         return f"{path}: weights in {dtype}, for pcattn.load"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         words = _export_onnx(model, temporary) if format == "onnx" else _export_pt2(model, temporary)
     return f"{path}: {words}"
 
@@ -238,8 +239,8 @@ def _compare(got: Tensor, expected: Tensor) -> None:
 def main(args: Sequence[str]) -> int:
     """The command line; status 2 if nothing was written."""
     parser = argparse.ArgumentParser(prog="pcattn export", description="Write a trained network in another format.")
-    parser.add_argument(
-        "--checkpoint", required=True, help="a .ckpt or .safetensors, the folder of a run, or a name of bundled weights"
+    add_ckpt_path(
+        parser, required=True, help="a .ckpt or .safetensors, the folder of a run, or a name of bundled weights"
     )
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --out")
@@ -255,7 +256,7 @@ def main(args: Sequence[str]) -> int:
             )
         if options.out.exists() and not options.overwrite:
             raise InputError(f"expected a new file, but {options.out} exists already: --overwrite replaces it")
-        model = pcattn.load(options.checkpoint, trust=options.trust, device="cpu")
+        model = pcattn.load(options.ckpt_path, trust=options.trust, device="cpu")
         print(export(model, options.out, format, options.dtype))
     except (ModuleNotFoundError, OSError, ValueError) as error:
         fail(str(error), error)

@@ -19,7 +19,7 @@ from pcattn.io import mesh as meshes
 from pcattn.io import numpy as arrays
 from pcattn.io.columns import Content, assemble, color_scale
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, InputError
-from pcattn.utils.files import replacing
+from pcattn.utils.files import atomic_write
 
 
 class Cloud(NamedTuple):
@@ -291,7 +291,7 @@ def write_blocks(path: Path, num_points: int, blocks: Iterable[Cloud], *, overwr
         OSError: it cannot be written, or a file has appeared there meanwhile and `overwrite` is false.
         InputError: the blocks cannot be stored, differ in their attributes, or have more or fewer points in all.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         ply.write(temporary, num_points, blocks)
         if path.exists() and not overwrite:
             raise FileExistsError("it exists already")  # `replacing` adds the path

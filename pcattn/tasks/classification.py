@@ -16,7 +16,7 @@ from pcattn.tasks.base import PointCloudTask
 from pcattn.tasks.losses import mixed_cross_entropy, torch_smoothing
 from pcattn.utils.checks import check_labels
 from pcattn.utils.errors import InputError
-from pcattn.utils.files import replacing
+from pcattn.utils.files import atomic_write
 from pcattn.utils.registry import import_path
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Classification(PointCloudTask):
         """Write `predictions.csv`: the predicted class of each cloud and its probability."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.csv"
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["index", "label", "class", "probability"])
             for batch in batches:

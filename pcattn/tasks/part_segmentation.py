@@ -22,7 +22,7 @@ from pcattn.tasks.losses import lovasz_softmax, torch_smoothing
 from pcattn.tasks.voting import carry
 from pcattn.utils.checks import check_labels
 from pcattn.utils.errors import InputError
-from pcattn.utils.files import replacing, write_text
+from pcattn.utils.files import atomic_write, write_text
 from pcattn.utils.registry import import_path
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class PartSegmentation(PointCloudTask):
         folder.mkdir(parents=True, exist_ok=True)
         table, summary = folder / f"{split}_categories.csv", folder / f"{split}_categories.json"
         rows = self.last_summary["categories"]
-        with replacing(table) as temporary, temporary.open("w", newline="") as file:
+        with atomic_write(table) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -288,6 +288,6 @@ class PartSegmentation(PointCloudTask):
         arrays: dict[str, Any] = {
             name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in batches[0]
         }
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             np.savez_compressed(temporary, **arrays)
         return path

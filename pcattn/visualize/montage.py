@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_figure
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 from pcattn.visualize import flat, offscreen
 from pcattn.visualize.camera import look
 from pcattn.visualize.colors import MARKED, RIGHT, UNKNOWN, WRONG, sequential, to_hex
@@ -205,5 +205,5 @@ def _draw_key(figure, key: list[tuple[str, Field | None]], x: float, y: float, w
 
 
 def _shorten(words: str, length: int = 26) -> str:
-    words = printable(words)
+    words = escape_unprintable(words)
     return words if len(words) <= length else words[: length - 1] + "…"

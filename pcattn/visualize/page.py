@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 from pcattn.visualize.camera import AXES
 from pcattn.visualize.colors import MARKED, sequential, to_hex
 from pcattn.visualize.scene import Cloud, Field, field_names
@@ -68,7 +68,7 @@ def page(
     path = Path(path)
     # A name of a class must not end the script that holds it.
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    write_text(path, template.replace("{{title}}", html.escape(printable(heading))).replace("{{data}}", data))
+    write_text(path, template.replace("{{title}}", html.escape(escape_unprintable(heading))).replace("{{data}}", data))
     return path
 
 

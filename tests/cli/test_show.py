@@ -104,11 +104,11 @@ class TestFiles:
         assert show("cloud.xyz", "--out", "x.png", "--renderer", "matplotlib") == 0
 
     def test_with_a_network(self, ply: Path, parts_run: Path, class_run: Path) -> None:
-        args = ["--checkpoint", parts_run, "--category", "mug", "--attention", "0", "--point", "1"]
+        args = ["--ckpt_path", parts_run, "--category", "mug", "--attention", "0", "--point", "1"]
         assert show(ply, "--out", "x.html", *args) == 0
         (cloud,) = content("x.html")["clouds"]
         assert {name for name, _ in cloud["fields"][0]["entries"]} == {"body", "handle", "saucer"}
-        assert show(ply, "--out", "y.html", "--checkpoint", class_run) == 0
+        assert show(ply, "--out", "y.html", "--ckpt_path", class_run) == 0
         assert content("y.html")["clouds"][0]["note"].endswith("%")
 
     @pytest.mark.parametrize("num_points", [20, 128])

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pcattn.cli.download import unpack
 from pcattn.datasets import folder_layout, modelnet_layouts, scanobjectnn, shapenet_layouts
 from pcattn.inference import checkpoints
 from pcattn.io import cache
 from pcattn.io.cloud import read_cloud
+from pcattn.io.download import unpack
 from pcattn.io.hdf5 import read_arrays
 from pcattn.utils.errors import DatasetError
 from tests.fuzz import seeds

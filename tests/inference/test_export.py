@@ -132,12 +132,12 @@ class TestCommand:
 
     def test_safetensors(self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         out = tmp_path / "b.safetensors"
-        assert self.run("--checkpoint", checkpoint, "--out", out, "--dtype", "float32") == 0
+        assert self.run("--ckpt_path", checkpoint, "--out", out, "--dtype", "float32") == 0
         assert "b.safetensors: weights in float32" in capsys.readouterr().out
         pos = torch.rand(32, 3)
         first, second = (pcattn.load(path, device="cpu").classify(pos) for path in (checkpoint, out))
         assert np.array_equal(first.probabilities, second.probabilities)
-        assert self.run("--checkpoint", checkpoint, "--out", out) == 2
+        assert self.run("--ckpt_path", checkpoint, "--out", out) == 2
         assert "b.safetensors exists already: --overwrite" in capsys.readouterr().err
 
     def test_a_failing_exporter_is_one_line(
@@ -151,19 +151,19 @@ class TestCommand:
             if name == "a.onnx":
                 pytest.importorskip("onnxscript")
                 pytest.importorskip("onnxruntime")
-            assert self.run("--checkpoint", checkpoint, "--out", tmp_path / name) == 2
+            assert self.run("--ckpt_path", checkpoint, "--out", tmp_path / name) == 2
             error = "pcattn: error: expected a network that torch.export can hold, but it failed: no such operation\n"
             assert capsys.readouterr().err == error
         monkeypatch.undo()
         monkeypatch.setattr(torch.onnx, "export", fail)
-        assert self.run("--checkpoint", checkpoint, "--out", tmp_path / "a.onnx") == 2
+        assert self.run("--ckpt_path", checkpoint, "--out", tmp_path / "a.onnx") == 2
         assert "expected a network that ONNX can hold, but it failed: no such" in capsys.readouterr().err
         assert not list(tmp_path.glob("*a.*"))
 
     def test_wrong_calls(self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-        assert self.run("--checkpoint", checkpoint, "--out", tmp_path / "a.bin") == 2
+        assert self.run("--ckpt_path", checkpoint, "--out", tmp_path / "a.bin") == 2
         assert "suffix of safetensors, pt2, onnx, but got" in capsys.readouterr().err
-        assert self.run("--checkpoint", "gone", "--out", tmp_path / "a.pt2") == 2
+        assert self.run("--ckpt_path", "gone", "--out", tmp_path / "a.pt2") == 2
         assert "but got 'gone'" in capsys.readouterr().err
-        assert self.run("--checkpoint", checkpoint, "--out", tmp_path / "no" / "folder" / "a.safetensors") == 2
+        assert self.run("--ckpt_path", checkpoint, "--out", tmp_path / "no" / "folder" / "a.safetensors") == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from pcattn.cli.download import DownloadError, unpack
 from pcattn.data.dense import DenseClouds
 from pcattn.datasets import ModelNet40, PointCloudFolder, ShapeNetPart, Shapes
 from pcattn.datasets.folder_layout import find_layout
 from pcattn.datasets.modelnet_layouts import TextLayout
 from pcattn.io import read_cloud
+from pcattn.io.download import DownloadError, unpack
 from pcattn.io.hdf5 import read_arrays
 from pcattn.io.limits import check_expansion
 from pcattn.io.text import read_table
