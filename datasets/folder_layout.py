@@ -6,14 +6,12 @@ import csv
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from pcattn.data.splits import SPLITS, hash_split
 from pcattn.io.cloud import SUFFIXES
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
-
-SPLITS = ("train", "val", "test")
 
 #: What the folders of splits, and the values in a list, may be called.
 _SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"} | {s: s for s in SPLITS}
@@ -94,10 +92,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def assign_splits(layout: Layout, test_fraction: float, seed: int) -> list[Entry]:
-    """Give every cloud a split where none is given: the test share of each class, by a hash of its path.
-
-    So a cloud keeps its split when the folder is moved, and most keep it when others are added.
-    """
+    """Choose the test clouds of each class by a hash of their paths (`hash_split`), unless splits are given."""
     if any(entry.split is not None for entry in layout.entries):
         return layout.entries
     by_class: dict[str | None, list[Entry]] = defaultdict(list)
@@ -105,15 +100,10 @@ def assign_splits(layout: Layout, test_fraction: float, seed: int) -> list[Entry
         by_class[entry.label].append(entry)
     result = []
     for entries in by_class.values():
-        wanted = round(test_fraction * len(entries))
-        count = min(max(wanted, 1), len(entries) - 1) if test_fraction > 0 else 0
-        ranked = sorted(entries, key=lambda entry: _hash(entry.path.relative_to(layout.root), seed))
-        result += [entry._replace(split="test" if rank < count else "train") for rank, entry in enumerate(ranked)]
+        names = [entry.path.relative_to(layout.root).as_posix() for entry in entries]
+        for entry, is_test in zip(entries, hash_split(names, test_fraction, seed), strict=True):
+            result.append(entry._replace(split="test" if is_test else "train"))
     return sorted(result)
-
-
-def _hash(path: Path, seed: int) -> bytes:
-    return sha256(f"{seed}/{path.as_posix()}".encode(errors="surrogateescape")).digest()
 
 
 def _read_list(path: Path) -> Layout:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -12,14 +11,13 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.data.storage import is_file_name, read_each, read_lines
+from pcattn.data.files import is_file_name, read_each, read_lines
+from pcattn.data.splits import SPLITS, hash_split
 from pcattn.io.cache import ArrayWriter, Cached, cached
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 
 VERSION = 1
 """Part of the key of the cache; grows whenever the same files are read differently."""
-
-SPLITS = ("train", "val", "test")
 
 #: The official categories: folder, name, and number of parts. Parts are numbered through in this order.
 OFFICIAL = (
@@ -107,9 +105,8 @@ class Layout:
             raise DatasetBrokenError(path, "expected lines of a name and a folder, but got none")
         return categories
 
-    def read(self, skip: bool, split_seed: int) -> Cached:
-        """What the files hold, from the cache if they were read before."""
-        files = self.files()
+    def read(self, files: list[Path], skip: bool, split_seed: int) -> Cached:
+        """The content of `files()`, from the cache if they were read before."""
         options = ["shapenetpart", VERSION, self.name, skip, split_seed]
         return cached(
             f"shapenetpart-{self.name}", self.folder, files, lambda out: self.build(out, skip, split_seed), options
@@ -416,17 +413,13 @@ def _layout_of(folder: Path) -> Layout:
 
 
 def carve(sources: Sequence[Source], folders: Sequence[str], seed: int) -> dict[str, list[Source]]:
-    """A training and a test split with a fifth of each category, as a function of seed and file names alone."""
+    """Training and test clouds, with a fifth of each category for test, chosen by a hash of the file names."""
     splits: dict[str, list[Source]] = {"train": [], "test": []}
     for number, folder in enumerate(folders):
-        members = [source for source in sources if source.category == number]
-        order = sorted(
-            members,
-            key=lambda source: sha256(f"{seed}/{folder}/{source.name}".encode(errors="surrogateescape")).digest(),
-        )
-        count = min(max(round(len(order) / 5), 1), len(order) - 1) if order else 0
-        splits["test"] += sorted(order[:count])
-        splits["train"] += sorted(order[count:])
+        members = sorted(source for source in sources if source.category == number)
+        tested = hash_split([f"{folder}/{source.name}" for source in members], 1 / 5, seed)
+        for source, is_test in zip(members, tested, strict=True):
+            splits["test" if is_test else "train"].append(source)
     return splits
 
 

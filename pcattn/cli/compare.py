@@ -25,7 +25,7 @@ from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.cli.config_files import find_configuration
 from pcattn.cli.messages import fail
-from pcattn.data.storage import is_file_name
+from pcattn.data.files import is_file_name
 from pcattn.inference import checkpoints
 from pcattn.inference import evaluate as evaluated
 from pcattn.training import runs
