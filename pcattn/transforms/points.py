@@ -78,7 +78,7 @@ class FeatureDropout:
         """Drop the features of some clouds, or points, of the batch."""
         if batch.normals is None and batch.features is None:
             raise InputError(
-                "expected features for feature_dropout (such as features: [normals]), but the clouds have only positions"
+                "expected features for feature_dropout (features: [normals]), but the clouds have only positions"
             )
         check_positions(batch.pos, generator)
         batch_size, num_points, _ = batch.pos.shape

@@ -67,7 +67,7 @@ class TestPyG:
 
     def test_features_of_some_items(self) -> None:
         options = {"path": f"{__name__}.SomeFeatures"}
-        with pytest.raises(DatasetError, match="expected x in all items of .*, but item 1 lacks it"):
+        with pytest.raises(DatasetError, match=r"expected x in all items of .*, but item 1 lacks it"):
             PyGPointClouds("x", **options)
 
 
