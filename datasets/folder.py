@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,7 +38,7 @@ from pcattn.utils.errors import (
 VERSION = 2
 """Part of the key of the cache; grows whenever the same files give other clouds."""
 
-#: Channels of the attributes that are more than one number a point.
+#: Channels of the attributes with several numbers per point.
 _CHANNELS = {"normals": ("nx", "ny", "nz"), "colors": ("red", "green", "blue")}
 
 
@@ -149,8 +150,14 @@ class PointCloudFolder(FileDataset):
         )
         with result.reading():
             skipped = list(result.info["skipped"])
+            dropped = dict(result.info.get("dropped", {}))  # caches of earlier versions do not have it
             self._take(result.arrays, result.info)
         self.preprocess()
+        for channel, (count, example) in dropped.items():
+            warnings.warn(
+                f"channel {channel} is left out: it has NaN or infinite values in {count} files, such as {example}",
+                stacklevel=2,
+            )
         if skipped:
             self._refuse_or_skip(skipped)  # the cache may have been made with `skip`
 
@@ -203,7 +210,7 @@ class PointCloudFolder(FileDataset):
 
 
 def _present(entries: Sequence[Entry], on_error: str) -> list[Entry]:
-    """Those whose files are there; a list may name others."""
+    """The entries whose files exist; a list may name others."""
     there = [entry.path.exists() for entry in entries]
     missing = there.count(False)
     if missing and on_error == "raise":
@@ -215,7 +222,7 @@ def _present(entries: Sequence[Entry], on_error: str) -> list[Entry]:
 def _build(
     entries: Sequence[Entry], root: Path, class_names: list[str], options: _Options, on_error: str, writer: ArrayWriter
 ) -> None:
-    """Read all clouds side by side into files of their own, and write those behind one another."""
+    """Read all clouds in parallel into separate files, then append these to the arrays of the cache."""
     jobs = [(entry.path, writer.folder / f"part-{index}.npz", options) for index, entry in enumerate(entries)]
     kept: list[tuple[Entry, Path, dict[str, Any]]] = []
     broken: list[DatasetError] = []
@@ -225,13 +232,17 @@ def _build(
         else:
             kept.append((entry, job[1], outcome))
     skipped = [str(error) for error in broken]
-    if broken and on_error == "raise":  # all of them at once: one after the other would take as many readings
+    if broken and on_error == "raise":  # report all at once, or each would take another reading
         if len(broken) == 1:
             raise broken[0]
         advice = "dataset_kwargs.on_error: skip leaves them out"
         raise DatasetError(f"{len(broken)} of {len(entries)} files cannot be used ({advice}): {first_few(skipped)}")
     if not kept:
         raise DatasetError(f"expected clouds in {root}, but none of {len(entries)} files can be used: {skipped[0]}")
+    dropped: dict[str, list[Any]] = {}
+    for entry, _, about in kept:
+        for name in about["dropped"]:
+            dropped.setdefault(name, [0, entry.path.name])[0] += 1
     channels = [name for name in kept[0][2]["channels"] if all(name in about["channels"] for _, _, about in kept)]
     labels = [class_names.index(entry.label or "all") for entry, _, _ in kept]
     values = {(label, value) for label, (_, _, about) in zip(labels, kept, strict=True) for value in about["labels"]}
@@ -255,13 +266,14 @@ def _build(
         parts=of_category if options.label else None,
         part_names=[f"{class_names[c]}/{value}" for c, value in sorted(values)] if options.label else None,
         skipped=skipped,
+        dropped=dropped,
     )
 
 
 def _in_processes(jobs: Sequence[tuple]) -> Iterator[dict[str, Any] | DatasetError]:
-    """`_prepare` of all jobs, in order, with a progress bar."""
+    """Call `_prepare` on all jobs, in order, with a progress bar."""
     bar = partial(tqdm, total=len(jobs), desc="reading clouds", leave=False, disable=None)
-    # As torch's data loaders do: forked, where a process starts in no time; elsewhere few files do not pay for others.
+    # As in torch's data loaders: forked on Linux, where processes start fast. Elsewhere starting them does not pay off.
     if len(jobs) < 16 or not sys.platform.startswith("linux"):
         yield from bar(map(_prepare, jobs))
         return
@@ -269,11 +281,11 @@ def _in_processes(jobs: Sequence[tuple]) -> Iterator[dict[str, Any] | DatasetErr
         with ProcessPoolExecutor(cpu_count(), multiprocessing.get_context("fork"), _end_with, (os.getpid(),)) as pool:
             yield from bar(pool.map(_prepare, jobs, chunksize=min(8, len(jobs) // 16)))
     except BrokenProcessPool as error:
-        raise DatasetError("a process that read clouds was killed, most often for lack of memory") from error
+        raise DatasetError("a process that read clouds was killed, usually for lack of memory") from error
 
 
 def _end_with(parent: int) -> None:
-    """Make this process end when its parent was killed: it would wait for further work for ever."""
+    """End this process if its parent is killed; otherwise it would wait for work forever."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -284,7 +296,7 @@ def _end_with(parent: int) -> None:
 
 
 def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
-    """Read one cloud, write its arrays to a file, and tell its channels and labels; or what is wrong with it."""
+    """Read one cloud and write its arrays to a file. Returns its channels and labels, or what is wrong with it."""
     path, target, options = job
     try:
         cloud = read_cloud(
@@ -302,14 +314,18 @@ def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
         if options.max_points is not None and len(pos) > options.max_points:
             keep = np.random.default_rng([options.seed, len(pos)]).choice(len(pos), options.max_points, replace=False)
             keep.sort()
-        names, columns = _channels({name: values[keep] for name, values in attributes.items()})
+        names, columns, dropped = _channels({name: values[keep] for name, values in attributes.items()})
         arrays = {"pos": _in_float32(pos)[keep], "x": columns}
         if label is not None:
             arrays["label"] = label[keep]
         np.savez(target, **arrays)  # type: ignore[arg-type]
     except DatasetError as error:
         return error
-    return {"channels": names, "labels": [] if label is None else np.unique(arrays["label"]).tolist()}
+    return {
+        "channels": names,
+        "dropped": dropped,
+        "labels": [] if label is None else np.unique(arrays["label"]).tolist(),
+    }
 
 
 def _labels(path: Path, values: np.ndarray | None, name: str) -> np.ndarray:
@@ -317,7 +333,7 @@ def _labels(path: Path, values: np.ndarray | None, name: str) -> np.ndarray:
     if values is None:
         raise DatasetBrokenError(path, f"expected the labels of its points in {name!r}, but it has no such property")
     if values.ndim != 1:
-        raise DatasetBrokenError(path, f"expected one label a point in {name}, but got {values.shape[1]}")
+        raise DatasetBrokenError(path, f"expected one label per point in {name}, but got {values.shape[1]}")
     check_finite(path, name, values)
     labels = values.astype(np.int64)
     if (labels != values).any() or labels.min() < 0:
@@ -326,9 +342,10 @@ def _labels(path: Path, values: np.ndarray | None, name: str) -> np.ndarray:
     return labels
 
 
-def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Names and values (N, F) of all channels whose values are finite."""
+def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray, list[str]]:
+    """Names and values (N, F) of all channels whose values are finite, and names of the others."""
     names: list[str] = []
+    dropped: list[str] = []
     columns: list[np.ndarray] = []
     for name, values in attributes.items():
         if name == "colors":
@@ -340,11 +357,12 @@ def _channels(attributes: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]
         finite = np.flatnonzero(np.isfinite(table).all(axis=0))
         names += [own[index] for index in finite]
         columns += [table[:, index] for index in finite]
+        dropped += [own[index] for index in range(width) if index not in finite]
     num_points = len(next(iter(attributes.values()), ()))
-    return names, np.stack(columns, axis=1) if columns else np.empty((num_points, 0), np.float32)
+    return names, np.stack(columns, axis=1) if columns else np.empty((num_points, 0), np.float32), dropped
 
 
 def _in_float32(pos: np.ndarray) -> np.ndarray:
-    """Positions in float32, moved to their centroid where it lies too far away for that, as `preprocess` does it."""
+    """Positions in float32, moved to their centroid if float32 would blur them, as in `preprocess`."""
     points = torch.from_numpy(pos)
     return apply_placement(points, placement([points], "none", "z")).float().numpy()

@@ -1,4 +1,4 @@
-"""Which clouds lie under a user's folder, of which class and split: found by looking, in a fixed order."""
+"""The clouds under a folder with their classes and splits, found by their layout."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from pcattn.data.splits import SPLITS, hash_split
 from pcattn.io.cloud import SUFFIXES
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 
-#: What the folders of splits, and the values in a list, may be called.
+#: Names of the folders of splits, and of splits in a list.
 _SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"} | {s: s for s in SPLITS}
 
-_NOTES = (".txt", ".csv", ".asc")  # beside folders of classes these are lists and remarks
-_CACHE = "processed"  # where data sets keep their caches, beside the files
-_DEPTH = 6  # folders deep at most: a link to a folder above must not be followed for ever
+_NOTES = (".txt", ".csv", ".asc")  # beside folders of classes, these are lists and notes
+_CACHE = "processed"  # where caches are kept
+_DEPTH = 6  # maximum depth of folders
 
 
 class Entry(NamedTuple):
     """One cloud."""
 
     path: Path
-    label: str | None  #: name of its class; None where there are no classes
-    split: str | None  #: train, val or test; None where nothing tells
+    label: str | None  #: name of its class; None if there are no classes
+    split: str | None  #: train, val or test; None if there are no splits
 
 
 class Layout(NamedTuple):
     """All clouds under a root."""
 
-    root: Path  #: the folder that paths are told from
-    description: str  #: the layout in words
+    root: Path  #: the folder that paths are relative to
+    description: str  #: the pattern of the layout
     entries: list[Entry]  #: sorted by path
     class_names: list[str]  #: sorted; empty where there are no classes
     empty: list[Path]  #: folders of classes without a cloud
 
 
 def find_layout(root: Path) -> Layout:
-    """Look at a folder `<class>/*`, `<split>/<class>/*`, `<class>/<split>/*` or `*`, or at a list in a CSV file.
+    """Find the clouds in `<class>/*`, `<split>/<class>/*`, `<class>/<split>/*` or `*`, or in a list in a CSV file.
 
     Raises:
         DatasetNotFoundError: there are no clouds.
-        DatasetError: some clouds lie in folders of splits or classes, and others do not.
+        DatasetError: only some clouds lie in folders of splits or classes.
     """
     if root.is_file() and root.suffix.lower() == ".csv":
         return _read_list(root)
@@ -55,7 +55,7 @@ def find_layout(root: Path) -> Layout:
     if top and all(folder.name.lower() in _SPELLINGS for folder in top):
         if loose:
             raise DatasetError(
-                f"expected all clouds in the folders of splits of {root}, but got {loose[0].name} beside"
+                f"expected all clouds in the folders of splits of {root}, but got {loose[0].name} beside them"
             )
         parts = [(_SPELLINGS[folder.name.lower()], _in_classes(folder)) for folder in top]
         if len({bool(classes) for _, (classes, _) in parts}) > 1:
@@ -107,7 +107,7 @@ def assign_splits(layout: Layout, test_fraction: float, seed: int) -> list[Entry
 
 
 def _read_list(path: Path) -> Layout:
-    """A list of `path,label[,split]`; paths are told from the folder of the list."""
+    """A list of `path,label[,split]`, with paths relative to its folder."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
@@ -126,7 +126,7 @@ def _read_list(path: Path) -> Layout:
             raise DatasetBrokenError(
                 path, f"expected paths inside the folder of the list, but got {row[0]!r} in line {number}"
             )
-        # Not resolved: names and splits stay the same when the folder is moved.
+        # Not resolved, so that names and splits stay the same when the folder is moved.
         entries.append(Entry(path.parent / row[0], row[1], split))
     if not entries:
         raise DatasetBrokenError(path, "expected lines path,label[,split], but got none")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from pcattn.data.dataset import FileDataset
-from pcattn.datasets.modelnet_layouts import find_layout
-from pcattn.utils.errors import DatasetNotFoundError
+from pcattn.datasets.modelnet_layouts import ClassCountError, find_layout
+from pcattn.utils.errors import DatasetError, DatasetNotFoundError
 
 
 class ModelNet40(FileDataset):
@@ -69,11 +69,13 @@ class ModelNet40(FileDataset):
 
     @classmethod
     def recognizes(cls, root: str) -> bool:
-        """Whether one of the layouts is found under `root`."""
+        """Whether one of the layouts, with the classes of this data set, is found under `root`."""
         try:
-            find_layout(Path(root), cls._count)
-        except DatasetNotFoundError:
+            find_layout(Path(root), cls._count).class_names()
+        except (DatasetNotFoundError, ClassCountError):  # the latter: classes of your own in the same layout
             return False
+        except DatasetError:
+            return True
         return True
 
     @classmethod

@@ -31,6 +31,10 @@ HINTS = {
 }
 
 
+class ClassCountError(DatasetBrokenError):
+    """A list of classes has another number of them than the data set."""
+
+
 class Clouds(NamedTuple):
     """One split, with the points of all clouds in one array."""
 
@@ -80,7 +84,8 @@ class Layout:
         """The class names in a file, one for each class."""
         names = read_lines(path).split()
         if len(names) != self.num_classes:
-            raise DatasetBrokenError(path, f"expected {self.num_classes} class names, but got {len(names)}")
+            reason = f"expected {self.num_classes} class names, but got {len(names)}"
+            raise ClassCountError(path, f"{reason}; the data set `folder` reads clouds of your own classes")
         if outside := [name for name in names if not is_file_name(name)]:
             raise DatasetBrokenError(path, f"expected names of classes, but got {outside[0]!r}")
         return names

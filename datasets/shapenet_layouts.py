@@ -1,4 +1,4 @@
-"""The layouts in which ShapeNetPart, and a user's own labeled clouds, lie on disk."""
+"""The layouts of ShapeNetPart, which your own labeled clouds may have as well."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Source(NamedTuple):
     """One cloud on disk."""
 
     path: Path  #: its positions
-    labels: Path | None  #: its labels, where these are in a file of their own
+    labels: Path | None  #: its labels, if they are in a separate file
     category: int
-    name: str  #: of the cloud, unique in its category
-    split: str = ""  #: what it is read for
+    name: str  #: name of the cloud, unique in its category
+    split: str = ""  #: its split
 
 
 class Category(NamedTuple):
@@ -76,9 +76,9 @@ class Layout:
     """Files of one layout in one folder.
 
     Attributes:
-        folder: that holds them.
-        categories: in the order of their labels.
-        local_from: what labels within a category are counted from; 0 where labels are global.
+        folder: the folder that holds them.
+        categories: the categories by their labels.
+        local_from: the first label within each category; 0 if labels are global.
     """
 
     name: ClassVar[str]
@@ -121,7 +121,7 @@ class Layout:
         raise NotImplementedError
 
     def finish(self, out: ArrayWriter, counts: dict[str, int], seen: list[set[int]], skipped: list[str]) -> None:
-        """Keep what is not in the arrays: splits, categories, parts."""
+        """Store what is not in the arrays: splits, categories, parts."""
         bounds = np.cumsum([0, *counts.values()]).tolist()
         out.info = {
             "splits": {split: bounds[i : i + 2] for i, split in enumerate(counts) if counts[split]},
@@ -148,7 +148,7 @@ class Layout:
 
 
 class FileLayout(Layout):
-    """A file a cloud, or two."""
+    """One file per cloud, or two."""
 
     def sources(self) -> Iterator[Source]:
         """All clouds, sorted."""
@@ -169,12 +169,12 @@ class FileLayout(Layout):
         return [*clouds, self.folder / _CATEGORIES, *lists]
 
     def build(self, out: ArrayWriter, skip: bool, split_seed: int) -> None:
-        """Read all clouds, those of a split together."""
-        splits = self.split(list(self.sources()), skip, split_seed)
+        """Read all clouds, split by split."""
+        skipped: list[str] = []
+        splits = self.split(list(self.sources()), skipped if skip else None, split_seed)
         sources = [source._replace(split=split) for split, members in splits.items() for source in members]
         offsets = self.first_parts()
         seen: list[set[int]] = [set() for _ in self.categories]
-        skipped: list[str] = []
         counts = dict.fromkeys(splits, 0)
 
         def read(source: Source) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -213,8 +213,11 @@ class FileLayout(Layout):
                 "categories of your own need a folder name of their own",
             )
 
-    def split(self, sources: list[Source], skip: bool, seed: int) -> dict[str, list[Source]]:
-        """The clouds of each split: by the lists, or where there are none, by the hash of their names."""
+    def split(self, sources: list[Source], skipped: list[str] | None, seed: int) -> dict[str, list[Source]]:
+        """The clouds of each split, by the lists, or without lists by a hash of their names.
+
+        `skipped` gets a message about clouds that are listed but missing; None raises it.
+        """
         folder = self.folder / "train_test_split"
         lists = {split: folder / f"shuffled_{split}_file_list.json" for split in SPLITS}
         if not any(path.is_file() for path in lists.values()):
@@ -225,17 +228,18 @@ class FileLayout(Layout):
             if not path.is_file():
                 continue
             try:
-                entries = [tuple(entry.split("/")[-2:]) for entry in json.loads(read_lines(path))]
+                entries = [_listed(entry) for entry in json.loads(read_lines(path))]
             except (ValueError, AttributeError, TypeError, RecursionError) as error:
                 raise DatasetBrokenError(
                     path, f"expected a list of shape_data/<folder>/<id>, but got: {error}"
                 ) from None
             listed = {category.folder for category in self.categories}
             missing = sorted("/".join(entry) for entry in entries if entry[0] in listed and entry not in known)
-            if missing and not skip:
-                raise DatasetBrokenError(
-                    path, f"expected the clouds it lists, but {len(missing)} are missing, such as {missing[0]}"
-                )
+            if missing:
+                reason = f"expected the clouds it lists, but {len(missing)} are missing, such as {missing[0]}"
+                if skipped is None:
+                    raise DatasetBrokenError(path, reason)
+                skipped.append(f"{path}: {reason}")
             splits[split] = [known[entry] for entry in sorted(set(entries) & set(known))]
         return splits
 
@@ -277,7 +281,7 @@ class PointsLayout(FileLayout):
                 yield Source(path, folder / "points_label" / f"{path.stem}.seg", number, path.stem)
 
     def files(self) -> list[Path]:
-        """As they are, labels included, which have to exist."""
+        """Clouds, labels, categories and lists. Every cloud must have labels."""
         files = super().files()
         for path in files:
             if not path.is_file():
@@ -301,7 +305,7 @@ class PointsLayout(FileLayout):
         return table, labels - 1
 
     def first_parts(self) -> list[int]:
-        """Official categories have their own; others follow one another after those, with as many parts as occur."""
+        """Official categories have fixed labels. All others follow after those, with as many parts as occur."""
         from pcattn.io.text import read_table
 
         official = [category.folder in OFFICIAL_PARTS for category in self.categories]
@@ -316,7 +320,7 @@ class PointsLayout(FileLayout):
                 try:
                     free = max(free, firsts[-1] + int(_integers(path, read_table(path, 1)[:, 0], 1).max()))
                 except DatasetBrokenError:
-                    continue  # told, or skipped, when the cloud is read
+                    continue  # reported or skipped when the cloud is read
         return firsts
 
 
@@ -421,6 +425,12 @@ def carve(sources: Sequence[Source], folders: Sequence[str], seed: int) -> dict[
         for source, is_test in zip(members, tested, strict=True):
             splits["test" if is_test else "train"].append(source)
     return splits
+
+
+def _listed(entry: str) -> tuple[str, ...]:
+    """Folder and name of a cloud in a list, where some have the suffix of its file."""
+    folder, name = entry.split("/")[-2:]
+    return folder, name.removesuffix(".txt").removesuffix(".pts")
 
 
 def _integers(path: Path, values: NDArray[np.float32], least: int) -> NDArray[np.int64]:

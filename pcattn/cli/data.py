@@ -60,6 +60,8 @@ def _read_splits(name: str, root: str, options: dict[str, Any]) -> tuple[dict[st
         # Warnings about the data are of exactly these categories; the one about the place of a cache is not.
         texts = [_in_full(w.message) for w in caught if w.category in (UserWarning, SkippedWarning)]
         problems += [text for text in dict.fromkeys(texts) if text not in problems]
+    if name == "folder" and (labels := next(Path(root).rglob("*.seg"), None)):
+        problems.append(f"labels in .seg files, such as {labels}, are not read: shapenetpart reads them in its layout")
     return splits, problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -81,6 +82,7 @@ def inspect_clouds(splits: Mapping[str, PointCloudDataset], title: str, problems
         *_odd_clouds(clouds),
         *channels.problems(),
         *_single_part(parts),
+        *_odd_class_names(class_names),
     ]
     return Report(title, class_names, splits, clouds, channels.ranges(), parts, found)
 
@@ -217,6 +219,22 @@ def _odd_clouds(clouds: Sequence[CloudFacts]) -> Iterator[str]:
     for what, found in checks.items():
         if found:
             yield f"{len(found)} clouds with {what}, such as {', '.join(cloud.name for cloud in found[:3])}"
+
+
+def _odd_class_names(class_names: Sequence[str]) -> Iterator[str]:
+    """Folders of another layout that were taken for classes."""
+    parts = [name for name in class_names if name.lower() in ("points", "points_label", "labels", "images")]
+    splits = [
+        name for name in class_names if re.match(r"(train|val|test)(ing|id|idation)?([_-]?(data|set))?$", name, re.I)
+    ]
+    areas = [name for name in class_names if re.match(r"area_\d+$", name, re.I)]
+    for names, meaning in (
+        (parts, "a part of another layout, such as ShapeNetPart's"),
+        (splits, "a split; folders of splits are train, val and test, and all clouds lie in them"),
+        (areas, "an area of S3DIS, which is a scene and not a class"),
+    ):
+        if names:
+            yield f"class {', '.join(names)} is named like {meaning}"
 
 
 def _single_part(parts: Mapping[str, Mapping[int, int]]) -> Iterator[str]:

@@ -45,9 +45,8 @@ def test_counts_and_ranges(root: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_labels_of_points_are_suggested(root: Path) -> None:
     report = describe(str(root))
-    assert (
-        "if part labels the points: --option label=part counts them here, and --data.dataset_kwargs '{l"
-        in to_text(report)
+    assert "if part labels the points: --option label=part counts them here, and --data.dataset_kwargs '{l" in to_text(
+        report
     )
     assert "if part labels" not in to_text(describe(str(root), options={"label": "part"}))
     assert "if part labels" not in to_text(report._replace(channels={"x": (0, 0, 0)}))
@@ -93,6 +92,26 @@ def test_a_single_part(tmp_path: Path, classes: str, suspicious: bool) -> None:
             write_ply(tmp_path / name / f"{index}.ply", Cloud(cloud, {"part": np.full(30, 7, np.uint8)}))
     text = to_text(describe(str(tmp_path), options={"label": "part"}))
     assert ("with a single part, the IoU is 1 by definition" in text) == suspicious
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("Area_1", "Area_2"), "class Area_1, Area_2 is named like an area of S3DIS"),
+        (("Test", "test_data", "bolt"), "class Test, test_data is named like a split"),
+        (("bolt", "points"), "class points is named like a part of another layout"),
+        (("bolt", "testament"), "nothing suspicious"),
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
+    write_clouds(tmp_path, dict.fromkeys(names, 3))
+    assert found in to_text(describe(str(tmp_path)))
+
+
+def test_labels_that_are_not_read(tmp_path: Path) -> None:
+    write_clouds(tmp_path, {"bolt": 3})
+    (tmp_path / "bolt" / "cloud_00.seg").write_text("1\n")
+    assert "labels in .seg files, such as" in to_text(describe(str(tmp_path)))
 
 
 def test_every_broken_file_is_named(root: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch_geometric.transforms import NormalizeScale
 
 from pcattn.data import preprocess
 from pcattn.datasets.folder import PointCloudFolder
@@ -150,6 +151,29 @@ class TestClouds:
         assert dataset.feature_names == ["nx", "ny", "nz"]
         assert dataset[0].pos.shape == (50, 3)
         torch.testing.assert_close(dataset[1].pos, torch.from_numpy(pos - pos.mean(axis=0)).float(), atol=1e-6, rtol=0)
+
+    def test_a_channel_with_nan_is_left_out_with_a_warning(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        for index in range(3):
+            table = np.random.default_rng(index).normal(size=(9, 5))
+            table[4, 3] = np.nan if index else 0
+            np.savetxt(tmp_path / "a" / f"{index}.txt", table, header="x y z echo height")
+        with pytest.warns(UserWarning, match=r"channel echo is left out: .* in 2 files, such as 1\.txt"):
+            assert PointCloudFolder(tmp_path, test_fraction=0).feature_names == ["height"]
+        with pytest.warns(UserWarning, match="channel echo"):  # also when the cache is read
+            PointCloudFolder(tmp_path, test_fraction=0)
+
+    def test_contract_of_torch_geometric(self, root: Path) -> None:
+        plain = PointCloudFolder(root, test_fraction=0)
+        assert [Path(path) for path in plain.raw_paths] == [root / name for name in plain.names]
+        assert plain.processed_file_names == []
+        dataset = PointCloudFolder(
+            root, test_fraction=0, pre_filter=lambda data: int(data.y) == 1, pre_transform=NormalizeScale()
+        )
+        assert dataset.names == [name for name in plain.names if name.startswith("needle")]
+        torch.testing.assert_close(dataset[0].pos, NormalizeScale()(plain[plain.names.index(dataset.names[0])]).pos)
+        with pytest.raises(ValueError, match="expected pre_filter to keep some of 10 clouds, but got none"):
+            PointCloudFolder(root, test_fraction=0, pre_filter=lambda data: False)
 
     def test_large_clouds_are_reduced(self, root: Path) -> None:
         dataset = PointCloudFolder(root, max_points=50, test_fraction=0)

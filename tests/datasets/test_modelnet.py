@@ -110,8 +110,9 @@ class TestErrors:
 
     def test_wrong_names(self, folder: Path) -> None:
         (folder / "shape_names.txt").write_text("airplane\n")
-        with pytest.raises(DatasetBrokenError, match="40 class names, but got 1"):
+        with pytest.raises(DatasetBrokenError, match="40 class names, but got 1; the data set `folder` reads"):
             ModelNet40(folder)
+        assert not ModelNet40.recognizes(str(folder))  # classes of your own in the same layout
 
 
 class TestResampled:

@@ -250,6 +250,8 @@ class TestErrors:
         write_lists(text, {"val": ["02954340/id1", "03797390/lost"]})
         with pytest.raises(DatasetBrokenError, match=r"val_file_list\.json: .* 1 are missing, such as 03797390/lost"):
             ShapeNetPart(text)
+        with pytest.warns(UserWarning, match=r"skipped 1 files: .*val_file_list\.json: .* 1 are missing, such as 0"):
+            ShapeNetPart(text, on_error="skip")
         path = text / "train_test_split" / "shuffled_val_file_list.json"
         path.write_text('{"a"')
         with pytest.raises(DatasetBrokenError, match=r"val_file_list\.json: expected a list"):
