@@ -427,7 +427,7 @@ def carve(sources: Sequence[Source], folders: Sequence[str], seed: int) -> dict[
     return splits
 
 
-def _listed(entry: str) -> tuple[str, ...]:
+def _listed(entry: str) -> tuple[str, str]:
     """Folder and name of a cloud in a list, where some have the suffix of its file."""
     folder, name = entry.split("/")[-2:]
     return folder, name.removesuffix(".txt").removesuffix(".pts")

@@ -343,7 +343,7 @@ class PointCloudDataModule(LightningDataModule):
         if sampler.num_batches < world_size:  # processes that have one would wait for the others
             raise DatasetError(
                 f"expected a {split} batch for each of {world_size} processes, but {len(indices)} clouds of "
-                f"{self.dataset_name} give {sampler.num_batches} of {sampler.batch_size}"
+                f"{self.dataset_name} make {sampler.num_batches} of {sampler.batch_size}"
             )
         clouds = self._training_clouds() if shuffle else self._evaluation_clouds(split)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
