@@ -24,7 +24,7 @@ from tqdm import tqdm
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.cli.config_files import find_config
-from pcattn.data.storage import is_file_name
+from pcattn.data.files import is_file_name
 from pcattn.inference import checkpoints
 from pcattn.inference import evaluate as evaluated
 from pcattn.training import run_folder

@@ -294,7 +294,7 @@ def write_blocks(path: Path, num_points: int, blocks: Iterable[Cloud], *, overwr
     with atomic_write(path) as temporary:
         ply.write(temporary, num_points, blocks)
         if path.exists() and not overwrite:
-            raise FileExistsError("it exists already")  # `replacing` adds the path
+            raise FileExistsError("it exists already")  # `atomic_write` adds the path
 
 
 def _check_signature(path: Path) -> None:

@@ -25,7 +25,7 @@ import trimesh
 from numpy.lib import format as numpy_format
 
 from pcattn.cli import download
-from pcattn.data import storage
+from pcattn.data import files as storage
 from pcattn.datasets import folder_layout, modelnet_layouts, scanobjectnn, shapenet_layouts
 from pcattn.inference import checkpoints
 from pcattn.io import cache, channels, columns, hdf5, kitti, las, limits, mesh, numpy, obj, off, pcd, ply, stl, text

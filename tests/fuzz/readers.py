@@ -129,7 +129,7 @@ def _shapenet(path: Path) -> None:
 
 def _scanobjectnn(path: Path) -> None:
     try:
-        found = scanobjectnn.ScanObjectNN(str(path.parent), train=False)
+        found = scanobjectnn.ScanObjectNN(str(path.parent), split="test")
     except DatasetError as error:
         if "NaN" in str(error) or "expected" in str(error):
             raise

@@ -12,7 +12,7 @@ import yaml
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from pcattn.data.dense import EpochSampler
+from pcattn.data.loader import EpochSampler
 from pcattn.models import PCTClassifier
 from pcattn.tasks import Classification
 from pcattn.training import PointCloudDataModule
