@@ -127,8 +127,10 @@ class PointCloudCLI(LightningCLI):
             "resumed (--ckpt_path) has its own weights.",
         )
         parser.add_argument("--final_test", type=bool, default=True, help="Read the test split once, after training.")
-        parser.add_argument("--checkpoint.monitor", type=str, default="val/oa", help="What best.ckpt is the best by.")
-        parser.add_argument("--checkpoint.mode", type=Literal["max", "min"], default="max")
+        parser.add_argument(
+            "--checkpoint.monitor", type=str | None, default=None, help="Metric of best.ckpt. Default: the task's own."
+        )
+        parser.add_argument("--checkpoint.mode", type=Literal["max", "min"] | None, default=None)
         parser.add_argument(
             "--checkpoint.minutes",
             type=NonNegativeFloat,
@@ -262,7 +264,10 @@ class PointCloudCLI(LightningCLI):
         kwargs["max_time"] = None
         # In this order: what the last checkpoint holds includes which one was the best.
         options = config["checkpoint"]
-        self.best = RunCheckpoint(self.run, "best", options["monitor"], options["mode"])
+        monitor = options["monitor"] or f"val/{self.model.PRIMARY}"
+        info = self.model.METRICS.get(monitor.partition("/")[2])
+        mode = options["mode"] or (info.mode if info else "max")
+        self.best = RunCheckpoint(self.run, "best", monitor, mode)
         self.last = LastCheckpoint(self.run, options["minutes"])
         callbacks = [self.timer, self.validation_time, self.best, self.last]
         kwargs["default_root_dir"] = config["trainer"]["default_root_dir"] or str(self.run)

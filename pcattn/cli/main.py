@@ -41,7 +41,7 @@ OTHERS = {
     "robustness": Command("accuracy under 15 corruptions at 5 severities", "pcattn.cli.robustness"),
     "data": Command("what lies in a folder, and what is suspicious", "pcattn.cli.data"),
     "download": Command("fetch a data set and check it", "pcattn.cli.download"),
-    "export": Command("a network as ONNX, torch program or safetensors", "pcattn.inference.export"),
+    "export": Command("a network as ONNX, torch program or safetensors", "pcattn.cli.export"),
     "bundle": Command("a network's weights as one small file", "pcattn.cli.bundle"),
     "bench attention": Command("time, memory and multiply-adds of the attentions", "pcattn.bench.attention"),
     "bench ops": Command("neighbor search and sampling beside other libraries", "pcattn.bench.ops"),

@@ -12,7 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from pcattn.cli.config_files import bundled
 from pcattn.cli.messages import fail
-from pcattn.tasks import Classification, PartSegmentation
+from pcattn.tasks import TASKS
 from pcattn.training import PointCloudDataModule
 
 
@@ -45,5 +45,5 @@ def concise(message: str) -> str:
 
 def _option_names() -> set[str]:
     """Of the trainer, the data and the tasks."""
-    owners = (Trainer, PointCloudDataModule, Classification, PartSegmentation)
+    owners = (Trainer, PointCloudDataModule, *TASKS.values())
     return {name for owner in owners for name in inspect.signature(owner).parameters}

@@ -53,6 +53,8 @@ class PointCloudDataModule(LightningDataModule):
             that is called with `(root, train)`.
         dataset_kwargs: further arguments of the data set.
         per_point: labels are the parts of the points; otherwise the classes of the clouds.
+        target: `"normals"`: batches hold the normals of the data set as what a task has to estimate. They are no
+            feature then. None: what is learned are the labels.
         num_points: points of a cloud given to the network: a new random choice for each training batch, always the
             same ones in evaluation (`sampling`); at most as many as the largest cloud of the training split has. Clouds
             with fewer are filled up with copies of their points. None takes all, where the clouds are of equal size.
@@ -99,8 +101,15 @@ class PointCloudDataModule(LightningDataModule):
         corruption: str | None = None,
         corruption_seed: int = 0,
         resident: bool | Literal["auto"] = "auto",
+        target: Literal["normals"] | None = None,
     ) -> None:
         super().__init__()
+        if target not in (None, "normals"):
+            raise InputError(f"expected target to be normals or null, but got {target!r}")
+        if target and (given := {"normals", "estimated_normals"} & set(features or [])):
+            raise InputError(
+                f"expected features without {' and '.join(given)}, which are the target, but got {features}"
+            )
         if resident not in (True, False, "auto"):
             raise InputError(f"expected resident to be true, false or auto, but got {resident!r}")
         if corruption is not None:
@@ -124,6 +133,7 @@ class PointCloudDataModule(LightningDataModule):
         self.dataset_kwargs = dataset_kwargs or {}
         self.dataset_class = resolve("dataset", dataset, DATASETS)
         self.per_point = per_point
+        self.target = target
         self.num_points = num_points
         self.sampling = sampling
         self.features = features or []
@@ -338,9 +348,8 @@ class PointCloudDataModule(LightningDataModule):
                 raise
             except ValueError as error:
                 raise DatasetError(str(error)) from error
-            clouds = DenseClouds(
-                dataset, self.per_point, self.features, self.normalize, self.up_axis, self.dataset_name
-            )
+            features = [*self.features, self.target] if self.target else self.features
+            clouds = DenseClouds(dataset, self.per_point, features, self.normalize, self.up_axis, self.dataset_name)
             self._check_num_points(split, clouds)
             self._splits[split] = clouds
         return self._splits[split]

@@ -14,9 +14,9 @@ import torch
 import pcattn
 from pcattn.cli import predict_files
 from pcattn.cli.main import main
-from pcattn.cli.predict_files import find_files, name_outputs, segmented
+from pcattn.cli.predict_files import add_attributes, find_files, name_outputs
 from pcattn.inference import checkpoints
-from pcattn.inference.model import Model, Parts
+from pcattn.inference.model import Model
 from pcattn.io.cloud import Cloud, CloudFile, read_cloud, write_ply
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.visualize.colors import palette
@@ -225,13 +225,13 @@ class TestSegment:
         self, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
         write_cloud("a.ply")
-        segment = Model.segment_blocks
+        predict = Model.predict_blocks
 
-        def slow(self: Model, *args: Any) -> Iterator[Parts]:
-            yield from segment(self, *args)
+        def slow(self: Model, *args: Any) -> Iterator[dict[str, np.ndarray]]:
+            yield from predict(self, *args)
             Path("predictions/a.ply").write_text("precious")
 
-        monkeypatch.setattr(Model, "segment_blocks", slow)
+        monkeypatch.setattr(Model, "predict_blocks", slow)
         assert run("a.ply", "--checkpoint", weights["segmenter"], "--category", "mug") == 1
         assert "expected to write predictions/a.ply, but it exists already" in capsys.readouterr().err
         assert Path("predictions/a.ply").read_text() == "precious"
@@ -265,7 +265,10 @@ class TestSegment:
     ("arguments", "message"),
     [
         (["--checkpoint", "gone"], "but got 'gone'"),
-        (["--checkpoint", "CLASSIFIER", "--category", "chair"], "expected no --category, because this network"),
+        (
+            ["--checkpoint", "CLASSIFIER", "--category", "chair"],
+            "expected no --category, because Classification does not use one",
+        ),
         (["--checkpoint", "CLASSIFIER", "--top-k", "0"], "expected --top-k >= 1, but got 0"),
         (["--checkpoint", "CLASSIFIER", "--mesh-points", "0"], "expected --mesh-points >= 1, but got 0"),
         (["--checkpoint", "CLASSIFIER", "--json", "a.ply"], "a.ply exists already"),
@@ -299,14 +302,6 @@ class TestFindFiles:
 
 def test_names_that_ply_cannot_hold() -> None:
     cloud = Cloud(np.zeros((1, 3)), {"my column": np.ones(1), "label": np.ones(1), "original_label": np.ones(1)})
-    parts = Parts(np.array([4]), np.array([0.5], dtype=np.float32), [], 0)
-    attributes = segmented(cloud, parts, [2, 4]).attributes
-    assert list(attributes) == [
-        "my_column",
-        "original_label",
-        "original_original_label",
-        "label",
-        "probability",
-        "colors",
-    ]
-    assert np.array_equal(attributes["colors"][0], palette(2)[1])
+    attributes = add_attributes(cloud, {"label": np.zeros(1), "colors": np.zeros((1, 3))}).attributes
+    assert list(attributes) == ["my_column", "original_label", "original_original_label", "label", "colors"]
+    assert attributes["label"] == 0
