@@ -234,13 +234,8 @@ def _accepted(task: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, 
 
 
 def _guess_task(arguments: dict[str, Any]) -> str:
-    """The task of an old checkpoint that was saved from Python: the first whose required arguments are there."""
-    for name, task in TASKS.items():
-        parameters = inspect.signature(task).parameters.values()
-        required = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
-        if required and required <= arguments.keys():
-            return name
-    return "Classification"
+    """The task of an old checkpoint that was saved from Python: the one that takes most of its arguments."""
+    return max(TASKS, key=lambda name: len(arguments.keys() & inspect.signature(TASKS[name]).parameters.keys()))
 
 
 def task_name(class_path: str) -> str:
