@@ -336,8 +336,8 @@ class Model:
                     preprocess(points.pos[inside], channels, points.names, **self.preprocessing, place=place)
                 )
         pos = torch.cat([pos for pos, _ in prepared]).float()
-        features = [features.float() for _, features in prepared if features is not None]
-        return Views(pos, torch.cat(features) if features else None, views, place, sum(sizes))
+        channels_of_points = [features.float() for _, features in prepared if features is not None]
+        return Views(pos, torch.cat(channels_of_points) if channels_of_points else None, views, place, sum(sizes))
 
     @torch.no_grad()
     def _forward(self, views: Views, category: int) -> Tensor:

@@ -180,7 +180,7 @@ class PointCloudTask(LightningModule):
         """The network's outputs for a batch."""
         return self(**self.inputs(batch))
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The network's outputs."""
         return self.network(*args, **kwargs)
 
@@ -319,7 +319,7 @@ class PointCloudTask(LightningModule):
     @torch.no_grad()
     def evaluated_clouds(self, batch: PointBatch) -> list[Cloud]:
         """`describe` a batch by what the network predicts in evaluation mode."""
-        batch = PointBatch(*(x.to(self.device) if isinstance(x, Tensor) else x for x in batch))
+        batch = move_data_to_device(batch, self.device)
         training = self.training
         self.eval()
         try:

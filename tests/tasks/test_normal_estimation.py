@@ -89,7 +89,7 @@ def test_model() -> None:
 class TestData:
     @pytest.mark.parametrize("features", [["normals"], ["estimated_normals", "height"]])
     def test_the_target_is_no_feature(self, features: list[str]) -> None:
-        with pytest.raises(ValueError, match="expected features without .*normals, which are the target"):
+        with pytest.raises(ValueError, match=r"expected features without .*normals, which are the target"):
             PointCloudDataModule(target="normals", features=features)
 
     def test_another_target(self) -> None:
