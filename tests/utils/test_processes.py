@@ -18,10 +18,17 @@ with child_process({WAIT!r}):
 
 
 def test_an_error_ends_the_child() -> None:
-    with pytest.raises(KeyError), child_process(WAIT, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"ready\n"
-        raise KeyError
-    assert process.returncode == -signal.SIGTERM
+    started: list[subprocess.Popen] = []
+
+    def fail() -> None:
+        with child_process(WAIT, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"ready\n"
+            started.append(process)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert started[0].returncode == -signal.SIGTERM
 
 
 def test_a_finished_child_keeps_its_status() -> None:
