@@ -187,12 +187,9 @@ def _count(checkpoint: Path) -> dict[str, int]:
     """Parameters, and multiply-adds of the forward pass for one cloud."""
     stored = checkpoints.read(checkpoint)
     task = checkpoints.build(stored, str(checkpoint), trust=True)
-    num_points, channels = stored.data["num_points"] or _cloud_size(checkpoint), task.hparams["num_features"]
-    inputs: dict[str, torch.Tensor | None] = {"features": torch.rand(1, num_points, channels) if channels else None}
-    if "parts" in task.hparams:
-        inputs["category"] = torch.zeros(1, dtype=torch.long)
+    batch = task.example(1, stored.data["num_points"] or _cloud_size(checkpoint))
     with torch.no_grad():
-        multiply_adds = count_multiply_adds(lambda: task(torch.rand(1, num_points, 3), **inputs))
+        multiply_adds = count_multiply_adds(lambda: task.logits(batch))
     return {"parameters": sum(p.numel() for p in task.network.parameters()), "multiply_adds": multiply_adds}
 
 

@@ -25,7 +25,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from pcattn.cli.config_files import resolve_args
 from pcattn.cli.lightning_parser import Parser, configure_loader
-from pcattn.data.dense import EpochSampler
+from pcattn.data import EpochSampler
 from pcattn.inference import checkpoints
 from pcattn.inference.finetune import initialize
 from pcattn.training import PointCloudDataModule, run_folder
@@ -124,8 +124,10 @@ class PointCloudCLI(LightningCLI):
         parser.add_argument(
             "--final_test", type=bool, default=True, help="Evaluate the test split once, after training."
         )
-        parser.add_argument("--checkpoint.monitor", type=str, default="val/oa", help="Metric that chooses best.ckpt.")
-        parser.add_argument("--checkpoint.mode", type=Literal["max", "min"], default="max")
+        parser.add_argument(
+            "--checkpoint.monitor", type=str | None, default=None, help="Metric of best.ckpt. Default: the task's own."
+        )
+        parser.add_argument("--checkpoint.mode", type=Literal["max", "min"] | None, default=None)
         parser.add_argument(
             "--checkpoint.minutes",
             type=NonNegativeFloat,
@@ -261,7 +263,10 @@ class PointCloudCLI(LightningCLI):
         kwargs["max_time"] = None
         # In this order: the last checkpoint stores which one was the best.
         options = config["checkpoint"]
-        self.best = RunCheckpoint(self.run, "best", options["monitor"], options["mode"])
+        monitor = options["monitor"] or f"val/{self.model.PRIMARY}"
+        info = self.model.METRICS.get(monitor.partition("/")[2])
+        mode = options["mode"] or (info.mode if info else "max")
+        self.best = RunCheckpoint(self.run, "best", monitor, mode)
         self.last = LastCheckpoint(self.run, options["minutes"])
         callbacks = [self.timer, self.validation_time, self.best, self.last]
         kwargs["default_root_dir"] = config["trainer"]["default_root_dir"] or str(self.run)

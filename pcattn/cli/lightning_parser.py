@@ -15,7 +15,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from pcattn.cli import config_files
 from pcattn.cli.messages import fail
-from pcattn.tasks import Classification, PartSegmentation
+from pcattn.tasks import TASKS
 from pcattn.training import PointCloudDataModule
 
 
@@ -63,5 +63,5 @@ def shorten(message: str) -> str:
 
 def _option_names() -> set[str]:
     """Options of the trainer, the data module, and the tasks."""
-    owners = (Trainer, PointCloudDataModule, Classification, PartSegmentation)
+    owners = (Trainer, PointCloudDataModule, *TASKS.values())
     return {name for owner in owners for name in inspect.signature(owner).parameters}

@@ -40,7 +40,7 @@ COMMANDS = {
     "robustness": Command("accuracy under 15 corruptions at 5 severities", "pcattn.cli.robustness"),
     "data": Command("what lies in a folder, and what is suspicious", "pcattn.cli.data"),
     "download": Command("fetch a data set and check it", "pcattn.cli.download"),
-    "export": Command("a network as ONNX, torch program or safetensors", "pcattn.inference.export"),
+    "export": Command("a network as ONNX, torch program or safetensors", "pcattn.cli.export"),
     "convert": Command("weights of a released PCT network for use here", "pcattn.cli.convert"),
     "bundle": Command("a network's weights as one small file", "pcattn.cli.bundle"),
     "bench": Command("time and memory of operations, attentions and networks", "pcattn.cli.bench"),

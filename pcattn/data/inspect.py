@@ -17,7 +17,6 @@ from pcattn.io.channels import LABELS, canonical
 FEW_POINTS = 16
 
 
-
 class CloudFacts(NamedTuple):
     """What is counted of one cloud."""
 

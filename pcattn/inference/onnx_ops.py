@@ -1,8 +1,8 @@
 """The operations of this package that ONNX lacks, written in its operators (opset 18).
 
-Imported only where a network is exported. Every function has the signature of the operation in `pcattn.ops` or
-`pcattn.attention` whose place it takes. Equal distances are ordered by index here, not by coordinates: results differ
-where different points lie at exactly the same distance.
+Imported only to export a network. Every function has the signature of the operation in `pcattn.ops` or
+`pcattn.attention` that it replaces. Equal distances are ordered by index here, not by coordinates, so results differ if
+different points lie at exactly the same distance.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _farthest_points(pos: FLOAT[...], count: INT64) -> INT64[...]:  # type: igno
     return chosen
 
 
-#: What takes the place of each operation.
+#: The replacement of each operation.
 TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.pcattn.offset_attention.default: offset_attention,
     torch.ops.pcattn.neighborhood_attention.default: neighborhood_attention,
@@ -96,7 +96,7 @@ TRANSLATIONS: dict[Callable, Callable] = {
 
 
 def obstacles(nodes: Iterable[torch.fx.Node]) -> list[str]:
-    """Why a graph cannot be written in ONNX: operations of this package, or uses of them, that have no translation."""
+    """Why a graph cannot be written in ONNX: operations of this package without a translation."""
     found = set()
     for node in nodes:
         name = str(node.target)

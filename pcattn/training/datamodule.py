@@ -51,6 +51,8 @@ class PointCloudDataModule(LightningDataModule):
         dataset_kwargs: further arguments of the data set. `transform` and `pre_transform` may name transforms of
             torch-geometric, see `build_pyg_transforms`; a checkpoint keeps only those given by name.
         per_point: labels are the parts of the points; otherwise the classes of the clouds.
+        target: `"normals"`: batches hold the normals of the data set as the target of a task. They are no feature then.
+            None: the targets are the labels.
         num_points: points of each cloud for the network: random ones for each training batch, always the same ones in
             evaluation (`sampling`). At most as many as the largest cloud of the training split has. Smaller clouds are
             filled up with copies of their points. None uses all points, if clouds are of equal size.
@@ -98,9 +100,18 @@ class PointCloudDataModule(LightningDataModule):
         corruption: str | None = None,
         corruption_seed: int = 0,
         resident: bool | Literal["auto"] = "auto",
+        target: Literal["normals"] | None = None,
     ) -> None:
         super().__init__()
-        _check_choices(resident=(resident, (True, False, "auto")), sampling=(sampling, (None, *SAMPLINGS)))
+        _check_choices(
+            resident=(resident, (True, False, "auto")),
+            sampling=(sampling, (None, *SAMPLINGS)),
+            target=(target, (None, "normals")),
+        )
+        if target and (given := {"normals", "estimated_normals"} & set(features or [])):
+            raise InputError(
+                f"expected features without {' and '.join(given)}, which are the target, but got {features}"
+            )
         # Batch normalization of a single cloud has no variance.
         _check_sizes(batch_size=(batch_size, 2), eval_batch_size=(eval_batch_size, 1), num_points=(num_points, 1))
         if not 0 < val_fraction < 1:
@@ -118,7 +129,7 @@ class PointCloudDataModule(LightningDataModule):
             key: repr(value) if callable(value) else value for key, value in dataset_kwargs.items()
         }
         self.dataset_class = find_dataset(dataset)
-        self.per_point, self.num_points, self.sampling = per_point, num_points, sampling
+        self.per_point, self.target, self.num_points, self.sampling = per_point, target, num_points, sampling
         self.features = features or []
         # Clouds that come normalized stay as they are. A raw cloud that the network is used on needs the same.
         done = self.dataset_class.normalized
@@ -291,9 +302,8 @@ class PointCloudDataModule(LightningDataModule):
         """A split, read on first use."""
         if split not in self._splits:
             dataset = open_dataset(self.dataset_name, self.root, split, **self.dataset_kwargs)
-            clouds = DenseClouds(
-                dataset, self.per_point, self.features, self.normalize, self.up_axis, self.dataset_name
-            )
+            features = [*self.features, self.target] if self.target else self.features
+            clouds = DenseClouds(dataset, self.per_point, features, self.normalize, self.up_axis, self.dataset_name)
             self._check_num_points(split, clouds)
             self._splits[split] = clouds
         return self._splits[split]

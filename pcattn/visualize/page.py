@@ -1,4 +1,4 @@
-"""A web page of clouds in one file: it asks the network for nothing and opens on any machine with a browser."""
+"""A web page of clouds in one file, which loads nothing from elsewhere and opens in any browser."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ def _field(name: str, field: Field) -> dict[str, Any]:
         raise InputError(f"expected at most 256 names in {name!r} of a page, but got {len(field.entries)}")
     return {
         "name": name,
+        "kind": "quantity" if field.is_quantity else "entries" if field.entries else "colors",
         "entries": field.entries,
         "low": float(field.low),
         "high": float(field.high),

@@ -42,9 +42,9 @@ def test_convert_then_test_predict_and_export(
     (tmp_path / "cloud.xyz").write_text(
         "\n".join("{:.4f} {:.4f} {:.4f}".format(*p) for p in torch.rand(80, 3).tolist())
     )
-    assert run("predict-files", "--checkpoint", "pct.safetensors", "cloud.xyz") == 0
+    assert run("predict-files", "--ckpt_path", "pct.safetensors", "cloud.xyz") == 0
     assert "cloud.xyz" in capsys.readouterr().out
-    assert run("export", "--checkpoint", "pct.safetensors", "--out", "again.safetensors") == 0
+    assert run("export", "--ckpt_path", "pct.safetensors", "--out", "again.safetensors") == 0
     assert pcattn.load("again.safetensors", device="cpu").class_names == model.class_names
 
 

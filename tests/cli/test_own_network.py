@@ -59,12 +59,12 @@ def use(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *o
     """`predict-files` and `export`, which import the network only where it is trusted."""
     cloud = tmp_path / "cloud.xyz"
     cloud.write_text("\n".join("{:.4f} {:.4f} {:.4f}".format(*point) for point in torch.rand(80, 3).tolist()))
-    assert run("predict-files", "--checkpoint", checkpoint, cloud, *options) == 2
+    assert run("predict-files", "--ckpt_path", checkpoint, cloud, *options) == 2
     assert "--trust" in capsys.readouterr().err
-    assert run("predict-files", "--checkpoint", checkpoint, "--trust", cloud, *options) == 0
+    assert run("predict-files", "--ckpt_path", checkpoint, "--trust", cloud, *options) == 0
     assert "cloud.xyz" in capsys.readouterr().out
     for suffix in ("safetensors", "pt2"):
-        assert run("export", "--checkpoint", checkpoint, "--trust", "--out", tmp_path / f"net.{suffix}") == 0
+        assert run("export", "--ckpt_path", checkpoint, "--trust", "--out", tmp_path / f"net.{suffix}") == 0
         assert (tmp_path / f"net.{suffix}").is_file()
 
 

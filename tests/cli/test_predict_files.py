@@ -14,9 +14,9 @@ import torch
 import pcattn
 from pcattn.cli import predict_files
 from pcattn.cli.main import main
-from pcattn.cli.predict_files import find_files, name_outputs, segmented
+from pcattn.cli.predict_files import add_attributes, find_files, name_outputs
 from pcattn.inference import checkpoints
-from pcattn.inference.model import Model, Parts
+from pcattn.inference.model import Model
 from pcattn.io.cloud import Cloud, CloudFile, read_cloud, write_ply
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.visualize.colors import palette
@@ -74,7 +74,7 @@ class TestClassify:
         Path("folder/mesh.off").write_text(OFF)
         Path("folder/notes.md").write_text("no cloud")
         arguments = ["--ckpt_path", weights["classifier"], "--json", "out.json", "--csv", "out.csv"]
-        assert run("b.ply", "folder", *arguments, "--top-k", "2") == 0
+        assert run("b.ply", "folder", *arguments, "--top_k", "2") == 0
         names = ["b.ply", "folder/deep/a.xyz", "folder/mesh.off"]
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == ["file", *names]
@@ -116,7 +116,7 @@ class TestClassify:
 
     def test_points_with_nan_on_demand(self, weights: dict[str, str], capsys: pytest.CaptureFixture) -> None:
         Path("nan.xyz").write_text("0 0 0\n1 nan 2\n3 3 3\n")
-        assert run("nan.xyz", "--ckpt_path", weights["classifier"], "--drop-invalid") == 0
+        assert run("nan.xyz", "--ckpt_path", weights["classifier"], "--drop_invalid") == 0
         assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["nan.xyz", "2"]
 
 
@@ -202,13 +202,13 @@ class TestSegment:
         else:
             np.savetxt(path, table)
         written, told = [], []
-        arguments = ["--ckpt_path", weights["segmenter"], "--category", "chair", "--drop-invalid", "--votes", "2"]
+        arguments = ["--ckpt_path", weights["segmenter"], "--category", "chair", "--drop_invalid", "--votes", "2"]
         for block in (predict_files.BLOCK, 10):
             monkeypatch.setattr(predict_files, "BLOCK", block)
             assert run(path, *arguments, "--out", f"by{block}") == 0
             written.append(read_cloud(f"by{block}/a.ply"))
             told.append(capsys.readouterr().out.replace(f"by{block}", ""))
-            assert run(path, "--ckpt_path", weights["classifier"], "--drop-invalid") == 0
+            assert run(path, "--ckpt_path", weights["classifier"], "--drop_invalid") == 0
             told.append(capsys.readouterr().out)
         assert told[0].split() == told[2].split()
         assert told[1] == told[3]
@@ -225,13 +225,13 @@ class TestSegment:
         self, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
         write_cloud("a.ply")
-        segment = Model.segment_blocks
+        predict = Model.predict_blocks
 
-        def slow(self: Model, *args: Any) -> Iterator[Parts]:
-            yield from segment(self, *args)
+        def slow(self: Model, *args: Any) -> Iterator[dict[str, np.ndarray]]:
+            yield from predict(self, *args)
             Path("predictions/a.ply").write_text("precious")
 
-        monkeypatch.setattr(Model, "segment_blocks", slow)
+        monkeypatch.setattr(Model, "predict_blocks", slow)
         assert run("a.ply", "--ckpt_path", weights["segmenter"], "--category", "mug") == 1
         assert "expected to write predictions/a.ply, but it exists already" in capsys.readouterr().err
         assert Path("predictions/a.ply").read_text() == "precious"
@@ -265,9 +265,12 @@ class TestSegment:
     ("arguments", "message"),
     [
         (["--ckpt_path", "gone"], "but got 'gone'"),
-        (["--ckpt_path", "CLASSIFIER", "--category", "chair"], "expected no --category, because this network"),
-        (["--ckpt_path", "CLASSIFIER", "--top-k", "0"], "expected --top_k >= 1, but got 0"),
-        (["--ckpt_path", "CLASSIFIER", "--mesh-points", "0"], "expected --mesh_points >= 1, but got 0"),
+        (
+            ["--ckpt_path", "CLASSIFIER", "--category", "chair"],
+            "expected no --category, because Classification does not use one",
+        ),
+        (["--ckpt_path", "CLASSIFIER", "--top_k", "0"], "expected --top_k >= 1, but got 0"),
+        (["--ckpt_path", "CLASSIFIER", "--mesh_points", "0"], "expected --mesh_points >= 1, but got 0"),
         (["--ckpt_path", "CLASSIFIER", "--json", "a.ply"], "a.ply exists already"),
         (["--ckpt_path", "CLASSIFIER", "--device", "toaster"], "toaster"),
     ],
@@ -299,14 +302,6 @@ class TestFindFiles:
 
 def test_names_that_ply_cannot_hold() -> None:
     cloud = Cloud(np.zeros((1, 3)), {"my column": np.ones(1), "label": np.ones(1), "original_label": np.ones(1)})
-    parts = Parts(np.array([4]), np.array([0.5], dtype=np.float32), [], 0)
-    attributes = segmented(cloud, parts, [2, 4]).attributes
-    assert list(attributes) == [
-        "my_column",
-        "original_label",
-        "original_original_label",
-        "label",
-        "probability",
-        "colors",
-    ]
-    assert np.array_equal(attributes["colors"][0], palette(2)[1])
+    attributes = add_attributes(cloud, {"label": np.zeros(1), "colors": np.zeros((1, 3))}).attributes
+    assert list(attributes) == ["my_column", "original_label", "original_original_label", "label", "colors"]
+    assert attributes["label"] == 0

@@ -10,9 +10,10 @@ import pytest
 
 from pcattn.cli import show as command
 from pcattn.cli.main import main
-from pcattn.inference.model import Model, draw
+from pcattn.inference.model import Model
 from pcattn.io.cloud import Cloud, read_cloud, write_ply
 from pcattn.tasks import Classification, PartSegmentation
+from pcattn.tasks.voting import draw_views
 from pcattn.visualize import window
 from pcattn.visualize.offscreen import Open3DError
 from pcattn.visualize.window import open_window
@@ -121,15 +122,15 @@ class TestFiles:
         data = {"num_points": num_points, "preprocessing": steps}
         kwargs = {"variant": "spct", "network_kwargs": network, "num_features": 3}
         segmenter = Model(PartSegmentation([[0, 1, 2]], **kwargs), data)
-        cloud, keep = read_cloud(ply), draw(90, num_points, 1, 0)[0].numpy()
-        fields = command.predicted(segmenter, ply, None, None, None, None).fields
+        cloud, keep = read_cloud(ply), draw_views(90, num_points, 1, 0)[0].numpy()
+        fields = command.predict_file(segmenter, ply, None, None, None, None).fields
         expected = segmenter.segment(cloud)
         np.testing.assert_array_equal(fields["prediction"].values, expected.labels[keep])
         np.testing.assert_array_equal(fields["probability"].values, expected.probabilities[keep].astype(float))
         classifier = Model(Classification(2, **kwargs), data)
         shown = []
         monkeypatch.setattr(command, "show_attention", lambda cloud, network, forward, *rest: shown.append(forward()))
-        command.predicted(classifier, ply, None, 0, 0, None)
+        command.predict_file(classifier, ply, None, 0, 0, None)
         best = classifier.classify(cloud).probabilities
         np.testing.assert_array_equal(np.sort(shown[0].softmax(dim=1).detach().numpy()[0])[::-1], best)
 
@@ -191,5 +192,5 @@ class TestWindow:
         program = f"print({window._READY!r}); print('1 of 1: ball')"
         monkeypatch.setattr(window, "_COMMAND", (sys.executable, "-c", program))
         said: list[str] = []
-        open_window([ball(20)], ["truth"], tell=said.append)
+        open_window([ball(20)], ["truth"], show=said.append)
         assert said == ["1 of 1: ball"]

@@ -167,7 +167,7 @@ class TestRefused:
     def test_import_path_of_a_task(self, tmp_path: Path) -> None:
         task = classifier()
         path = write_ckpt(tmp_path / "a.ckpt", task, hyper_parameters={"_class_path": "os.system", "command": "true"})
-        with pytest.raises(ValueError, match=r"task to be one of Classification, PartSegmentation, .*'os\.system'"):
+        with pytest.raises(ValueError, match=r"task to be one of Classification, .*PartSegmentation, .*'os\.system'"):
             pcattn.load(path)
 
     @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
