@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -303,11 +302,7 @@ class PointCloudCLI(LightningCLI):
             self.model.eval().evaluate(example)
         self.model.compute_metrics("val")  # resets the metrics
         if not self.model.hparams.get("compile"):  # one cloud, for the FLOPs in Lightning's summary
-            inputs = {"pos": example.pos, "category": example.category, "features": example.channels}
-            takes = inspect.signature(self.model.forward).parameters
-            self.model.example_input_array = {
-                name: value[:1] for name, value in inputs.items() if value is not None and name in takes
-            }
+            self.model.example_input_array = {name: value[:1] for name, value in self.model.inputs(example).items()}
         self.model.train()
 
     def _check_val_check_interval(self) -> None:

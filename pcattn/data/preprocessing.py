@@ -165,7 +165,7 @@ def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placeme
     elif blurs and bool(torch.maximum(low.abs(), high.abs()).max() > _FAR * (high - low).max().clamp(min=1e-30)):
         center = total / number
     if not bool(radius.isfinite()):
-        raise InputError("expected finite positions whose squares are in range, but got others")
+        raise InputError("expected finite coordinates of points, with squares in range, but got others")
     radius = torch.where(radius > 0, radius, 1.0)
     return Placement(center, radius, low["xyz".index(up_axis)])
 

@@ -1,11 +1,13 @@
 """The configurations train a step: those that `configs/README.md` names for every attention with each of them."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch.nn import functional as F
 
 from pcattn.attention import ATTENTION
 from pcattn.cli.main import main
@@ -26,12 +28,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:compile.* is for GPUs")
 
 def build(settings: dict[str, Any], attention: str | None) -> PointCloudTask:
     """The task of a configuration, narrow, with another attention if one is named."""
-    known = {"parts": [[0, 1], [2, 3, 4]]} if settings["data"].get("per_point") else {"num_classes": 40}
-    arguments = settings["model"]["init_args"] | known
+    task = resolve("task", settings["model"]["class_path"], {})
+    known = {"num_classes": 40, "parts": [[0, 1], [2, 3, 4]]}
+    arguments = settings["model"]["init_args"] | {
+        name: value for name, value in known.items() if name in inspect.signature(task).parameters
+    }
     if not arguments["variant"].startswith("hierarchical"):  # those have widths and depths of their own
         arguments["network_kwargs"] = TINY
     arguments["attention"] = attention or arguments["attention"]
-    return resolve("task", settings["model"]["class_path"], {})(**arguments)
+    return task(**arguments)
 
 
 def pairs() -> list[tuple[str, str | None]]:
@@ -48,7 +53,8 @@ def test_trains_a_step(name: str, attention: str | None, monkeypatch: pytest.Mon
     monkeypatch.setattr(task, "log", lambda *args, **kwargs: None)
     index = torch.arange(4)
     labels = (torch.randint(2, (4, 64)), index % 2) if data.per_point else (index, None)
-    batch = PointBatch(torch.randn(4, 64, 3), None, *labels, index, 0)
+    normals = F.normalize(torch.randn(4, 64, 3), dim=2) if data.target else None
+    batch = PointBatch(torch.randn(4, 64, 3), normals, *labels, index, 0)
     for transform in data.transforms:
         batch = transform(batch, torch.Generator().manual_seed(0))
     options = [task.hparams[option] for option in ("optimizer", "lr", "momentum", "weight_decay")]

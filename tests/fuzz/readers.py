@@ -155,7 +155,7 @@ def _split_list(path: Path) -> None:
     (folder / "synsetoffset2category.txt").write_text("Mug 03797390\n")
     layout = shapenet_layouts.TextLayout(folder)
     source = shapenet_layouts.Source(folder / "03797390" / "id0.txt", None, 0, "id0")
-    _expect(set(layout.split([source], False, 0)) == {"train"}, "splits")
+    _expect(set(layout.split([source], None, 0)) == {"train"}, "splits")
 
 
 def _list(path: Path) -> None:

@@ -93,5 +93,5 @@ class TestData:
             PointCloudDataModule(target="normals", features=features)
 
     def test_another_target(self) -> None:
-        with pytest.raises(ValueError, match="expected target to be normals or null, but got 'colors'"):
+        with pytest.raises(ValueError, match="expected target to be one of normals, but got 'colors'"):
             PointCloudDataModule(target="colors")  # type: ignore[arg-type]
