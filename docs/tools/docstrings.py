@@ -11,10 +11,15 @@ _BLOCK = re.compile(r"^( *)\.\. (math|code-block)::([^\n]*)\n((?:[ ]*\n|\1[ ]+\S
 # "Shape:", "Source:" and "Differs ..." are paragraphs with a title, as "Args:" is.
 _TITLE = re.compile(r"^(Shape|Source|Sources|Differs):(?=\s)", re.MULTILINE)
 
+# "a, b: text" in the sections of arguments and attributes, with the lines that go on.
+_SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ ]+\S.*\n?|\n(?=[ ]))+)", re.MULTILINE)
+_GROUP = re.compile(r"^( +)(\*{0,2}\w+(?:, \*{0,2}\w+)+)(:.*\n?(?:\1[ ]+.*\n?)*)", re.MULTILINE)
+
 
 def to_markdown(text: str) -> str:
-    """A docstring with `.. math::`, `:math:` and `.. code-block::` as Markdown."""
+    """A docstring with `.. math::`, `:math:` and `.. code-block::` as Markdown, and one entry per argument."""
     text = _BLOCK.sub(_block, text)
+    text = _SECTION.sub(lambda section: _GROUP.sub(_split, section[0]), text)
     return _TITLE.sub(r"**\1:**", _INLINE.sub(r"$\1$", text))
 
 
@@ -29,6 +34,11 @@ def _block(match: re.Match[str]) -> str:
     else:
         body = f"```{language.strip()}\n{body}\n```"
     return f"\n{textwrap.indent(body, indent)}\n\n"
+
+
+def _split(match: re.Match[str]) -> str:
+    indent, names, text = match.groups()
+    return "".join(f"{indent}{name}{text.rstrip()}\n" for name in names.split(", "))
 
 
 class MarkdownDocstrings(griffe.Extension):
