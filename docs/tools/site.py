@@ -71,6 +71,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Pages link to files of the repository, so that they can be read there, too."""
+    written = (REPOSITORY / "docs" / page.file.src_uri).is_file()
+    return site_links(markdown, f"docs/{page.file.src_uri}", page.file.src_uri) if written else markdown
+
+
 def on_page_content(html: str, **_: Any) -> str:
     """Equations as MathML, which browsers draw by themselves."""
     return _MATH.sub(_to_mathml, html)
@@ -83,28 +89,49 @@ def _to_mathml(match: re.Match[str]) -> str:
 
 
 def readme_page(name: str) -> tuple[str, dict[str, Path]]:
-    """A file of the repository as a page, with links that hold there, and the pictures that it shows."""
-    folder = posixpath.dirname(name)
-    pages = {target: page for page, target in READMES.items()} | REPLACED
-    pictures: dict[str, Path] = {}
+    """A file of the repository as a page at the root of the site, and the pictures that it shows by their place."""
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    pictures = {
+        f"images/{posixpath.basename(target)}": REPOSITORY / posixpath.dirname(name) / target
+        for mark, _, target in _LINK.findall(text)
+        if mark and "://" not in target
+    }
+    return site_links(text, name, "index.md"), pictures
+
+
+def site_links(text: str, file: str, page: str) -> str:
+    """Links between files of the repository as links between pages.
+
+    Args:
+        text: Markdown.
+        file: that it is from, relative to the repository.
+        page: that it becomes, relative to the site.
+    """
 
     def link(match: re.Match[str]) -> str:
-        picture, text, target = match.groups()
+        mark, words, target = match.groups()
         path, hash_, anchor = target.partition("#")
         if not path or "://" in target:
             return match[0]
-        path = posixpath.normpath(posixpath.join(folder, path))
-        if picture:
-            page = f"images/{posixpath.basename(path)}"
-            pictures[page] = REPOSITORY / path
-            return f"![{text}]({page})"
-        if path.startswith("docs/"):
-            return f"[{text}]({path.removeprefix('docs/')}{hash_}{anchor})"
-        if path in pages:
-            return f"[{text}]({pages[path]}{hash_}{anchor})"
-        return f"{text} (`{path}`)" if path not in text else text  # a file of the repository that is no page
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
+        if (found := _page_of(path, bool(mark))) is None:  # a file that is no page
+            return words if path in words else f"{words} (`{path}`)"
+        return f"{mark}[{words}]({posixpath.relpath(found, posixpath.dirname(page) or '.')}{hash_}{anchor})"
 
-    return _LINK.sub(link, (REPOSITORY / name).read_text(encoding="utf-8")), pictures
+    return _LINK.sub(link, text)
+
+
+def _page_of(path: str, is_picture: bool) -> str | None:
+    """The page that a file of the repository becomes, or that documents it."""
+    pages = {name: page for page, name in READMES.items()} | REPLACED
+    if path in pages:
+        return pages[path]
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    if is_picture:
+        return f"images/{posixpath.basename(path)}"
+    module = path.removeprefix("pcattn/").split("/")[0]
+    return f"api/{module}.md" if path.endswith(".py") and module in MODULES else None
 
 
 def reference_page(module: str, members: tuple[str, ...]) -> str:
