@@ -25,7 +25,7 @@ TINY = (
 )
 
 #: Commands that a page needs before its Python runs.
-BEFORE = {"docs/deploy.md": [["export", "--checkpoint", "modelnet40-cpu", "--out", "model.onnx"]]}
+BEFORE = {"docs/deploy.md": [["export", "--ckpt_path", "modelnet40-cpu", "--out", "model.onnx"]]}
 
 #: Python that takes over ten seconds.
 SLOW = {"docs/deploy.md", "docs/start.md"}
