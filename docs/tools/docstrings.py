@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -41,8 +42,27 @@ def _split(match: re.Match[str]) -> str:
     return "".join(f"{indent}{name}{text.rstrip()}\n" for name in names.split(", "))
 
 
+def _comment(lines: list[str], line: int) -> str:
+    """The comment `#:` at the end of a line, or in the lines before it."""
+    _, mark, text = lines[line].partition("  #: ")
+    if mark:
+        return text
+    above: list[str] = []
+    while line > 0 and lines[line - 1].strip().startswith("#:"):
+        line -= 1
+        above.insert(0, lines[line].strip()[2:].strip())
+    return " ".join(above)
+
+
 class MarkdownDocstrings(griffe.Extension):
-    """Converts every docstring before it is parsed."""
+    """Converts every docstring before it is parsed, and reads comments `#:` as docstrings of attributes."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
+        """Called by griffe for every attribute, before `on_instance`."""
+        if attr.docstring is None and attr.lineno and isinstance(attr.filepath, Path) and attr.parent is not None:
+            text = _comment(attr.filepath.read_text(encoding="utf-8").splitlines(), attr.lineno - 1)
+            if text:
+                attr.docstring = griffe.Docstring(to_markdown(text), parent=attr)
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called by griffe for every object with a docstring."""

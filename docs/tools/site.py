@@ -206,12 +206,14 @@ def _table(actions: list[argparse.Action]) -> list[str]:
     rows = ["| option | default | |", "| --- | --- | --- |"]
     for action in actions:
         text = " ".join((action.help or "").split())
+        if len(text) > 300 and ". " in text:  # Lightning's own are pages long
+            text = text.partition(". ")[0] + "."
         if action.dest == "help" or action.dest.endswith(".help") or text == argparse.SUPPRESS:
             continue
         if action.help == "Path to a configuration file." or not text:
             continue
         names = ", ".join(f"`{name}`" for name in action.option_strings if not name.endswith("+")) or f"`{action.dest}`"
         default = "" if action.default in (None, argparse.SUPPRESS, False) else f"`{action.default}`"
-        text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`").replace("|", "\\|")
+        text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
         rows.append(f"| {names} | {default} | {text} |")
     return rows
