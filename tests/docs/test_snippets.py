@@ -28,7 +28,7 @@ TINY = (
 BEFORE = {"docs/deploy.md": [["export", "--ckpt_path", "modelnet40-cpu", "--out", "model.onnx"]]}
 
 #: Python that takes over ten seconds.
-SLOW = {"docs/deploy.md", "docs/start.md"}
+SLOW = {"README.md", "docs/deploy.md", "docs/start.md"}
 
 
 @pytest.fixture
@@ -177,6 +177,6 @@ def test_guide(page: str, scans: str, expected: list[str], folder: Path) -> None
     write_scans(Path(scans), 20)
     write_scans(Path("new_scans"), 2)
     for words in commands(REPOSITORY / "docs" / page):
-        run([*words, *TINY] if words[0] == "fit" and "--init_from" not in words else words)
+        run([*words, *TINY] if words[0] == "fit" else words)
     for file in expected:
         assert Path(file).exists(), file
