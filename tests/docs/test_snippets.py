@@ -21,7 +21,7 @@ from tests.docs.markdown import MARKDOWN, PAGES, REPOSITORY, anchors, blocks, co
 TINY = (
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"),
     *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
-    *("--data.num_points", "32", "--data.batch_size", "4"),
+    *("--data.num_points", "96", "--data.batch_size", "4"),
 )
 
 #: Commands that a page needs before its Python runs.
@@ -148,7 +148,7 @@ def test_extension_trains(what: str, folder: Path) -> None:
     page = REPOSITORY / "docs" / "extend" / f"{what}.md"
     write_files(page)
     words = next(words for words in commands(page) if words[0] == "fit")
-    few = ["--data.root", "shapes", "--data.dataset_kwargs", '{"num_train": 44, "num_test": 22, "num_points": 64}']
+    few = ["--data.root", "shapes", "--data.dataset_kwargs", '{"num_train": 44, "num_test": 22, "num_points": 96}']
     run([*words, *TINY, *([] if what == "dataset" else few), "--run", "run"])
     assert Path("run/checkpoints/best.ckpt").is_file()
 
