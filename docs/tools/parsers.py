@@ -11,11 +11,6 @@ import jsonargparse
 from pcattn.cli.main import main
 
 
-class _Parsed(Exception):
-    def __init__(self, parser: argparse.ArgumentParser, result: Any) -> None:
-        self.parser, self.result = parser, result
-
-
 def parse(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
     """Parse a command line, without the word `pcattn`: the parser that understood it, and what it returned.
 
@@ -23,6 +18,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
         SystemExit: it was not understood; the reason is on standard error.
     """
     depth = 0
+    parsed: list[tuple[argparse.ArgumentParser, Any]] = []
 
     def stop_after(original: Any) -> Any:
         def parse_args(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
@@ -34,7 +30,8 @@ def parse(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
                 depth -= 1
             if depth:  # a parser that asks another one, or itself
                 return result
-            raise _Parsed(self, result)
+            parsed.append((self, result))
+            raise SystemExit
 
         return parse_args
 
@@ -44,6 +41,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Any]:
                 stack.enter_context(mock.patch.object(owner, name, stop_after(getattr(owner, name))))
         try:
             main(list(words))
-        except _Parsed as parsed:
-            return parsed.parser, parsed.result
-    raise ValueError(f"expected a command that parses its words, but got {' '.join(words)}")
+        except SystemExit:
+            if not parsed:
+                raise
+    return parsed[0]

@@ -5,12 +5,14 @@ MkDocs calls the functions `on_*` (https://www.mkdocs.org/user-guide/plugins/#ev
 
 import argparse
 import importlib
+import inspect
 import posixpath
 import re
 import sys
 from html import unescape
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jsonargparse
 import latex2mathml.converter
@@ -154,7 +156,10 @@ def options_page() -> str:
     training = fit._subcommands_action._name_parser_map["fit"]  # type: ignore[attr-defined]
     lines += ["## pcattn fit, validate, test, predict", ""]
     lines += [f"- `pcattn {name}`: {summary}" for name, summary in TRAINING.items()]
-    lines += ["", "Each takes a configuration (`-c`) and any of the options below, which are also the keys of the YAML."]
+    lines += [
+        "",
+        "Each takes a configuration (`-c`) and any of the options below, which are also the keys of the YAML.",
+    ]
     groups = {"of a run": lambda name: "." not in name or name.startswith("checkpoint."), "data": None, "trainer": None}
     for title, belongs in groups.items():
         select = belongs or (lambda name, prefix=f"{title}.": name.startswith(prefix))
@@ -171,23 +176,16 @@ def options_page() -> str:
 
 
 def _tasks() -> list[type]:
-    """The tasks by name, base classes left out."""
+    """The tasks by name; the base class, which takes nothing from the data, is left out."""
     module = importlib.import_module("pcattn.tasks")
     exported = [getattr(module, name) for name in module.__all__]
-    is_task = [isinstance(each, type) and issubclass(each, pytorch_lightning.LightningModule) for each in exported]
-    return [task for task, keep in zip(exported, is_task, strict=True) if keep and "num_features" in _parameters(task)]
-
-
-def _parameters(task: type) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(task).parameters)
+    tasks = [each for each in exported if inspect.isclass(each) and issubclass(each, pytorch_lightning.LightningModule)]
+    return [task for task in tasks if "num_features" in inspect.signature(task).parameters]
 
 
 def _parser_of(command: str) -> argparse.ArgumentParser:
     """The parser of a command that is not Lightning's."""
     found: list[argparse.ArgumentParser] = []
-    from unittest import mock
 
     def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         found.append(self)

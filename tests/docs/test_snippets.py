@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -59,7 +59,8 @@ def run(words: list[str]) -> None:
     try:
         main(words)
     except SystemExit as stop:
-        assert not stop.code, " ".join(words)
+        if stop.code:
+            pytest.fail(f"pcattn {' '.join(words)}: exit status {stop.code}")
 
 
 with_python = [
@@ -117,7 +118,8 @@ def understood(words: list[str], parsers: ModuleType, capsys: pytest.CaptureFixt
     try:
         _, result = parsers.parse(words)
     except SystemExit as stop:
-        assert not stop.code, f"pcattn {' '.join(words)}: {capsys.readouterr().err}"
+        if stop.code:
+            pytest.fail(f"pcattn {' '.join(words)}: {capsys.readouterr().err}")
         return  # --help
     if words[0] not in TRAINING and isinstance(result, tuple):  # options of a training, too
         training = "test" if words[0] == "robustness" else "fit"
