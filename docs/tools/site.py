@@ -9,6 +9,7 @@ import inspect
 import posixpath
 import re
 import sys
+from contextlib import suppress
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import parsers  # noqa: E402  (beside this file)
 
-from pcattn.cli.main import COMMANDS, TRAINING  # noqa: E402
+from pcattn.cli.main import COMMANDS, LIGHTNING  # noqa: E402
 
 #: Files of the repository that are pages of the site.
 READMES = {
@@ -155,7 +156,7 @@ def options_page() -> str:
     fit = parsers.parse(["fit", "-c", "smoke"])[0]
     training = fit._subcommands_action._name_parser_map["fit"]  # type: ignore[attr-defined]
     lines += ["## pcattn fit, validate, test, predict", ""]
-    lines += [f"- `pcattn {name}`: {summary}" for name, summary in TRAINING.items()]
+    lines += [f"- `pcattn {name}`: {each.summary}" for name, each in COMMANDS.items() if each.module == LIGHTNING]
     lines += [
         "",
         "Each takes a configuration (`-c`) and any of the options below, which are also the keys of the YAML.",
@@ -169,9 +170,11 @@ def options_page() -> str:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(task, "model")
         lines += ["", f"### `model` for {task.__name__}", "", *_table(parser._actions)]
-    for name, summary in COMMANDS.items():
-        if name not in TRAINING:
-            lines += ["", f"## pcattn {name}", "", f"What it does: {summary}.", "", *_table(_parser_of(name)._actions)]
+    for name, command in COMMANDS.items():
+        if command.module != LIGHTNING:
+            lines += ["", f"## pcattn {name}", "", f"What it does: {command.summary}.", ""]
+            for title, parser in _parsers_of(name).items():
+                lines += [*([f"### pcattn {title}", ""] if title != name else []), *_table(parser._actions), ""]
     return "\n".join(lines) + "\n"
 
 
@@ -183,20 +186,20 @@ def _tasks() -> list[type]:
     return [task for task in tasks if "num_features" in inspect.signature(task).parameters]
 
 
-def _parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command that is not Lightning's."""
+def _parsers_of(command: str) -> dict[str, argparse.ArgumentParser]:
+    """The parser of a command that is not Lightning's, or those of its subcommands."""
     found: list[argparse.ArgumentParser] = []
 
     def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         found.append(self)
         raise SystemExit
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
-        try:
-            parsers.main(command.split())
-        except SystemExit:
-            return found[0]
-    raise ValueError(f"expected {command} to parse its words")
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop), suppress(SystemExit):
+        parsers.main([command])
+    for action in found[0]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return {f"{command} {name}": parser for name, parser in action.choices.items()}
+    return {command: found[0]}
 
 
 def _table(actions: list[argparse.Action]) -> list[str]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pcattn.attention import ATTENTION
-from pcattn.cli.config_files import bundled
-from pcattn.cli.main import TRAINING, main
+from pcattn.cli.config_files import bundled_configs
+from pcattn.cli.main import COMMANDS, LIGHTNING, main
 from pcattn.io import Cloud, write_ply
 from pcattn.models import CLASSIFIERS, SEGMENTERS
 from pcattn.tasks import TASKS
@@ -95,7 +95,7 @@ def parsers() -> ModuleType:
 
 def with_configuration(words: list[str]) -> list[str]:
     """Configurations that a reader would have are replaced by bundled ones."""
-    result, known = list(words), bundled()
+    result, known = list(words), bundled_configs()
     for place, word in enumerate(result):
         if place and result[place - 1] in ("-c", "--config") and Path(word).stem not in known:
             parts = Path(word).parts
@@ -121,7 +121,7 @@ def understood(words: list[str], parsers: ModuleType, capsys: pytest.CaptureFixt
         if stop.code:
             pytest.fail(f"pcattn {' '.join(words)}: {capsys.readouterr().err}")
         return  # --help
-    if words[0] not in TRAINING and isinstance(result, tuple):  # options of a training, too
+    if COMMANDS[words[0]].module != LIGHTNING and isinstance(result, tuple):  # options of a training, too
         training = "test" if words[0] == "robustness" else "fit"
         understood([training, "-c", result[0].config, *result[1]], parsers, capsys)
 
