@@ -59,7 +59,7 @@ def commands(path: Path) -> Iterator[list[str]]:
             continue
         for line in block.text.replace("\\\n", " ").splitlines():
             try:
-                words = shlex.split(line, comments=True)
+                words = shlex.split(re.sub(r"\$\w+", "0", line), comments=True)  # variables of a loop
             except ValueError:  # not a command line
                 continue
             if words and Path(words[0]).name == "pcattn":
