@@ -1,4 +1,4 @@
-"""External attention: two small memories, shared by all clouds, in place of keys and values."""
+"""External attention: two small memories, shared by all clouds, instead of keys and values."""
 
 import math
 from typing import ClassVar
@@ -8,23 +8,8 @@ from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps
+from pcattn.ops.external_attention import double_normalize
 from pcattn.utils.errors import InputError
-
-
-def double_normalize(logits: Tensor) -> Tensor:
-    """Softmax over the points, then every point's weights divided by their sum over the slots.
-
-    Args:
-        logits: (..., N, S).
-
-    Shape:
-        (..., N, S), rows sum to 1 - 1e-9 / sum.
-    """
-    # In float16 the constant 1e-9 is zero, so both normalizations run in at least float32.
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    weights = logits.softmax(dim=-2, dtype=dtype)
-    weights = weights / (1e-9 + weights.sum(dim=-1, keepdim=True))
-    return weights.to(logits.dtype)
 
 
 class ExternalAttention(nn.Module):
@@ -33,8 +18,9 @@ class ExternalAttention(nn.Module):
     .. math::
         u = x W_1^T + b_1, \qquad A = \mathrm{Norm}(u M_k^T), \qquad \mathrm{out} = A M_v
 
-    with memories :math:`M_k, M_v \in \mathbb{R}^{S \times C}` and the double normalization of `double_normalize`.
-    In PCT's layer this gives the paper's EAT (sections 4.7 and 4.8).
+    with memories :math:`M_k, M_v \in \mathbb{R}^{S \times C}`. Norm is a softmax over the points, followed by dividing
+    the weights of every point by (1e-9 + their sum over the slots). In PCT's layer this is the paper's EAT (sections
+    4.7 and 4.8).
 
     Args:
         dim: channels C.
@@ -65,6 +51,6 @@ class ExternalAttention(nn.Module):
         return weights @ self.memory_value
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """A map a slot of the memory: which points attend to it, and how much. At a point the maps sum to 1."""
+        """One map per slot of the memory: how much every point attends to it. At a point, the maps sum to 1."""
         weights = double_normalize(self.query(x) @ self.memory_key.t()).transpose(1, 2)
         return AttentionMaps(weights, [f"slot {slot}" for slot in range(weights.shape[1])], slots=True)

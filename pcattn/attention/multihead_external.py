@@ -1,20 +1,17 @@
 """Multi-head external attention: external attention whose heads share one small memory."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps
+from pcattn.ops.external_attention import double_normalize, multihead_external_attention
 from pcattn.utils.errors import InputError
 
-# The released code widens the features by this factor, and has as many times more heads and fewer slots.
+# The released code widens the features and multiplies the number of heads by this factor.
 _EXPANSION = 4
-
-# Elements of the weights (N x S) of the heads computed together. The weights of all heads would be many times larger
-# than the features, and are therefore computed once more in the backward pass.
-_BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 class MultiheadExternalAttention(nn.Module):
@@ -26,7 +23,7 @@ class MultiheadExternalAttention(nn.Module):
         \mathrm{out} = [\mathrm{head}_1, \dots, \mathrm{head}_{4H}] W_o^T + b_o
 
     4 H heads of width C / H share one pair of memories, :math:`M_k \in \mathbb{R}^{S \times C/H}` and
-    :math:`M_v \in \mathbb{R}^{C/H \times S}`; `Norm` is `external.double_normalize` in each head.
+    :math:`M_v \in \mathbb{R}^{C/H \times S}`; Norm is `double_normalize` in each head.
 
     Differs from the released code: the keys have no bias, because softmax over the points cancels it.
 
@@ -62,81 +59,17 @@ class MultiheadExternalAttention(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to the slots of the memory."""
-        heads = self.expand(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, 4H, N, C / H)
-        out = _attend(heads.contiguous(), self.memory_key, self.memory_value.weight)
+        out = multihead_external_attention(self._heads(x), self.memory_key, self.memory_value.weight)
         return self.proj((out + self.memory_value.bias).transpose(1, 2).flatten(2))
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """A map for each slot of each head: which points attend to it. At a point the maps of a head sum to 1."""
-        queries = self.expand(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, 4H, N, C / H)
-        weights, totals = _weights(queries.flatten(0, 1), self.memory_key)
-        maps = (weights / totals).transpose(1, 2).unflatten(0, (len(x), -1)).flatten(1, 2)  # (B, 4H * S, N)
+        """One map per slot and head: how much every point attends to it. At a point, the maps of a head sum to 1."""
+        weights = double_normalize(self._heads(x) @ self.memory_key.t())  # (B, 4H, N, S)
+        maps = weights.transpose(2, 3).flatten(1, 2)  # (B, 4H * S, N)
         num_slots = len(self.memory_key)
         names = [f"head {head}, slot {slot}" for head in range(self.num_heads) for slot in range(num_slots)]
         return AttentionMaps(maps, names, slots=True)
 
-
-@torch.library.custom_op("pcattn::multihead_external", mutates_args=())
-def _attend(heads: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Norm(heads key^T) value^T for heads (B, H, N, D), key (S, D) and value (D, S), a few heads at a time."""
-    out = torch.empty_like(heads)
-    with torch.autocast(heads.device.type, enabled=False):
-        for block, to in zip(_blocks(heads, key), _blocks(out, key), strict=True):
-            slots, totals = _weights(block, key)
-            to.copy_((slots / totals).to(heads.dtype) @ value.t().to(heads.dtype))
-    return out
-
-
-@torch.library.custom_op("pcattn::multihead_external_backward", mutates_args=())
-def _attend_backward(grad: Tensor, heads: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the heads, the key and the value."""
-    grad, grad_heads = grad.contiguous(), torch.empty_like(heads)
-    dtype = heads.dtype
-    sums = torch.promote_types(dtype, torch.float32)
-    grad_key, grad_value = torch.zeros_like(key, dtype=sums), torch.zeros_like(value, dtype=sums)
-    with torch.autocast(heads.device.type, enabled=False):
-        for block, to, out in zip(*(_blocks(x, key) for x in (heads, grad_heads, grad)), strict=True):
-            slots, totals = _weights(block, key)
-            weights = slots / totals
-            grad_value += out.flatten(0, 1).t() @ weights.to(dtype).flatten(0, 1)
-            grad_slots = (out @ value.to(dtype)).to(sums)
-            grad_slots = (grad_slots - (grad_slots * weights).sum(dim=2, keepdim=True)) / totals
-            grad_slots -= (grad_slots * slots).sum(dim=1, keepdim=True)
-            grad_logits = grad_slots.mul_(slots).to(dtype)
-            to.copy_(grad_logits @ key.to(dtype))
-            grad_key += grad_logits.flatten(0, 1).t() @ block.flatten(0, 1)
-    return grad_heads, grad_key.to(key.dtype), grad_value.to(value.dtype)
-
-
-def _weights(heads: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the points (P, N, S) in at least float32, and 1e-9 + its sums (P, N, 1) over the slots."""
-    logits = heads @ key.t().to(heads.dtype)
-    slots = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return slots, 1e-9 + slots.sum(dim=2, keepdim=True)
-
-
-def _blocks(heads: Tensor, key: Tensor) -> tuple[Tensor, ...]:
-    """Views (P, N, D) of a few heads each."""
-    elements = _BLOCK_ELEMENTS.get(heads.device.type, _BLOCK_ELEMENTS["cpu"])
-    return heads.view(-1, *heads.shape[2:]).split(max(1, elements // (heads.shape[2] * key.shape[0])))
-
-
-@_attend.register_fake
-def _(heads: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return torch.empty_like(heads)
-
-
-@_attend_backward.register_fake
-def _(grad: Tensor, heads: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(heads), torch.empty_like(key), torch.empty_like(value)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _attend_backward(grad, *ctx.saved_tensors)
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
+    def _heads(self, x: Tensor) -> Tensor:
+        """The widened features, (B, 4H, N, C / H)."""
+        return self.expand(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

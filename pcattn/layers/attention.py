@@ -1,4 +1,4 @@
-"""What turns any attention core into a layer of a network: PCT's update, or the block of a transformer."""
+"""Layers around an attention core: PCT's update and the transformer block."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.registry import build_attention
+from pcattn.attention.registry import AttentionName, build_attention
 from pcattn.layers.lbr import LBR
 
 
@@ -16,19 +16,19 @@ class AttentionLayer(nn.Module):
     .. math::
         y = x + \mathrm{LBR}(\mathrm{core}(x)) \quad\text{or}\quad y = x + \mathrm{LBR}(x - \mathrm{core}(x))
 
-    The first is the residual, the second the offset update; a core names the one it belongs to by its class attribute
-    `update` (`"residual"` when it has none).
+    The first is the residual update, the second the offset update. The class attribute `update` of a core selects one
+    (`"residual"` if the core has none).
 
     Args:
         dim: channels C.
-        attention: name of a mechanism in `ATTENTION`, or the import path of one's own.
+        attention: name in `ATTENTION`, import path or class of an attention.
         attention_kwargs: further arguments of the mechanism.
 
     Shape:
         x (B, N, C) -> (B, N, C).
     """
 
-    def __init__(self, dim: int, attention: str, attention_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, dim: int, attention: AttentionName, attention_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.core = build_attention(attention, dim, **(attention_kwargs or {}))
         self.lbr = LBR(dim, dim, bias=True)
@@ -41,21 +41,22 @@ class AttentionLayer(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    r"""The block of a transformer around an attention core: normalization first, then a residual branch each.
+    r"""A pre-norm transformer block around an attention core.
 
     .. math::
         x' = x + \lambda_1 \odot \mathrm{core}(\mathrm{LN}(x)), \qquad
         y = x' + \lambda_2 \odot \mathrm{MLP}(\mathrm{LN}(x'))
 
-    with layer scale :math:`\lambda` (CaiT, section 2) and stochastic depth: in training a branch is left out of a cloud
-    with probability `drop_path`. A core of the offset update (see `AttentionLayer`) enters as LN(x) - core(LN(x)).
+    with layer scale :math:`\lambda` (CaiT, section 2) and stochastic depth: in training, each branch is dropped for a
+    cloud with probability `drop_path`. With the offset update (see `AttentionLayer`), the first branch is
+    LN(x) - core(LN(x)).
 
     Args:
         dim: channels C.
-        attention: name of a mechanism in `ATTENTION`, or the import path of one's own.
+        attention: name in `ATTENTION`, import path or class of an attention.
         attention_kwargs: further arguments of the mechanism.
         mlp_ratio: width of the MLP's hidden layer, in units of C.
-        layer_scale: start of both lambdas.
+        layer_scale: initial value of both lambdas.
         drop_path: probability in [0, 1).
 
     Shape:
@@ -68,7 +69,7 @@ class AttentionBlock(nn.Module):
     def __init__(
         self,
         dim: int,
-        attention: str,
+        attention: AttentionName,
         attention_kwargs: dict[str, Any] | None = None,
         mlp_ratio: float = 2.0,
         layer_scale: float = 0.1,
@@ -93,7 +94,7 @@ class AttentionBlock(nn.Module):
         return x + self._drop(self.scale2 * self.mlp(self.norm2(x)))
 
     def _drop(self, branch: Tensor) -> Tensor:
-        """A branch (B, N, C) without some of its clouds, the others scaled so that its mean stays."""
+        """Drop a branch (B, N, C) for some clouds and scale it for the others, which keeps its expectation."""
         if not self.training or self.drop_path == 0.0:
             return branch
         keep = 1.0 - self.drop_path

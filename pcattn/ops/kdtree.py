@@ -1,7 +1,8 @@
 """A k-d tree over every cloud of a batch, for the CPU kernels of neighbor search and farthest point sampling.
 
 Leaves hold `LEAF` points, so that a leaf is scanned in vector instructions; only the last leaf of a cloud is padded,
-with NaN, which no comparison accepts. Nodes are stored as a heap: the children of node i are 2i + 1 and 2i + 2.
+with NaN, for which every comparison is false. Nodes are stored as a heap: the children of node i are 2i + 1 and 2i + 2.
+Place p is lane p % LEAF of leaf p // LEAF.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ class Tree(NamedTuple):
     low: Any  #: (B, nodes, D), smallest coordinates of a node's points
     high: Any  #: (B, nodes, D), largest coordinates
     first_index: Any  #: (B, nodes), smallest index of a node's points
-    leaves: Any  #: (B, nodes, 2), first leaf of a node and the one after its last
+    leaves: Any  #: (B, nodes, 2), a node's first leaf and the one after its last
 
 
 def build_tree(points: Any, lengths: Any) -> Tree:
@@ -88,10 +89,20 @@ def _build(points, lengths, coords, index, low, high, first_index, leaves, start
 
 
 @jit
-def _partition(keys, order, left, right, target):  # type: ignore[no-untyped-def]
-    """Rearrange keys[left : right + 1] and order so that the smaller keys lie before `target`, the larger from it on.
+def precedes(coords, index, p, other):  # type: ignore[no-untyped-def]
+    """Whether the point at place p comes before another in lexicographic order (by index if they are equal)."""
+    for axis in range(coords.shape[1]):
+        x, y = coords[p // LEAF, axis, p % LEAF], coords[other // LEAF, axis, other % LEAF]
+        if x != y:
+            return x < y
+    return index[p // LEAF, p % LEAF] < index[other // LEAF, other % LEAF]
 
-    Equal keys are ordered by `order`: copies of one point end up side by side, by their index.
+
+@jit
+def _partition(keys, order, left, right, target):  # type: ignore[no-untyped-def]
+    """Rearrange keys[left : right + 1] and order: the smaller keys before position `target`, the larger from there on.
+
+    Equal keys are ordered by `order`, so that copies of one point end up side by side.
     """
     while left < right:
         a, m, c = left, (left + right) // 2, right

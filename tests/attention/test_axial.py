@@ -6,9 +6,8 @@ import torch
 from pcattn.attention import ATTENTION, Geometry, build_attention
 from pcattn.attention.axial import PairNorm, PencilAttention
 from pcattn.bench.attention import peak_memory
-from pcattn.ops.axial_attention import op as pencil_op
-from pcattn.ops.axial_attention.op import pencil_attention, pencil_variances
-from pcattn.ops.batch_norm.op import normalize
+from pcattn.ops.axial_attention import pencil_attention, pencil_variances
+from pcattn.ops.batch_norm import normalize
 from tests.attention.attention_cases import assert_near, grid_positions, load_linear, load_norm, load_parameter
 
 
@@ -41,8 +40,8 @@ def image(load_fixture):
 def _blocks(request, monkeypatch):
     """Both ways to compute: compiled for the CPU, and in blocks."""
     if request.param is not None:
-        monkeypatch.setattr(pencil_op, "can_run_numba", lambda _: ["blocks are under test"])
-        monkeypatch.setattr(pencil_op, "_BLOCK_ELEMENTS", {"cpu": request.param})
+        monkeypatch.setattr("pcattn.ops.backends.is_installed", lambda module: False)
+        monkeypatch.setattr("pcattn.ops.axial_attention.reference._BLOCK_ELEMENTS", {"cpu": request.param})
 
 
 def test_equals_image_layers(image):
@@ -158,8 +157,8 @@ def test_gradients_of_the_operations():
         lambda *a: pencil_attention(*a, *layout), (q, k, v, *tables, scales), fast_mode=True
     )
     assert torch.autograd.gradcheck(lambda *a: pencil_variances(*a, *layout)[0], (q, k, *tables), fast_mode=True)
-    torch.library.opcheck(pencil_op._attend, (q, k, v, *tables, scales, *layout))
-    torch.library.opcheck(pencil_op._variances, (q, k, *tables, *layout))
+    torch.library.opcheck(torch.ops.pcattn.pencil_attention.default, (q, k, v, *tables, scales, *layout))
+    torch.library.opcheck(torch.ops.pcattn.pencil_variances.default, (q, k, *tables, *layout))
 
 
 def test_defaults_give_pencils_of_some_twenty_points_on_a_surface():
@@ -181,7 +180,7 @@ def test_isolated_and_equal_points():
 
 def test_many_copies_of_one_point_take_little_memory(monkeypatch):
     """They share one pencil, whose pairs are not held at once."""
-    monkeypatch.setattr(pencil_op, "_BLOCK_ELEMENTS", {"cpu": 1 << 18})
+    monkeypatch.setattr("pcattn.ops.axial_attention.reference._BLOCK_ELEMENTS", {"cpu": 1 << 18})
     core = build_attention("axial", 8, num_groups=2, axes="x")
     x, geometry = torch.randn(1, 4096, 8, requires_grad=True), Geometry(torch.ones(1, 4096, 3))
     one_map = 2 * 4096**2 * 4  # of its pairs, in bytes

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention import Geometry, build_attention
-from pcattn.ops.batch_norm.op import normalize
+from pcattn.ops.batch_norm import normalize
 from tests.attention.attention_cases import assert_near, randomize
 
 POINT = 7

@@ -1,11 +1,10 @@
-"""Neighborhood attention on points of a grid against the authors' operators, and its CPU kernels."""
+"""Neighborhood attention on points of a grid against the authors' operators."""
 
 import pytest
 import torch
 
 from pcattn.attention import Geometry, build_attention
-from pcattn.ops.neighborhood_attention import op as neighborhood_op
-from pcattn.ops.neighborhood_attention.op import neighborhood_attention
+from pcattn.ops.neighborhood_attention import neighborhood_attention
 from tests.attention.attention_cases import (
     assert_near,
     grid_positions,
@@ -36,8 +35,8 @@ def load_core(arrays, table=None, **kwargs):
 def _backend(request, monkeypatch):
     """Everything by the kernel, and by the reference with one query and with all queries in a chunk."""
     if request.param is not None:
-        monkeypatch.setattr(neighborhood_op, "_kernels", lambda *_: None)
-        monkeypatch.setattr(neighborhood_op, "_CHUNK_ELEMENTS", {"cpu": request.param})
+        monkeypatch.setattr("pcattn.ops.backends.is_installed", lambda module: False)
+        monkeypatch.setattr("pcattn.ops.neighborhood_attention.reference._CHUNK_ELEMENTS", {"cpu": request.param})
 
 
 @pytest.fixture
@@ -133,42 +132,6 @@ def test_bias_does_not_depend_on_the_scale(cloud):
     assert_near(core(x, Geometry(1000 * geometry.pos)), core(x, geometry))
 
 
-def gathered(q, k, v, neighbors, bias):
-    """The definition, with the keys and values of all neighbors in memory."""
-    cloud = torch.arange(len(q))[:, None, None]
-    logits = torch.einsum("bnhd,bnkhd->bnkh", q, k[cloud, neighbors]) / q.shape[-1] ** 0.5
-    weights = (logits if bias is None else logits + bias).softmax(dim=2)
-    return torch.einsum("bnkh,bnkhd->bnhd", weights, v[cloud, neighbors])
-
-
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_equals_gather(with_bias):
-    """Forward and gradients; lists may name a key twice."""
-    q, k, v, grad = torch.randn(4, 2, 17, 3, 5, dtype=torch.float64)
-    neighbors = torch.randint(0, 17, (2, 17, 6))
-    bias = torch.randn(2, 17, 6, 3, dtype=torch.float64) if with_bias else None
-    results = []
-    for attend in (gathered, neighborhood_attention):
-        leaves = [x.clone().requires_grad_() for x in (q, k, v, *([bias] if with_bias else []))]
-        out = attend(*leaves[:3], neighbors, leaves[3] if with_bias else None)
-        results.append((out, *torch.autograd.grad(out, leaves, grad)))
-    for expected, actual in zip(*results, strict=True):
-        assert_near(actual, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
-    """Sums in float32: the result is that of float32, rounded once."""
-    q, k, v = torch.randn(3, 2, 9, 2, 8, dtype=dtype).requires_grad_().unbind()
-    neighbors = torch.randint(0, 9, (2, 9, 4))
-    out = neighborhood_attention(q, k, v, neighbors)
-    exact = neighborhood_attention(q.float(), k.float(), v.float(), neighbors)
-    torch.testing.assert_close(out, exact.to(dtype), atol=0, rtol=2 * torch.finfo(dtype).eps)
-    for grad in torch.autograd.grad(out.sum(), (q, k, v)):
-        assert grad.dtype == dtype
-        assert grad.isfinite().all()
-
-
 @pytest.mark.parametrize("scale", [1.0, 0.001])
 def test_half_precision_of_the_positions(scale):
     """The unit of the positions is that of float32: squares of short distances leave float16."""
@@ -177,36 +140,6 @@ def test_half_precision_of_the_positions(scale):
     expected = core(x, Geometry(pos))
     actual = core.half()(x.half(), Geometry(pos.half()))
     assert (actual - expected).abs().max() <= 3e-3 * expected.abs().max()
-
-
-def test_operation_is_registered_soundly():
-    q, k, v = torch.randn(3, 1, 6, 2, 3, dtype=torch.float64).requires_grad_().unbind()
-    bias = torch.randn(1, 6, 4, 2, dtype=torch.float64, requires_grad=True)
-    neighbors = torch.randint(0, 6, (1, 6, 4))
-    assert torch.autograd.gradcheck(lambda *x: neighborhood_attention(*x[:3], neighbors, x[3]), (q, k, v, bias))
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(neighborhood_op._attend, (*leaves, neighbors, bias, "auto"))
-    torch.library.opcheck(neighborhood_op._attend, (*leaves, neighbors, None, "auto"))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"q": torch.zeros(1, 5, 8)}, "one shape \\(B, N, H, D\\)"),
-        ({"v": torch.zeros(1, 5, 2, 3)}, "one shape \\(B, N, H, D\\)"),
-        ({"k": torch.zeros(1, 5, 2, 4, dtype=torch.float64)}, "one dtype"),
-        ({"neighbors": torch.zeros(1, 4, 3, dtype=torch.long)}, "expected neighbors"),
-        ({"bias": torch.zeros(1, 5, 3, 1)}, "expected bias"),
-        ({"backend": "fast"}, "backend to be one of auto, triton, numba, reference"),
-        ({"backend": "triton"}, "backend='triton' can run, but got: "),
-    ],
-)
-def test_operation_refuses(change, message, monkeypatch):
-    monkeypatch.setattr(neighborhood_op, "can_run_triton", lambda q: ["there is no GPU"])
-    arguments = {name: torch.zeros(1, 5, 2, 4) for name in "qkv"}
-    arguments["neighbors"] = torch.zeros(1, 5, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match=message):
-        neighborhood_attention(**{**arguments, **change})
 
 
 @pytest.mark.parametrize(

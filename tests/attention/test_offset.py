@@ -1,13 +1,14 @@
-"""Offset-attention against the authors' released module, and its blockwise form against the written-out one."""
+"""Offset-attention against the authors' released module."""
 
 import copy
 
 import pytest
 import torch
 
-from pcattn.attention import Geometry, offset
+from pcattn.attention import Geometry
 from pcattn.bench.attention import peak_memory
 from pcattn.layers import AttentionLayer
+from pcattn.ops.offset_attention import offset_attention
 from tests.attention.attention_cases import assert_near, load_linear, load_norm
 
 
@@ -24,8 +25,8 @@ def load_layer(arrays):
 def form(request, monkeypatch):
     """Both forms of the attention, the second in blocks of few keys."""
     if request.param == "blocks":
-        monkeypatch.setattr(offset, "_MAX_WRITTEN_OUT", 0)
-        monkeypatch.setattr(offset, "_BLOCK_ELEMENTS", {"cpu": 20})
+        monkeypatch.setattr("pcattn.ops.offset_attention.op._MAX_WRITTEN_OUT", 0)
+        monkeypatch.setattr("pcattn.ops.offset_attention.op._BLOCK_ELEMENTS", {"cpu": 20})
     return request.param
 
 
@@ -60,34 +61,11 @@ def test_weights_equal_fixture(load_fixture, form):
     arrays = load_fixture("oa")
     q = arrays["x"] @ arrays["Wqk"].t()
     identity = torch.eye(q.shape[1], dtype=q.dtype).expand(len(q), -1, -1)
-    attend = offset.offset_attention if form == "written out" else lambda q, v: offset._offset_attention(q, v)[0]
-    weights = attend(q, identity)
+    weights = offset_attention(q, identity)
     assert_near(weights, arrays["attn_query_rows"])
     assert_near(weights.transpose(1, 2), arrays["attn_code"])
     totals = (q @ q.transpose(1, 2)).softmax(dim=1).sum(dim=2)
     assert_near(weights.sum(dim=-1), 1 - 1e-9 / (1e-9 + totals))
-
-
-@pytest.mark.parametrize("scale", [0.3, 1, 6])
-@pytest.mark.parametrize("elements", [1, 500, 1 << 20])
-def test_blocks_equal_written_out(monkeypatch, scale, elements):
-    """Forward and gradients; large energies leave some rows with sums as small as the constant 1e-9."""
-    monkeypatch.setattr(offset, "_BLOCK_ELEMENTS", {"cpu": elements})
-    q, v = scale * torch.randn(3, 21, 4, dtype=torch.float64), torch.randn(3, 21, 6, dtype=torch.float64)
-    grad, results = torch.randn_like(v), []
-    for attend in (offset.offset_attention, lambda q, v: offset._offset_attention(q, v)[0]):
-        leaves = q.clone().requires_grad_(), v.clone().requires_grad_()
-        out = attend(*leaves)
-        results.append((out, *torch.autograd.grad(out, leaves, grad)))
-    for expected, actual in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_blocks_gradcheck(monkeypatch):
-    monkeypatch.setattr(offset, "_BLOCK_ELEMENTS", {"cpu": 30})
-    q, v = (torch.randn(2, 8, n, dtype=torch.float64, requires_grad=True) for n in (2, 3))
-    assert torch.autograd.gradcheck(lambda q, v: offset._offset_attention(q, v)[0], (q, v))
-    torch.library.opcheck(offset._offset_attention, (q, v))
 
 
 def test_large_cloud_trains_in_little_memory():
@@ -105,7 +83,7 @@ def test_same_result_on_both_sides_of_the_threshold(monkeypatch):
     core = AttentionLayer(8, "offset").core.double()
     x = torch.randn(1, 50, 8, dtype=torch.float64)
     expected = copy.deepcopy(core)(x, Geometry(x[..., :3]))
-    monkeypatch.setattr(offset, "_MAX_WRITTEN_OUT", 49)
+    monkeypatch.setattr("pcattn.ops.offset_attention.op._MAX_WRITTEN_OUT", 49)
     assert_near(core(x, Geometry(x[..., :3])), expected)
 
 

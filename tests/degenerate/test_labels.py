@@ -11,7 +11,7 @@ from pcattn.data import PointBatch
 from pcattn.metrics import part_iou, predict_parts
 from pcattn.models import PCTSegmenter
 from pcattn.ops import ball_query, farthest_point_sample, gather, group, interpolate, knn
-from pcattn.ops.neighborhood_attention.op import neighborhood_attention
+from pcattn.ops.neighborhood_attention import neighborhood_attention
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.losses import lovasz_softmax, mixed_cross_entropy
 from pcattn.transforms import subsample

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcattn.ops import ball_query, farthest_point_sample, group, knn
-from pcattn.ops.backends import can_run_triton_group
+from pcattn.ops import ball_query, farthest_point_sample, knn
 from tests.ops.clouds import make_cloud
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -75,27 +74,6 @@ class TestFarthestPointSample:
         assert_same((farthest_point_sample(cloud, 12, rule, lengths=lengths, backend="triton"),), (expected,))
 
 
-class TestGroup:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-    @pytest.mark.parametrize("channels", [1, 5, 130])
-    def test_equals_reference(self, channels: int, dtype: torch.dtype) -> None:
-        features = torch.randn(2, 30, channels, device=DEVICE).to(dtype).requires_grad_()
-        neighbors = torch.randint(0, 30, (2, 9, 4), device=DEVICE)
-        centers = torch.randint(0, 30, (2, 9), device=DEVICE)
-        results = [group(features, neighbors, centers, backend=name) for name in ("triton", "reference")]
-        assert torch.equal(*results)
-        gradients = [torch.autograd.grad(result.square().sum(), features)[0] for result in results]
-        torch.testing.assert_close(*gradients)
-
-    @pytest.mark.parametrize("interpreted", [True, False])
-    def test_bfloat16_is_beyond_the_interpreter_alone(self, interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Training on a GPU in bf16-mixed keeps its kernel."""
-        monkeypatch.setenv("TRITON_INTERPRET", str(int(interpreted)))
-        for dtype in (torch.bfloat16, torch.float16):
-            reasons = " ".join(can_run_triton_group(torch.zeros(1, 2, 3, dtype=dtype)))
-            assert ("bfloat16" in reasons) == (interpreted and dtype == torch.bfloat16)
-
-
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_tensors_need_not_be_on_the_current_device() -> None:
     cloud = make_cloud("random", 64).to("cuda:1")
@@ -103,5 +81,3 @@ def test_tensors_need_not_be_on_the_current_device() -> None:
     assert torch.equal(neighbors, knn(cloud, cloud, 5, backend="reference").indices)
     chosen = farthest_point_sample(cloud, 9, backend="triton")
     assert torch.equal(chosen, farthest_point_sample(cloud, 9, backend="reference"))
-    grouped = group(cloud, neighbors, backend="triton")
-    assert torch.equal(grouped, group(cloud, neighbors, backend="reference"))

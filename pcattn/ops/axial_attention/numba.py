@@ -1,7 +1,7 @@
-"""Attention inside pencils on the CPU: a loop over pencils, each with its keys side by side; see `pencil_op`.
+"""Attention inside pencils on the CPU: a loop over pencils, without padding.
 
-Arrays are of one floating type, contiguous: queries and keys (R, G, D), values (R, G, E), tables (R, G, T), R = B N.
-A pencil writes its own rows alone, so that pencils are spread over threads without a lock.
+Arrays are contiguous and of one floating type: queries and keys (R, G, D), values (R, G, E) and tables (R, G, T), with
+R = B N. A pencil writes only its own rows, so that threads share the pencils without a lock.
 """
 
 from functools import partial
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from pcattn.ops.threads import inlined, jit, run_split
 
-# Sums in any order: only then do their loops become vector instructions.
+# Allows sums in any order, without which their loops do not become vector instructions.
 _fast = partial(jit, fastmath={"reassoc", "contract"})
 
 
 def variances(inputs: list[Tensor], order: Tensor, label: Tensor, coordinate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Variances and means (3, G) of the maps of `inputs`, q, k and their tables, and the number of pairs."""
+    """Variances and means (3, G) of the maps of `inputs` (q, k and their tables), and the number of pairs."""
     q, k, q_table, k_table = map(_array, inputs)
     points, bounds, place = _layout(order, label, coordinate, q.dtype)
-    # One pair's maps as the origin: E[m^2] - E[m]^2 about it loses no digits to the mean.
+    # Relative to the maps of one pair, E[m^2] - E[m]^2 loses no digits to the mean.
     first, center = points[0], q_table.shape[2] // 2
     origin = np.stack(((q[first] * k[first]).sum(1), q_table[first, :, center], k_table[first, :, center]))
     sums = np.zeros((len(bounds) - 1, 2, 3, q.shape[1]))
@@ -39,7 +39,7 @@ def variances(inputs: list[Tensor], order: Tensor, label: Tensor, coordinate: Te
 def variances_backward(
     inputs: list[Tensor], means: Tensor, factor: Tensor, order: Tensor, label: Tensor, coordinate: Tensor
 ) -> list[Tensor]:
-    """Gradients of `inputs`: that of the value m^r of a pair is factor[r, g] (m^r - means[r, g])."""
+    """Gradients of `inputs`, where factor[r, g] (m^r - means[r, g]) is the gradient of the value m^r of a pair."""
     q, k, q_table, k_table = map(_array, inputs)
     points, bounds, place = _layout(order, label, coordinate, q.dtype)
     outs, results = _zeros(*inputs)
@@ -56,7 +56,7 @@ def variances_backward(
 def attend(
     inputs: list[Tensor], v: Tensor, scales: Tensor, order: Tensor, label: Tensor, coordinate: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sums of the values (R, G, E), and the weight of every entry of the table (R, G, T)."""
+    """Sums of the values (R, G, E), and the weight that every entry of the table receives (R, G, T)."""
     q, k, q_table, k_table, values = map(_array, (*inputs, v))
     points, bounds, place = _layout(order, label, coordinate, q.dtype)
     scale = _array(scales.to(v.dtype))
@@ -85,7 +85,7 @@ def attend_backward(
     points, bounds, place = _layout(order, label, coordinate, q.dtype)
     scale, of_out, of_mass = map(_array, (scales.to(v.dtype), grad_out, grad_mass))
     outs, results = _zeros(*inputs, v)
-    of_scales = np.zeros((len(bounds) - 1, *scale.shape))  # of every pencil: the same sum with any number of threads
+    of_scales = np.zeros((len(bounds) - 1, *scale.shape))  # per pencil, so that the sum does not depend on threads
     run_split(
         lambda start, stop: _attend_backward(
             of_out, of_mass, q, k, values, q_table, k_table, scale, points, bounds, place, *outs, of_scales, start, stop
@@ -100,13 +100,13 @@ def _array(x: Tensor) -> Any:
 
 
 def _zeros(*like: Tensor) -> tuple[list[Any], list[Tensor]]:
-    """Arrays to add to, and the tensors they belong to: torch's own, which its profiler counts."""
+    """Arrays of zeros and the tensors that own their memory, which torch's profiler counts."""
     tensors = [torch.zeros(x.shape, dtype=x.dtype) for x in like]
     return [tensor.numpy() for tensor in tensors], tensors
 
 
 def _layout(order: Tensor, label: Tensor, coordinate: Tensor, dtype: Any) -> tuple[Any, Any, Any]:
-    """Points in the order of their pencils, bounds of the pencils in it, and the coordinate of every point."""
+    """Points in the order of their pencils, the bounds of the pencils, and the coordinate of every point."""
     ends = torch.unique_consecutive(label, return_counts=True)[1].cumsum(0)
     bounds = np.concatenate(([0], _array(ends)))
     return _array(order), bounds, _array(coordinate.flatten()).astype(dtype)
@@ -242,7 +242,7 @@ def _variances_backward(  # type: ignore[no-untyped-def]
 
 @_fast
 def _transposed(x, points, first, length):  # type: ignore[no-untyped-def]
-    """Rows of one pencil as (G, D, length), so that loops over its points run over neighboring numbers."""
+    """Rows of one pencil as (G, D, length), so that loops over its points read memory in order."""
     out = np.empty((x.shape[1], x.shape[2], length), dtype=x.dtype)
     for b in range(length):
         for g in range(x.shape[1]):
@@ -253,7 +253,7 @@ def _transposed(x, points, first, length):  # type: ignore[no-untyped-def]
 
 @_fast
 def _add_transposed(x, points, first, out):  # type: ignore[no-untyped-def]
-    """The way back."""
+    """Add x (G, D, length) to the rows of one pencil."""
     for b in range(x.shape[2]):
         for g in range(x.shape[0]):
             for d in range(x.shape[1]):
@@ -262,7 +262,7 @@ def _add_transposed(x, points, first, out):  # type: ignore[no-untyped-def]
 
 @inlined
 def _find_entries(place, points, first, length, i, size, entries):  # type: ignore[no-untyped-def]
-    """Entry of the table of point i relative to each point of its pencil; the other way round it is size - 1 - it."""
+    """Table entry of point i relative to each point of its pencil; the reverse entry is size - 1 - entry."""
     center = size // 2
     for b in range(length):
         distance = np.rint(place[i] - place[points[first + b]])
@@ -271,7 +271,7 @@ def _find_entries(place, points, first, length, i, size, entries):  # type: igno
 
 @inlined
 def _compute_maps(q, q_table, k_table, keys, points, first, entries, i, g, maps):  # type: ignore[no-untyped-def]
-    """The three maps (3, length) of query i and all keys of its pencil, in group g."""
+    """The three maps (3, length) of query i and all keys of its pencil, for group g."""
     length, last = len(entries), np.uintp(q_table.shape[2] - 1)
     for b in range(length):
         maps[0, b] = 0
@@ -301,7 +301,7 @@ def _softmax(maps, scales, g, weights):  # type: ignore[no-untyped-def]
 
 @inlined
 def _add_gradients(q, keys, points, first, entries, i, g, grads, of_q, of_keys, of_q_table, of_k_table):  # type: ignore[no-untyped-def]
-    """Add what the gradients (3, length) of the maps of query i bring; those of the keys to (G, D, length)."""
+    """Propagate gradients (3, length) of the maps of query i; those of the keys are (G, D, length)."""
     length, last = len(entries), np.uintp(of_q_table.shape[2] - 1)
     for d in range(q.shape[2]):
         x, total = q[i, g, d], q.dtype.type(0)

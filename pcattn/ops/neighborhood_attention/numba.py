@@ -1,5 +1,4 @@
-"""Attention over lists of neighbors on the CPU: a loop over queries that reads keys and values by index; see
-`neighborhood_op`.
+"""Neighborhood attention on the CPU: a loop over queries that reads keys and values by index.
 
 Arrays are contiguous and of one floating type: queries, keys and values (B, N, H, D), biases (B, N, K, H).
 """
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from pcattn.ops.threads import jit, run_split
 
-# Sums in any order: only then do their loops become vector instructions.
+# Allows sums in any order, without which their loops do not become vector instructions.
 _fast = partial(jit, fastmath={"reassoc", "contract"})
 
 # Queries and heads that are worth a thread.
@@ -23,7 +22,7 @@ _GRAIN = 256
 def forward(q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The output (B, N, H, D) in the dtype of q, and the log-sum-exp (B, N, H) of the logits.
 
-    Neighbors are not checked here: one that is none of the N points would be read from memory of something else.
+    Neighbors are not checked: an index out of range would read foreign memory.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     out, lse = torch.empty(q.shape, dtype=dtype), torch.empty(q.shape[:3], dtype=dtype)
@@ -36,14 +35,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, bias: Tensor | N
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and of the bias (empty without one)."""
+    """Gradients of q, k, v and the bias (empty without one)."""
     dtype = lse.dtype
     grads = [torch.zeros(q.shape, dtype=dtype) for _ in range(3)]
     grad_bias = torch.empty(0, 0, 0, 0, dtype=dtype) if bias is None else torch.empty(bias.shape, dtype=dtype)
     inputs = (*_arrays(dtype, grad, q, k, v), neighbors.contiguous().numpy(), *_bias(bias, dtype))
     inputs += tuple(_arrays(dtype, out, lse))
     outputs = tuple(x.numpy() for x in (*grads, grad_bias))
-    # Many queries add to one key, but those of another cloud or head never do: threads need no lock.
+    # Queries that add to one key share its cloud and head, so that threads need no lock.
     run_split(lambda start, stop: _backward(*inputs, *outputs, start, stop), q.shape[0] * q.shape[2])
     grad_q, grad_k, grad_v = (x.to(q.dtype) for x in grads)
     return grad_q, grad_k, grad_v, q.new_empty(0) if bias is None else grad_bias.to(bias.dtype)
@@ -54,7 +53,7 @@ def _arrays(dtype: torch.dtype, *tensors: Tensor) -> list[Any]:
 
 
 def _bias(bias: Tensor | None, dtype: torch.dtype) -> tuple[Any, bool]:
-    """The biases, and whether there are any."""
+    """The biases as an array, and whether there are any."""
     given = torch.empty(0, 0, 0, 0) if bias is None else bias
     return _arrays(dtype, given)[0], bias is not None
 

@@ -1,10 +1,7 @@
-"""Triton kernels of neighborhood attention: keys and values are read by index, and never gathered in memory.
+"""Neighborhood attention on the GPU: keys and values are read by index and never gathered in memory.
 
-`op` holds the definition and imports this module only when it may use it. Without a GPU
-the kernels run in Triton's interpreter, when `TRITON_INTERPRET=1` is set before the import.
+Without a GPU, the kernels run in Triton's interpreter if `TRITON_INTERPRET=1` is set before the import.
 """
-
-# compile-time constants of a kernel are upper case in Triton
 
 import torch
 import triton
@@ -113,7 +110,7 @@ def neighborhood_attention_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """As the forward kernel; many queries share a key, so gradients of keys and values are added atomically."""
+    """One program as in the forward kernel. Queries share keys: gradients of keys and values are added atomically."""
     cloud, head = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     point = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.arange(0, BLOCK_D)
@@ -176,7 +173,7 @@ def backward(
     out: Tensor,
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and of the bias (empty without one)."""
+    """Gradients of q, k, v and the bias (empty without one)."""
     q, k, v = map(_unit_stride, (q, k, v))
     grad_q = q.new_empty(q.shape)
     grad_k, grad_v = (torch.zeros(q.shape, dtype=torch.float32, device=q.device) for _ in range(2))
@@ -210,5 +207,5 @@ def _launch(
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    """Queries, keys and values are usually slices of one tensor: read in place where the channels are adjacent."""
+    """Slices of one tensor, as queries, keys and values usually are, need no copy if their channels are adjacent."""
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,4 +1,7 @@
-"""Neighbor search on the CPU with a k-d tree; feature space, where trees do not help, is in `numba_features`."""
+"""Neighbor search on the CPU with a k-d tree.
+
+The tree takes any number of dimensions. Above about 6 it visits most leaves, and the search costs as much as a scan.
+"""
 
 from typing import Any
 
@@ -6,12 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcattn.ops.kdtree import LEAF, build_tree
-from pcattn.ops.neighbors.numba_features import search_features
+from pcattn.ops.kdtree import LEAF, build_tree, precedes
 from pcattn.ops.threads import inlined, jit, run_split
-
-# Above this many dimensions a tree visits most leaves, and a plain scan is faster.
-_MAX_TREE_DIM = 6
 
 
 def knn(
@@ -24,26 +23,21 @@ def knn(
     support_lengths: Tensor | None = None,
     query_indices: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `pcattn.ops.reference.knn`."""
-    batch, num_queries, dim = query.shape
+    """See `pcattn.ops.neighbors.reference.knn`."""
+    batch, num_queries, _ = query.shape
     query_count = _lengths(query_lengths, batch, num_queries)
     support_count = _lengths(support_lengths, batch, support.shape[1])
     own = np.zeros((batch, 0), dtype=np.int64) if query_indices is None else _array(query_indices)
     found = np.empty((batch, num_queries, k))
     indices = np.empty((batch, num_queries, k), dtype=np.int64)
-    if dim <= _MAX_TREE_DIM or metric == "linf":
-        query_array, points = _array(query.double()), _array(support.double())
-        tree = build_tree(points, support_count)
-        linf = metric == "linf"
+    queries, points = _array(query.double()), _array(support.double())
+    tree = build_tree(points, support_count)
+    linf = metric == "linf"
 
-        def search(start: int, stop: int) -> None:
-            _search(
-                query_array, own, query_count, points, support_count, tree, k, limit, linf, start, stop, found, indices
-            )
+    def search(start: int, stop: int) -> None:
+        _search(queries, own, query_count, points, support_count, tree, k, limit, linf, start, stop, found, indices)
 
-        run_split(search, batch * num_queries, grain=64)
-    else:
-        search_features(_array(query), own, query_count, _array(support), support_count, k, limit, found, indices)
+    run_split(search, batch * num_queries, grain=64)
     return torch.from_numpy(found), torch.from_numpy(indices)
 
 
@@ -113,8 +107,9 @@ def _search_cloud(  # type: ignore[no-untyped-def]
     out_distances,
     out_indices,
 ):
-    # The best points so far, nearest first, from slot 1 on: their distances, and their places in the order of the
-    # leaves. Slot 0 is nearer than anything: insertion stops there. Unsigned slots spare checks for negative indices.
+    # Distances of the best points so far, nearest first, from slot 1 on, and the places of these points in the order of
+    # the leaves. Slot 0 is nearer than anything, which ends an insertion. Unsigned slots need no check for negative
+    # indices.
     near = np.empty(k + 1)
     place = np.empty(k + 1, dtype=np.int64)
     near[0] = -1.0
@@ -146,7 +141,7 @@ def _search_cloud(  # type: ignore[no-untyped-def]
             to_box = stack_distance[height]
             if to_box > bound:
                 continue
-            # A box at the distance of the last neighbor matters if it may hold a point that precedes it.
+            # A box at the distance of the last neighbor matters only if it may hold a point that precedes it.
             if (
                 count == capacity
                 and to_box == bound
@@ -178,14 +173,14 @@ def _search_cloud(  # type: ignore[no-untyped-def]
                     p = leaf * LEAF + i
                     if count < capacity:
                         count += 1
-                    elif d == bound and not _precedes(coords, index, p, place[capacity]):
+                    elif d == bound and not precedes(coords, index, p, place[capacity]):
                         continue
                     slot = np.uintp(count)
                     while near[slot - one] > d:
                         near[slot] = near[slot - one]
                         place[slot] = place[slot - one]
                         slot -= one
-                    while near[slot - one] == d and _precedes(coords, index, p, place[slot - one]):
+                    while near[slot - one] == d and precedes(coords, index, p, place[slot - one]):
                         near[slot] = near[slot - one]
                         place[slot] = place[slot - one]
                         slot -= one
@@ -218,7 +213,7 @@ def _leaf_distances(query, m, coords, leaf, linf, out):  # type: ignore[no-untyp
             x = query[m, axis]
             for i in range(LEAF):
                 difference = abs(x - coords[leaf, axis, i])
-                # Written so that the NaN of padding is kept.
+                # In this form the NaN of padding stays NaN.
                 farther = out[i] if difference <= out[i] else difference
                 out[i] = farther if linf else out[i] + difference * difference
 
@@ -251,16 +246,6 @@ def _distance(query, m, points, p, linf):  # type: ignore[no-untyped-def]
         else:
             result += difference * difference
     return result
-
-
-@jit
-def _precedes(coords, index, p, other):  # type: ignore[no-untyped-def]
-    """Whether the point at place p comes before another in lexicographic order (by index if they are equal)."""
-    for axis in range(coords.shape[1]):
-        x, y = coords[p // LEAF, axis, p % LEAF], coords[other // LEAF, axis, other % LEAF]
-        if x != y:
-            return x < y
-    return index[p // LEAF, p % LEAF] < index[other // LEAF, other % LEAF]
 
 
 @jit

@@ -1,7 +1,7 @@
 """Neighbor search on the GPU: distances and the k best in one kernel, without a distance matrix.
 
-Each program keeps the k best points of `BLOCK_M` queries in registers, unsorted, and walks over the support points in
-tiles of `BLOCK_N`. A tile that holds nothing nearer than the worst of the best is done after one comparison.
+Each program keeps the k nearest points of `BLOCK_M` queries in registers, unsorted, and walks over the support points
+in tiles of `BLOCK_N`. A tile without a point nearer than the farthest of these costs one comparison.
 """
 
 import torch
@@ -25,7 +25,7 @@ def knn(
     support_lengths: Tensor | None = None,
     query_indices: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `pcattn.ops.reference.knn`."""
+    """See `pcattn.ops.neighbors.reference.knn`."""
     batch, num_queries, dim = query.shape
     num_points = support.shape[1]
     query = query.contiguous()
@@ -54,7 +54,7 @@ def knn(
             HAS_OWN=query_indices is not None,
             BLOCK_M=BLOCK_M,
             BLOCK_N=BLOCK_N,
-            enable_fp_fusion=False,  # a fused product and sum would round differently from the other back-ends
+            enable_fp_fusion=False,  # a fused product and sum would round differently from the other backends
         )
     return found, indices
 
@@ -115,7 +115,7 @@ def knn_fwd_kernel(  # type: ignore[no-untyped-def]
         self_index = tl.where(self_index < count, self_index, -1)
     first = (self_index >= 0).to(tl.int32)  # (BLOCK_M,) slots of the output that the point itself takes
 
-    # The best so far; unused slots are -1, so that they are never the worst.
+    # The best so far. Unused slots are -1, so that they are never the worst.
     used = slots[None, :] < (k - first)[:, None]
     best = tl.where(used & real[:, None], infinity, -1.0).to(tl.float64)  # (BLOCK_M, K)
     best_index = tl.zeros((BLOCK_M, K), tl.int64)
@@ -140,8 +140,8 @@ def knn_fwd_kernel(  # type: ignore[no-untyped-def]
         nearest = tl.min(d, axis=1)
         more = tl.sum(((nearest <= worst) & (nearest < infinity)).to(tl.int32), axis=0)
         while more > 0:
-            # A row gives one point a turn: of its nearest ones the first in lexicographic order, so that if that one
-            # is not accepted no other is.
+            # Every row offers one point per turn: the nearest, and of several the first in lexicographic order. If
+            # that one is not accepted, no other is.
             candidates = d == nearest[:, None]
             several = (tl.sum(candidates.to(tl.int32), axis=1) > 1) & (nearest < infinity)
             if tl.sum(several.to(tl.int32), axis=0) > 0:
@@ -176,7 +176,7 @@ def knn_fwd_kernel(  # type: ignore[no-untyped-def]
             nearest = tl.min(d, axis=1)
             more = tl.sum(((nearest <= worst) & (nearest < infinity)).to(tl.int32), axis=0)
 
-    # Order: how many of the best come before each one. Among missing ones any order is as good.
+    # The rank of each of the best is the number of those before it. Missing ones may have any order.
     usable = used & real[:, None]
     rank = tl.zeros((BLOCK_M, K), tl.int32)
     for slot in range(K):

@@ -1,18 +1,18 @@
-"""Farthest point sampling on the CPU: a k-d tree skips the points that a new sample is too far from to matter."""
+"""Farthest point sampling on the CPU: a k-d tree skips the points that are too far from a new sample to change."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pcattn.ops.kdtree import LEAF, build_tree
-from pcattn.ops.reference import POINTNET2_MIN_SQUARED_NORM, centroid
+from pcattn.ops.kdtree import LEAF, build_tree, precedes
+from pcattn.ops.sampling.reference import POINTNET2_MIN_SQUARED_NORM, centroid
 from pcattn.ops.threads import jit, run_split
 
 
 def farthest_point_sample(
     pos: Tensor, num_samples: int, rule: str = "centroid", lengths: Tensor | None = None
 ) -> Tensor:
-    """See `pcattn.ops.reference.farthest_point_sample`."""
+    """See `pcattn.ops.sampling.reference.farthest_point_sample`."""
     batch, num_points, _ = pos.shape
     points = np.ascontiguousarray(pos.double().numpy())
     counts = np.full(batch, num_points) if lengths is None else np.ascontiguousarray(lengths.long().numpy())
@@ -33,12 +33,12 @@ def _sample(tree, start, by_index, first, last, chosen):  # type: ignore[no-unty
 
 @jit
 def _sample_cloud(coords, index, low, high, leaves, center, by_index, chosen):  # type: ignore[no-untyped-def]
-    # Distance of every point to the nearest sample; -1: never to be chosen (again).
+    # Distance of every point to the nearest sample; -1 marks points that cannot be chosen (again).
     nearest = np.empty(index.shape)
-    # Of every node: the largest of these values, and the place of the first point that has it.
+    # For every node, the largest of these values and the place of the first point that has it.
     top = np.full(leaves.shape[0], -1.0)
     place = np.zeros(leaves.shape[0], dtype=np.int64)
-    # Scratch of `_update`, allocated once.
+    # Work space of `_update`, allocated once.
     scan = np.empty(LEAF)
     stack = np.empty(64, dtype=np.int64)
     inner = np.empty(leaves.shape[0], dtype=np.int64)
@@ -82,7 +82,8 @@ def _update(  # type: ignore[no-untyped-def]
     center, center_leaf, coords, index, low, high, leaves, by_index, nearest, top, place, scan, stack, inner
 ):
     """Account for a new sample at `center`, which lies in the leaf `center_leaf`."""
-    # Bits of non-negative floats are ordered as they are (and those of -1 come before): integers compile to vectors.
+    # The bits of non-negative floats, read as integers, have the order of the floats, and those of -1 come first.
+    # Loops over integers become vector instructions.
     bits = nearest.view(np.int64)
     num_inner = 0
     stack[0] = 0
@@ -94,7 +95,8 @@ def _update(  # type: ignore[no-untyped-def]
         for axis in range(center.shape[0]):
             difference = max(low[node, axis] - center[axis], center[axis] - high[node, axis], 0.0)
             distance += difference * difference
-        # No computed distance to a point in the box is smaller (see `numba_knn`), so nothing changes there.
+        # No computed distance to a point of the box is smaller, so nothing changes there. For the reason see
+        # `_box_distance` in `pcattn.ops.neighbors.numba`.
         if distance >= top[node] and not leaves[node, 0] <= center_leaf < leaves[node, 1]:
             continue
         if leaves[node, 1] - leaves[node, 0] > 1:
@@ -149,10 +151,7 @@ def _update(  # type: ignore[no-untyped-def]
 
 @jit
 def _precedes(coords, index, by_index, p, other):  # type: ignore[no-untyped-def]
-    """Whether the point at place p comes before another: in lexicographic order, or by index."""
-    if not by_index:
-        for axis in range(coords.shape[1]):
-            x, y = coords[p // LEAF, axis, p % LEAF], coords[other // LEAF, axis, other % LEAF]
-            if x != y:
-                return x < y
-    return index[p // LEAF, p % LEAF] < index[other // LEAF, other % LEAF]
+    """Whether the point at place p comes before another, in lexicographic order or by index."""
+    if by_index:
+        return index[p // LEAF, p % LEAF] < index[other // LEAF, other % LEAF]
+    return precedes(coords, index, p, other)

@@ -1,4 +1,4 @@
-"""Farthest point sampling on the GPU: one kernel launch for a batch, one program for each cloud."""
+"""Farthest point sampling on the GPU: one kernel launch for a batch, one program per cloud."""
 
 import torch
 import triton
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from pcattn.ops.backends import on_device
 from pcattn.ops.neighbors.triton import precedes
-from pcattn.ops.reference import POINTNET2_MIN_SQUARED_NORM, centroid
+from pcattn.ops.sampling.reference import POINTNET2_MIN_SQUARED_NORM, centroid
 
-# A tile is one block of threads wide; larger clouds take several tiles a step.
+# Points that a program handles at once; a step over a larger cloud takes several tiles.
 _MAX_BLOCK = 4096
 
 
 def farthest_point_sample(
     pos: Tensor, num_samples: int, rule: str = "centroid", lengths: Tensor | None = None
 ) -> Tensor:
-    """See `pcattn.ops.reference.farthest_point_sample`."""
+    """See `pcattn.ops.sampling.reference.farthest_point_sample`."""
     batch, num_points, dim = pos.shape
     by_index = rule == "pointnet2"
     points = pos.transpose(1, 2).contiguous()  # (B, D, N)
@@ -40,7 +40,7 @@ def farthest_point_sample(
             BY_INDEX=by_index,
             BLOCK=block,
             num_warps=max(4, min(16, block // 128)),
-            enable_fp_fusion=False,  # a fused product and sum would round differently from the other back-ends
+            enable_fp_fusion=False,  # a fused product and sum would round differently from the other backends
         )
     return chosen
 
@@ -50,7 +50,7 @@ def fps_fwd_kernel(  # type: ignore[no-untyped-def]
     points,  # (B, D, N)
     start,  # (B, D), the centroid
     lengths,  # (B,)
-    nearest,  # (B, N), scratch: distance of every point to the nearest sample, -1: never to be chosen (again)
+    nearest,  # (B, N), work space: distance to the nearest sample, -1 for points that cannot be chosen (again)
     chosen,  # (B, S)
     min_norm_ptr,  # (1,): a float argument would arrive in single precision
     num_points,
@@ -71,7 +71,7 @@ def fps_fwd_kernel(  # type: ignore[no-untyped-def]
     lanes = tl.arange(0, BLOCK)
     current = tl.zeros((), tl.int64)
     head = tl.zeros((), tl.int64)
-    # Turn 0 finds the first sample: by the distance from the centroid, or point 0.
+    # Turn 0 finds the first sample: the point farthest from the centroid, or point 0.
     for turn in range(num_samples):
         top = tl.full((), -1.0, tl.float64)
         top_index = tl.zeros((), tl.int64)

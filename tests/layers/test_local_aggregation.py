@@ -1,0 +1,37 @@
+"""PCT's local aggregation against its equation."""
+
+import pytest
+import torch
+
+from pcattn.layers import LocalAggregation
+from pcattn.ops import group
+
+
+@pytest.mark.parametrize("num_relative", [0, 3])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("every_point", [True, False])
+def test_equals_its_equation(num_relative: int, training: bool, every_point: bool) -> None:
+    """max over j of LBR(LBR([f_j - f_i, f_i])); the first `num_relative` channels of f_i do not enter."""
+    layer = LocalAggregation(5, 8, num_relative).double().train(training)
+    features = torch.randn(2, 20, 5, dtype=torch.float64, requires_grad=True)
+    centers = None if every_point else torch.randint(20, (2, 9))
+    neighbors = torch.randint(20, (2, 20 if every_point else 9, 4))
+    grouped = group(features, neighbors, centers)
+    linear = layer.linear(torch.cat((grouped[..., :5], grouped[..., 5 + num_relative :]), dim=-1))
+    hidden = torch.nn.functional.batch_norm(
+        linear.flatten(0, 2), *statistics(layer, training), training=training
+    ).relu()
+    mapped = layer.second.linear(hidden)
+    second = torch.nn.functional.batch_norm(mapped, *statistics(layer.second, training), training=training).relu()
+    expected = second.view(*neighbors.shape, 8).amax(dim=2)
+    torch.testing.assert_close(layer(features, centers, neighbors), expected, rtol=1e-10, atol=1e-10)
+
+
+def statistics(layer: torch.nn.Module, training: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (None, None) if training else (layer.norm.running_mean, layer.norm.running_var)
+
+
+def test_neighbors_out_of_range() -> None:
+    layer, features, neighbors = LocalAggregation(3, 4), torch.randn(2, 20, 3), torch.full((2, 20, 2), 20)
+    with pytest.raises(ValueError, match=r"expected neighbors in \[0, 20\), .* but got 20 \(cloud 0\)"):
+        layer(features, None, neighbors)
