@@ -93,9 +93,9 @@ def parsers() -> ModuleType:
     return module
 
 
-def with_configuration(words: list[str]) -> list[str]:
-    """Configurations that a reader would have are replaced by bundled ones."""
-    result, known = list(words), bundled_configs()
+def as_here(words: list[str]) -> list[str]:
+    """A command line with bundled configurations for those that a reader would have, and a device that exists."""
+    result, known = ["cpu" if word == "cuda" else word for word in words], bundled_configs()
     for place, word in enumerate(result):
         if place and result[place - 1] in ("-c", "--config") and Path(word).stem not in known:
             parts = Path(word).parts
@@ -111,7 +111,7 @@ with_commands = [page for page in MARKDOWN if any(commands(page))]
 def test_commands(page: Path, folder: Path, parsers: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     write_files(page)
     for words in commands(page):
-        understood(with_configuration(words), parsers, capsys)
+        understood(as_here(words), parsers, capsys)
 
 
 def understood(words: list[str], parsers: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
