@@ -7,6 +7,11 @@ repository, two epochs of self and neighborhood, one of external, and 56 batches
         pcattn fit -c shapes_parts --model.attention $name --trainer.max_epochs 2 --run runs/$name
     done
     python docs/tools/pictures.py runs
+
+The other pictures are those of `pcattn show`, for runs of `smoke` and `shapes_normals`:
+
+    pcattn show runs/smoke --category airplane car chair guitar lamp teapot truck --number 7 --fields prediction \\
+        --out docs/images/classes.png
 """
 
 import sys
@@ -64,7 +69,7 @@ def attention_of(name: str, pos: Tensor, point: int, category: int, runs: Path) 
 
 def main(runs: Path) -> None:
     """Draw the picture."""
-    shapes = Shapes("data/shapes", train=False)
+    shapes = Shapes("data/shapes", split="test")
     category = shapes.class_names.index("chair")
     chairs = [index for index in range(len(shapes)) if int(shapes[index].category) == category]
     pos = shapes[chairs[CHAIR]].pos[:NUM_POINTS]
