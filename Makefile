@@ -1,11 +1,11 @@
 # make train: the main job, end to end.  make test: the tests that take less than 10 s each.  make test-slow: the others.
-# make check: formatter, linter, type checker.
+# make check: formatter, linter, type checker.  make docs: the site.
 # The environment in .venv is built on first use and again when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: train test test-slow check install clean
+.PHONY: train test test-slow check docs install clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py fit -c configs/smoke.yaml
@@ -25,6 +25,12 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site in site/, warnings are errors. Its packages are installed on first use; after that it works offline.
+docs: $(INSTALLED)
+	@$(BIN)/python -c 'import latex2mathml, material, mkdocstrings' 2>/dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -35,4 +41,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
