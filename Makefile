@@ -1,18 +1,24 @@
-# make train: the main job, end to end.  make test: the tests.  make check: formatter, linter, type checker.
+# make train: the main job, end to end.  make test: the tests that take less than 10 s each.  make test-slow: the others.
+# make check: formatter, linter, type checker.
 # The environment in .venv is built on first use and again when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: train test check install clean
+.PHONY: train test test-slow check install clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py fit -c configs/smoke.yaml
 	$(BIN)/python train.py fit -c configs/smoke_parts.yaml
 
-# Threads that wait for each other asleep leave the processor to the tests of the other processes.
+# Threads that sleep while they wait leave the processor to the other processes.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Which clouds lie under a user's folder, of which class and split: found by looking, in a fixed order."""
+"""The clouds under a folder with their classes and splits, found by their layout."""
 
 from __future__ import annotations
 
@@ -6,47 +6,45 @@ import csv
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from pcattn.data.splits import SPLITS, hash_split
 from pcattn.io.cloud import SUFFIXES
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 
-SPLITS = ("train", "val", "test")
-
-#: What the folders of splits, and the values in a list, may be called.
+#: Names of the folders of splits, and of splits in a list.
 _SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"} | {s: s for s in SPLITS}
 
-_NOTES = (".txt", ".csv", ".asc")  # beside folders of classes these are lists and remarks
-_CACHE = "processed"  # where data sets keep their caches, beside the files
-_DEPTH = 6  # folders deep at most: a link to a folder above must not be followed for ever
+_NOTES = (".txt", ".csv", ".asc")  # beside folders of classes, these are lists and notes
+_CACHE = "processed"  # where caches are kept
+_DEPTH = 6  # maximum depth of folders
 
 
 class Entry(NamedTuple):
     """One cloud."""
 
     path: Path
-    label: str | None  #: name of its class; None where there are no classes
-    split: str | None  #: train, val or test; None where nothing tells
+    label: str | None  #: name of its class; None if there are no classes
+    split: str | None  #: train, val or test; None if there are no splits
 
 
 class Layout(NamedTuple):
     """All clouds under a root."""
 
-    root: Path  #: the folder that paths are told from
-    description: str  #: the layout in words
+    root: Path  #: the folder that paths are relative to
+    description: str  #: the pattern of the layout
     entries: list[Entry]  #: sorted by path
     class_names: list[str]  #: sorted; empty where there are no classes
     empty: list[Path]  #: folders of classes without a cloud
 
 
 def find_layout(root: Path) -> Layout:
-    """Look at a folder `<class>/*`, `<split>/<class>/*`, `<class>/<split>/*` or `*`, or at a list in a CSV file.
+    """Find the clouds in `<class>/*`, `<split>/<class>/*`, `<class>/<split>/*` or `*`, or in a list in a CSV file.
 
     Raises:
         DatasetNotFoundError: there are no clouds.
-        DatasetError: some clouds lie in folders of splits or classes, and others do not.
+        DatasetError: only some clouds lie in folders of splits or classes.
     """
     if root.is_file() and root.suffix.lower() == ".csv":
         return _read_list(root)
@@ -57,7 +55,7 @@ def find_layout(root: Path) -> Layout:
     if top and all(folder.name.lower() in _SPELLINGS for folder in top):
         if loose:
             raise DatasetError(
-                f"expected all clouds in the folders of splits of {root}, but got {loose[0].name} beside"
+                f"expected all clouds in the folders of splits of {root}, but got {loose[0].name} beside them"
             )
         parts = [(_SPELLINGS[folder.name.lower()], _in_classes(folder)) for folder in top]
         if len({bool(classes) for _, (classes, _) in parts}) > 1:
@@ -94,10 +92,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def assign_splits(layout: Layout, test_fraction: float, seed: int) -> list[Entry]:
-    """Give every cloud a split where none is given: the test share of each class, by a hash of its path.
-
-    So a cloud keeps its split when the folder is moved, and most keep it when others are added.
-    """
+    """Choose the test clouds of each class by a hash of their paths (`hash_split`), unless splits are given."""
     if any(entry.split is not None for entry in layout.entries):
         return layout.entries
     by_class: dict[str | None, list[Entry]] = defaultdict(list)
@@ -105,19 +100,14 @@ def assign_splits(layout: Layout, test_fraction: float, seed: int) -> list[Entry
         by_class[entry.label].append(entry)
     result = []
     for entries in by_class.values():
-        wanted = round(test_fraction * len(entries))
-        count = min(max(wanted, 1), len(entries) - 1) if test_fraction > 0 else 0
-        ranked = sorted(entries, key=lambda entry: _hash(entry.path.relative_to(layout.root), seed))
-        result += [entry._replace(split="test" if rank < count else "train") for rank, entry in enumerate(ranked)]
+        names = [entry.path.relative_to(layout.root).as_posix() for entry in entries]
+        for entry, is_test in zip(entries, hash_split(names, test_fraction, seed), strict=True):
+            result.append(entry._replace(split="test" if is_test else "train"))
     return sorted(result)
 
 
-def _hash(path: Path, seed: int) -> bytes:
-    return sha256(f"{seed}/{path.as_posix()}".encode(errors="surrogateescape")).digest()
-
-
 def _read_list(path: Path) -> Layout:
-    """A list of `path,label[,split]`; paths are told from the folder of the list."""
+    """A list of `path,label[,split]`, with paths relative to its folder."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
@@ -136,7 +126,7 @@ def _read_list(path: Path) -> Layout:
             raise DatasetBrokenError(
                 path, f"expected paths inside the folder of the list, but got {row[0]!r} in line {number}"
             )
-        # Not resolved: names and splits stay the same when the folder is moved.
+        # Not resolved, so that names and splits stay the same when the folder is moved.
         entries.append(Entry(path.parent / row[0], row[1], split))
     if not entries:
         raise DatasetBrokenError(path, "expected lines path,label[,split], but got none")

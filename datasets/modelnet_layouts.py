@@ -1,4 +1,4 @@
-"""The layouts in which ModelNet10 and ModelNet40 lie on disk."""
+"""The layouts in which ModelNet10 and ModelNet40 are distributed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.data.storage import is_file_name, read_each, read_lines
+from pcattn.data.files import is_file_name, read_each, read_lines
 from pcattn.io.cache import ArrayWriter, cached
 from pcattn.io.hdf5 import read_arrays
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
@@ -31,14 +31,19 @@ HINTS = {
 }
 
 
+class ClassCountError(DatasetBrokenError):
+    """A list of classes has another number of them than the data set."""
+
+
 class Clouds(NamedTuple):
-    """One split, all clouds behind one another."""
+    """One split, with the points of all clouds in one array."""
 
     sizes: NDArray[np.int64]  #: (M,)
     pos: NDArray[np.float32]  #: (P, 3)
     normals: NDArray[np.float32] | None  #: (P, 3)
     labels: NDArray[np.int64]  #: (M,)
     skipped: list[str]  #: messages about files that were left out
+    files: list[Path]  #: what was read
 
 
 class Source(NamedTuple):
@@ -52,11 +57,11 @@ class Layout:
     """Files of one layout in one folder.
 
     Args:
-        folder: that holds them.
+        folder: the folder that holds them.
         num_classes: 10 or 40.
     """
 
-    #: What its files are called, as messages should put it.
+    #: Names of its files, for messages.
     expected: ClassVar[str]
 
     def __init__(self, folder: Path, num_classes: int) -> None:
@@ -68,7 +73,7 @@ class Layout:
         raise NotImplementedError
 
     def class_names(self) -> list[str]:
-        """In the order of the labels."""
+        """Names of the classes by their labels."""
         raise NotImplementedError
 
     def read(self, split: str, skip: bool) -> Clouds:
@@ -76,16 +81,17 @@ class Layout:
         raise NotImplementedError
 
     def read_names(self, path: Path) -> list[str]:
-        """The words of a file, as many as there are classes."""
+        """The class names in a file, one for each class."""
         names = read_lines(path).split()
         if len(names) != self.num_classes:
-            raise DatasetBrokenError(path, f"expected {self.num_classes} class names, but got {len(names)}")
+            reason = f"expected {self.num_classes} class names, but got {len(names)}"
+            raise ClassCountError(path, f"{reason}; the data set `folder` reads clouds of your own classes")
         if outside := [name for name in names if not is_file_name(name)]:
             raise DatasetBrokenError(path, f"expected names of classes, but got {outside[0]!r}")
         return names
 
     def missing(self, split: str, expected: str) -> DatasetNotFoundError:
-        """What to raise when files of a split are not there."""
+        """The error for a split whose files are missing."""
         name = f"the {split} split of ModelNet{self.num_classes}"
         return DatasetNotFoundError(name, self.folder, expected, HINTS[self.num_classes])
 
@@ -97,15 +103,15 @@ class HDF5Layout(Layout):
 
     @classmethod
     def is_home(cls, folder: Path, num_classes: int) -> bool:
-        """By its file of names."""
+        """Whether the folder has the list of class names."""
         return num_classes == 40 and (folder / "shape_names.txt").is_file()
 
     def class_names(self) -> list[str]:
-        """Those of `shape_names.txt`."""
+        """The names in `shape_names.txt`."""
         return self.read_names(self.folder / "shape_names.txt")
 
     def read(self, split: str, skip: bool) -> Clouds:
-        """A second suffices to read them all: nothing is cached."""
+        """All files of the split. Reading them takes about a second, so nothing is cached."""
         names = self.folder / f"{split}_files.txt"
         if names.is_file():
             # The folders in it are those of another machine.
@@ -141,6 +147,7 @@ class HDF5Layout(Layout):
             np.concatenate([arrays["normal"] for arrays in parts]).reshape(-1, 3) if with_normals else None,
             np.concatenate([arrays["label"].reshape(-1) for arrays in parts]),
             skipped,
+            files,
         )
 
     def parse(self, path: Path) -> dict[str, NDArray[Any]]:
@@ -159,7 +166,7 @@ class HDF5Layout(Layout):
 
 
 class FileLayout(Layout):
-    """A file a cloud, read once and cached."""
+    """One file per cloud, read once and cached."""
 
     def sources(self, split: str) -> list[Source]:
         """The files of a split."""
@@ -170,7 +177,7 @@ class FileLayout(Layout):
         raise NotImplementedError
 
     def read(self, split: str, skip: bool) -> Clouds:
-        """From the cache if they were read before."""
+        """All files of the split, from the cache if they were read before."""
         sources = self.sources(split)
         absent = [source.path for source in sources if not source.path.is_file()]
         if skip:
@@ -199,10 +206,11 @@ class FileLayout(Layout):
             if "pos" not in arrays:
                 reasons = "; ".join(skipped[:3])
                 raise DatasetError(f"expected clouds in {self.folder}, but no file can be used: {reasons}")
-            return Clouds(arrays["sizes"], arrays["pos"], arrays.get("normals"), arrays["label"], skipped)
+            files = [source.path for source in sources]
+            return Clouds(arrays["sizes"], arrays["pos"], arrays.get("normals"), arrays["label"], skipped, files)
 
     def options(self) -> list[Any]:
-        """What the clouds depend on beside their files."""
+        """What the clouds depend on besides their files."""
         return []
 
 
@@ -213,15 +221,15 @@ class TextLayout(FileLayout):
 
     @classmethod
     def is_home(cls, folder: Path, num_classes: int) -> bool:
-        """By its file of names."""
+        """Whether the folder has the list of class names."""
         return (folder / f"modelnet{num_classes}_shape_names.txt").is_file()
 
     def class_names(self) -> list[str]:
-        """Those of `modelnet40_shape_names.txt`."""
+        """The names in `modelnet40_shape_names.txt`."""
         return self.read_names(self.folder / f"modelnet{self.num_classes}_shape_names.txt")
 
     def sources(self, split: str) -> list[Source]:
-        """The files that the list of the split names, by the class before the number."""
+        """The files listed for the split. Their names begin with the class."""
         path = self.folder / f"modelnet{self.num_classes}_{split}.txt"
         if not path.is_file():
             raise self.missing(split, path.name)
@@ -235,8 +243,8 @@ class TextLayout(FileLayout):
         return sources
 
     def parse(self, source: Source) -> NDArray[np.float32]:
-        """Three or six columns."""
-        from pcattn.io.text import read_table  # imports a compiler
+        """A table of three or six columns."""
+        from pcattn.io.text import read_table
 
         table = read_table(source.path, 3)
         if table.shape[1] not in (3, 6):
@@ -248,7 +256,7 @@ class TextLayout(FileLayout):
 
 
 class MeshLayout(FileLayout):
-    """`<class>/{train,test}/*.off`: points are drawn from the faces uniformly by area, once, by a fixed seed."""
+    """`<class>/{train,test}/*.off`: points are drawn from the faces uniformly by area, once, with a fixed seed."""
 
     expected = "<class>/train/*.off and <class>/test/*.off (ModelNet40/ or ModelNet10/)"
     #: Points drawn from each mesh, and the seed.
@@ -257,7 +265,7 @@ class MeshLayout(FileLayout):
 
     @classmethod
     def is_home(cls, folder: Path, num_classes: int) -> bool:
-        """By as many folders with meshes."""
+        """Whether there is one folder with meshes for each class."""
         return len(_mesh_classes(folder)) == num_classes
 
     def class_names(self) -> list[str]:
@@ -289,7 +297,7 @@ class MeshLayout(FileLayout):
         return np.hstack((pos, cloud.attributes["normals"])).astype(np.float32)
 
     def options(self) -> list[Any]:
-        """The drawing."""
+        """The number of points and the seed."""
         return [self.num_points, self.seed]
 
 
@@ -297,7 +305,7 @@ LAYOUTS: Sequence[type[Layout]] = (HDF5Layout, TextLayout, MeshLayout)
 
 
 def find_layout(root: Path, num_classes: int) -> Layout:
-    """The layout that lies in `root`, or in a folder of it that is called as the archives are."""
+    """The layout in `root`, or in a folder below it that is named like one of the archives."""
     for folders in ([root], [root / name for name in FOLDERS]):
         found = [
             layout(folder, num_classes)

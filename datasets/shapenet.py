@@ -1,55 +1,55 @@
-"""ShapeNetPart in its three layouts, and a user's own labeled clouds in the same layouts."""
+"""ShapeNetPart in its three layouts, and your own labeled clouds in the same layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from torch_geometric.data import InMemoryDataset
 
-from pcattn.data.storage import install, report_skipped
-from pcattn.datasets.shapenet_layouts import HINT, OFFICIAL_PARTS, SPLITS, Layout, find_layout
+from pcattn.data.dataset import FileDataset
+from pcattn.data.splits import SPLITS
+from pcattn.datasets.shapenet_layouts import HINT, OFFICIAL_PARTS, Layout, find_layout
 from pcattn.io.cache import Cached
-from pcattn.utils.errors import DatasetError, DatasetNotFoundError, InputError
+from pcattn.utils.errors import DatasetError, DatasetNotFoundError
 
 
-class ShapeNetPart(InMemoryDataset):
-    """ShapeNetPart: 16,881 shapes of 16 categories with 50 parts, or one's own labeled clouds in its layout.
+class ShapeNetPart(FileDataset):
+    """ShapeNetPart: 16,881 shapes of 16 categories with 50 parts, or your own labeled clouds in its layout.
 
-    The layout is recognized:
+    The layout is found automatically:
 
-    - text: `<folder>/<id>.txt` with lines `x y z nx ny nz label` or `x y z label`; labels are global;
-    - points and labels apart: `<folder>/points/<id>.pts` with lines `x y z` and `<folder>/points_label/<id>.seg`, a
-      label a line, counted from 1 within the category;
+    - text: `<folder>/<id>.txt` with lines `x y z nx ny nz label` or `x y z label`; labels are global part ids;
+    - points and labels in separate files: `<folder>/points/<id>.pts` with lines `x y z` and
+      `<folder>/points_label/<id>.seg` with one label per line, counted from 1 within the category;
     - HDF5: `ply_data_{train,val,test}*.h5` with `data` (n, P, 3), `label` (n, 1) and the global parts `pid` (n, P).
 
-    The first two list their categories in `synsetoffset2category.txt`, lines of a name and a folder. Categories beside
-    the official ones may be there, alone or with those; their parts are the labels that occur. The splits are those of
-    `train_test_split/shuffled_{train,val,test}_file_list.json`; without these lists a fifth of each category, chosen
-    by the hash of the file names, is the test split, and there is no validation split.
+    The first two list their categories in `synsetoffset2category.txt`, as lines of a name and a folder. The list may
+    also have categories of your own, whose parts are the labels that occur. The splits are those of
+    `train_test_split/shuffled_{train,val,test}_file_list.json`. Without these lists, a fifth of each category, chosen
+    by a hash of the file names, is the test split, and there is no validation split.
 
     The files are read once, in parallel, and cached (`pcattn.io.cache`); the cache is mapped, not loaded.
 
     Args:
-        root: the folder with these files, or the folder above it.
+        root: the folder with these files, or its parent folder.
         split: `"train"`, `"val"` or `"test"`.
-        categories: names of those to read; labels and class names stay those of all. None reads all.
+        categories: names of the categories to read. Labels and class names stay the same. None reads all.
         on_error: `"raise"`, or `"skip"` to leave out files that cannot be used, with a warning.
-        split_seed: of the choice of the test split where there are no lists.
-        transform: see torch-geometric.
-        pre_transform: likewise.
-        pre_filter: likewise.
+        split_seed: seed of the test split where there are no lists.
+        transform: see `FileDataset`.
+        pre_transform: see `FileDataset`.
+        pre_filter: see `FileDataset`.
 
     Each item is a `Data` with `pos` (N, 3), `y` (N,) global parts, `category` (1,) and, where the files have them,
     normals `x` (N, 3).
 
     Attributes:
-        class_names: of all categories.
+        class_names: names of all categories.
         parts: part ids of each category.
-        part_names: of all part ids from 0.
-        splits: those that there are.
+        part_names: names of all part ids from 0.
+        splits: the splits that the files have.
 
     Raises:
         DatasetNotFoundError: no such files under `root`, or no such split.
@@ -58,8 +58,8 @@ class ShapeNetPart(InMemoryDataset):
     Source: Yi et al. 2016, A scalable active framework for region annotation in 3D shape collections.
     """
 
-    up_axis: ClassVar[str] = "y"
-    feature_names: ClassVar[tuple[str, ...]] = ("nx", "ny", "nz")
+    up_axis = "y"
+    feature_names = ("nx", "ny", "nz")
 
     def __init__(
         self,
@@ -72,20 +72,17 @@ class ShapeNetPart(InMemoryDataset):
         pre_transform: Callable | None = None,
         pre_filter: Callable | None = None,
     ) -> None:
-        if split not in SPLITS:
-            raise InputError(f"expected split to be one of {', '.join(SPLITS)}, but got {split!r}")
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"expected on_error to be raise or skip, but got {on_error!r}")
-        super().__init__(None, transform, pre_transform, pre_filter)
+        super().__init__(root, split, transform, pre_transform, pre_filter, on_error)
         layout = find_layout(Path(root))
-        found = layout.read(on_error == "skip", split_seed)
+        self.raw_files = files = layout.files()
+        found = layout.read(files, self.skips, split_seed)
         with found.reading():
             skipped = list(found.info["skipped"])
-        report_skipped("ShapeNetPart", skipped)
+        self.report_skipped(skipped)
         with found.reading():
-            self.class_names: list[str] = found.info["class_names"]
-            self.parts: list[list[int]] = found.info["parts"]
-            self.part_names = _part_names(layout, self.parts)
+            self.class_names = found.info["class_names"]
+            self.parts = found.info["parts"]
+            self.part_names = _part_names(layout, found.info["parts"])
             bounds: dict[str, list[int]] = found.info["splits"]
             self.splits = tuple(name for name in SPLITS if name in bounds)
             if split not in bounds:
@@ -93,17 +90,23 @@ class ShapeNetPart(InMemoryDataset):
                 hint = f"It has {there}. {HINT}"
                 raise DatasetNotFoundError(f"the {split} split of ShapeNetPart", layout.folder, f"{split} files", hint)
             first, last = bounds[split]
-            content = _content(found, first, last, _numbers(categories, self.class_names))
-        install(self, *content, pre_filter, pre_transform)
+            self.store(*_content(found, first, last, _numbers(categories, found.info["class_names"])))
+        self.preprocess()
 
-    @property
-    def num_classes(self) -> int:
-        """Number of categories; the base class would count the part labels `y`."""
-        return len(self.class_names)
+    @classmethod
+    def recognizes(cls, root: str) -> bool:
+        """Whether one of the layouts is found under `root`, whole or broken."""
+        try:
+            find_layout(Path(root))
+        except DatasetNotFoundError:
+            return False
+        except DatasetError:
+            return True
+        return True
 
-    @staticmethod
-    def read_class_names(root: str) -> list[str]:
-        """Names of the categories, in the order of their labels."""
+    @classmethod
+    def read_class_names(cls, root: str) -> list[str]:
+        """Names of the categories by their labels, from the list that comes with the files."""
         return [category.name for category in find_layout(Path(root)).categories]
 
 

@@ -1,10 +1,9 @@
-"""The layouts in which ShapeNetPart, and a user's own labeled clouds, lie on disk."""
+"""The layouts of ShapeNetPart, which your own labeled clouds may have as well."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -12,14 +11,13 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.data.storage import is_file_name, read_each, read_lines
+from pcattn.data.files import is_file_name, read_each, read_lines
+from pcattn.data.splits import SPLITS, hash_split
 from pcattn.io.cache import ArrayWriter, Cached, cached
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, DatasetNotFoundError
 
 VERSION = 1
 """Part of the key of the cache; grows whenever the same files are read differently."""
-
-SPLITS = ("train", "val", "test")
 
 #: The official categories: folder, name, and number of parts. Parts are numbered through in this order.
 OFFICIAL = (
@@ -61,10 +59,10 @@ class Source(NamedTuple):
     """One cloud on disk."""
 
     path: Path  #: its positions
-    labels: Path | None  #: its labels, where these are in a file of their own
+    labels: Path | None  #: its labels, if they are in a separate file
     category: int
-    name: str  #: of the cloud, unique in its category
-    split: str = ""  #: what it is read for
+    name: str  #: name of the cloud, unique in its category
+    split: str = ""  #: its split
 
 
 class Category(NamedTuple):
@@ -78,9 +76,9 @@ class Layout:
     """Files of one layout in one folder.
 
     Attributes:
-        folder: that holds them.
-        categories: in the order of their labels.
-        local_from: what labels within a category are counted from; 0 where labels are global.
+        folder: the folder that holds them.
+        categories: the categories by their labels.
+        local_from: the first label within each category; 0 if labels are global.
     """
 
     name: ClassVar[str]
@@ -107,9 +105,8 @@ class Layout:
             raise DatasetBrokenError(path, "expected lines of a name and a folder, but got none")
         return categories
 
-    def read(self, skip: bool, split_seed: int) -> Cached:
-        """What the files hold, from the cache if they were read before."""
-        files = self.files()
+    def read(self, files: list[Path], skip: bool, split_seed: int) -> Cached:
+        """The content of `files()`, from the cache if they were read before."""
         options = ["shapenetpart", VERSION, self.name, skip, split_seed]
         return cached(
             f"shapenetpart-{self.name}", self.folder, files, lambda out: self.build(out, skip, split_seed), options
@@ -124,7 +121,7 @@ class Layout:
         raise NotImplementedError
 
     def finish(self, out: ArrayWriter, counts: dict[str, int], seen: list[set[int]], skipped: list[str]) -> None:
-        """Keep what is not in the arrays: splits, categories, parts."""
+        """Store what is not in the arrays: splits, categories, parts."""
         bounds = np.cumsum([0, *counts.values()]).tolist()
         out.info = {
             "splits": {split: bounds[i : i + 2] for i, split in enumerate(counts) if counts[split]},
@@ -151,7 +148,7 @@ class Layout:
 
 
 class FileLayout(Layout):
-    """A file a cloud, or two."""
+    """One file per cloud, or two."""
 
     def sources(self) -> Iterator[Source]:
         """All clouds, sorted."""
@@ -172,12 +169,12 @@ class FileLayout(Layout):
         return [*clouds, self.folder / _CATEGORIES, *lists]
 
     def build(self, out: ArrayWriter, skip: bool, split_seed: int) -> None:
-        """Read all clouds, those of a split together."""
-        splits = self.split(list(self.sources()), skip, split_seed)
+        """Read all clouds, split by split."""
+        skipped: list[str] = []
+        splits = self.split(list(self.sources()), skipped if skip else None, split_seed)
         sources = [source._replace(split=split) for split, members in splits.items() for source in members]
         offsets = self.first_parts()
         seen: list[set[int]] = [set() for _ in self.categories]
-        skipped: list[str] = []
         counts = dict.fromkeys(splits, 0)
 
         def read(source: Source) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -216,8 +213,11 @@ class FileLayout(Layout):
                 "categories of your own need a folder name of their own",
             )
 
-    def split(self, sources: list[Source], skip: bool, seed: int) -> dict[str, list[Source]]:
-        """The clouds of each split: by the lists, or where there are none, by the hash of their names."""
+    def split(self, sources: list[Source], skipped: list[str] | None, seed: int) -> dict[str, list[Source]]:
+        """The clouds of each split, by the lists, or without lists by a hash of their names.
+
+        `skipped` gets a message about clouds that are listed but missing; None raises it.
+        """
         folder = self.folder / "train_test_split"
         lists = {split: folder / f"shuffled_{split}_file_list.json" for split in SPLITS}
         if not any(path.is_file() for path in lists.values()):
@@ -228,17 +228,18 @@ class FileLayout(Layout):
             if not path.is_file():
                 continue
             try:
-                entries = [tuple(entry.split("/")[-2:]) for entry in json.loads(read_lines(path))]
+                entries = [_listed(entry) for entry in json.loads(read_lines(path))]
             except (ValueError, AttributeError, TypeError, RecursionError) as error:
                 raise DatasetBrokenError(
                     path, f"expected a list of shape_data/<folder>/<id>, but got: {error}"
                 ) from None
             listed = {category.folder for category in self.categories}
             missing = sorted("/".join(entry) for entry in entries if entry[0] in listed and entry not in known)
-            if missing and not skip:
-                raise DatasetBrokenError(
-                    path, f"expected the clouds it lists, but {len(missing)} are missing, such as {missing[0]}"
-                )
+            if missing:
+                reason = f"expected the clouds it lists, but {len(missing)} are missing, such as {missing[0]}"
+                if skipped is None:
+                    raise DatasetBrokenError(path, reason)
+                skipped.append(f"{path}: {reason}")
             splits[split] = [known[entry] for entry in sorted(set(entries) & set(known))]
         return splits
 
@@ -280,7 +281,7 @@ class PointsLayout(FileLayout):
                 yield Source(path, folder / "points_label" / f"{path.stem}.seg", number, path.stem)
 
     def files(self) -> list[Path]:
-        """As they are, labels included, which have to exist."""
+        """Clouds, labels, categories and lists. Every cloud must have labels."""
         files = super().files()
         for path in files:
             if not path.is_file():
@@ -304,7 +305,7 @@ class PointsLayout(FileLayout):
         return table, labels - 1
 
     def first_parts(self) -> list[int]:
-        """Official categories have their own; others follow one another after those, with as many parts as occur."""
+        """Official categories have fixed labels. All others follow after those, with as many parts as occur."""
         from pcattn.io.text import read_table
 
         official = [category.folder in OFFICIAL_PARTS for category in self.categories]
@@ -319,7 +320,7 @@ class PointsLayout(FileLayout):
                 try:
                     free = max(free, firsts[-1] + int(_integers(path, read_table(path, 1)[:, 0], 1).max()))
                 except DatasetBrokenError:
-                    continue  # told, or skipped, when the cloud is read
+                    continue  # reported or skipped when the cloud is read
         return firsts
 
 
@@ -416,18 +417,20 @@ def _layout_of(folder: Path) -> Layout:
 
 
 def carve(sources: Sequence[Source], folders: Sequence[str], seed: int) -> dict[str, list[Source]]:
-    """A training and a test split with a fifth of each category, as a function of seed and file names alone."""
+    """Training and test clouds, with a fifth of each category for test, chosen by a hash of the file names."""
     splits: dict[str, list[Source]] = {"train": [], "test": []}
     for number, folder in enumerate(folders):
-        members = [source for source in sources if source.category == number]
-        order = sorted(
-            members,
-            key=lambda source: sha256(f"{seed}/{folder}/{source.name}".encode(errors="surrogateescape")).digest(),
-        )
-        count = min(max(round(len(order) / 5), 1), len(order) - 1) if order else 0
-        splits["test"] += sorted(order[:count])
-        splits["train"] += sorted(order[count:])
+        members = sorted(source for source in sources if source.category == number)
+        tested = hash_split([f"{folder}/{source.name}" for source in members], 1 / 5, seed)
+        for source, is_test in zip(members, tested, strict=True):
+            splits["test" if is_test else "train"].append(source)
     return splits
+
+
+def _listed(entry: str) -> tuple[str, str]:
+    """Folder and name of a cloud in a list, where some have the suffix of its file."""
+    folder, name = entry.split("/")[-2:]
+    return folder, name.removesuffix(".txt").removesuffix(".pts")
 
 
 def _integers(path: Path, values: NDArray[np.float32], least: int) -> NDArray[np.int64]:

@@ -1,27 +1,39 @@
 """Attention on point clouds: PCT-style transformers whose attention is a one-word choice.
 
-Importing this package needs torch alone; `pcattn.tasks`, `pcattn.datasets` and the command line load Lightning,
-torch-geometric and h5py when they are imported. `pcattn.load` is `pcattn.inference.model.load`.
+Importing this package loads nothing else. The names below are imported when they are first used: networks need torch
+alone, `load` and `Model` need Lightning and torch-geometric, too.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pcattn.attention import register_attention
     from pcattn.inference.model import Model, load
+    from pcattn.io import read_cloud
+    from pcattn.models import create_model, list_models, register_model
 
-__all__ = ["Model", "load"]
+__all__ = ["Model", "create_model", "list_models", "load", "read_cloud", "register_attention", "register_model"]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Model": "pcattn.inference.model",
+    "create_model": "pcattn.models",
+    "list_models": "pcattn.models",
+    "load": "pcattn.inference.model",
+    "read_cloud": "pcattn.io",
+    "register_attention": "pcattn.attention",
+    "register_model": "pcattn.models",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What needs Lightning, imported when it is first asked for."""
-    if name in __all__:
-        from pcattn.inference import model as inference
-
-        return getattr(inference, name)
+    """Import a name when it is first used."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """Those names too, which an interactive shell completes."""
+    """Include these names, so that interactive shells complete them."""
     return sorted({*globals(), *__all__})

@@ -8,10 +8,10 @@ import yaml
 from pcattn.cli.main import main
 
 
-def fit(folder: Path, task: str, **settings) -> Path:
+def fit(folder: Path, task: str, network: dict | None = None, **settings) -> Path:
     """A run of one epoch on small `Shapes`."""
-    network = {"dim": 16, "depth": 2, "k": 4, "out_dim": 32}
-    arguments = {"variant": "pct", "network_kwargs": network, "optimizer": "adamw", "lr": 0.01}
+    network = network or {"variant": "pct", "network_kwargs": {"dim": 16, "depth": 2, "k": 4, "out_dim": 32}}
+    arguments = {**network, "optimizer": "adamw", "lr": 0.01}
     kwargs = {"num_train": 88, "num_test": 22, "num_points": 64}
     data = {"num_points": 48, "val_fraction": 0.25, "batch_size": 16, "per_point": task == "PartSegmentation"}
     config = {

@@ -1,4 +1,4 @@
-"""`Shapes`: a data set of man-made objects with labeled parts which is generated, not downloaded."""
+"""`Shapes`: a data set of man-made objects with labeled parts that is generated rather than downloaded."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data
 from torch_geometric.data.data import BaseData
 from tqdm import tqdm
 
+from pcattn.data.dataset import PointCloudDataset
 from pcattn.datasets.shapes.categories import CATEGORIES
 from pcattn.datasets.shapes.primitives import Surface
 from pcattn.utils.errors import InputError
-from pcattn.utils.files import replacing
+from pcattn.utils.files import atomic_write
 from pcattn.utils.tensors import load_tensors
 
 Array = NDArray[np.float64]
@@ -30,10 +30,11 @@ VERSION = 1
 
 
 def _visible(pos: Array, normals: Array, rng: np.random.Generator, cells: int = 40) -> NDArray[np.bool_]:
-    """Which of the points (N, 3) are seen from afar in a random direction, not from steeply below.
+    """Which of the points (N, 3) are visible from far away, in a random direction that is not steeply from below.
 
-    A point is hidden when its surface faces away, or when another point lies clearly in front of it in the same cell
-    of a cells x cells depth buffer.
+    A point is hidden if its surface faces away, or if another point lies clearly in front of it in the same cell of a
+    depth buffer of cells x cells. `pcattn.transforms.corruptions` has a depth buffer for a camera at a given place and
+    clouds without normals; shapes generated with it would differ from those of earlier versions.
     """
     azimuth, height = rng.uniform(0.0, 2 * np.pi), rng.uniform(-0.3, 0.9)
     level = np.sqrt(1.0 - height**2)
@@ -64,14 +65,14 @@ def sample_object(
     noise: float = 0.0,
     partial: bool = False,
 ) -> tuple[Array, Array, NDArray[np.int64]]:
-    """Draws a point cloud from an object.
+    """Draw a point cloud from an object.
 
     Args:
-        surface: of the whole object.
+        surface: surface of the whole object.
         labels: (T,) part of each triangle of `surface`.
         num_points: number N of points to return.
         rng: source of all random numbers.
-        noise: standard deviation of the jitter in units of the radius of the cloud, cut off at three of them.
+        noise: standard deviation of the jitter relative to the radius of the cloud, clipped at three of them.
         partial: whether to keep only what is visible from one random side.
 
     Returns:
@@ -91,44 +92,46 @@ def sample_object(
     return pos, normals, labels[chosen]
 
 
-class Shapes(InMemoryDataset):
+class Shapes(PointCloudDataset):
     """Man-made objects of 22 categories with labeled parts, drawn at random from parametric families.
 
     Every object is sampled uniformly by area, has z up, its centroid at the origin and fits the unit sphere. Each
     `Data` holds `pos` (N, 3) and unit normals `x` (N, 3) in float32, the global part labels `y` (N,) and `category`
-    (1,) in int64. Shape i of a split depends on the seed, the split and i alone; i modulo the number of categories is
-    its category.
+    (1,) in int64. Shape i of a split depends only on the seed, the split and i; its category is i modulo the number
+    of categories.
 
     A split is generated once and cached as `processed/<split>-<options>.pt` below `root`.
 
     Args:
         root: folder of the data set.
-        train: the training split instead of the test split.
+        split: `"train"` or `"test"`.
         num_points: points N in each cloud.
-        seed: of the random numbers; other seeds give other objects.
+        seed: another seed gives other objects.
         num_train: number of training shapes.
         num_test: number of test shapes.
-        noise: standard deviation of the Gaussian jitter of the positions in units of the unit sphere.
-        partial: whether clouds hold only the points visible from one random side.
-        transform: applied to each `Data` on access.
-        pre_transform: applied to each `Data` before it is cached; recognized by its `repr`.
-        pre_filter: tells which `Data` to cache; recognized by its `repr`.
-        force_reload: whether to generate the split even if it is cached.
+        noise: standard deviation of the Gaussian jitter of the positions, relative to the unit sphere.
+        partial: keep only the points visible from one random side.
+        transform: see `PointCloudDataset`.
+        pre_transform: applied to each `Data` before it is cached; identified by its `repr`.
+        pre_filter: tells which `Data` to cache; identified by its `repr`.
+        force_reload: generate the split even if it is cached.
     """
 
-    normalized: ClassVar[str] = "sphere"
-    shuffled: ClassVar[bool] = True
-    class_names: ClassVar[list[str]] = [category.name for category in CATEGORIES]
-    part_names: ClassVar[list[str]] = [f"{category.name}/{part}" for category in CATEGORIES for part in category.parts]
-    parts: ClassVar[list[list[int]]] = [
-        list(range(end - len(category.parts), end))
+    splits = ("train", "test")
+    feature_names = ("nx", "ny", "nz")
+    normalized = "sphere"
+    shuffled = True
+    class_names = tuple(category.name for category in CATEGORIES)
+    part_names = tuple(f"{category.name}/{part}" for category in CATEGORIES for part in category.parts)
+    parts = tuple(
+        tuple(range(end - len(category.parts), end))
         for category, end in zip(CATEGORIES, accumulate(len(c.parts) for c in CATEGORIES), strict=True)
-    ]
+    )
 
     def __init__(
         self,
         root: str,
-        train: bool = True,
+        split: str = "train",
         num_points: int = 2048,
         seed: int = 0,
         num_train: int = 4000,
@@ -150,13 +153,12 @@ class Shapes(InMemoryDataset):
                 raise InputError(f"expected {name} to be an integer >= {least}, but got {value!r}")
         if not (isinstance(noise, (int, float)) and 0.0 <= noise < float("inf")):
             raise InputError(f"expected noise to be a finite number >= 0, but got {noise!r}")
-        self.train = train
         self.num_points = num_points
         self.seed = seed
-        self.size = num_train if train else num_test
+        self.size = num_train if split == "train" else num_test
         self.noise = float(noise)
         self.partial = partial
-        super().__init__(root, transform, pre_transform, pre_filter)
+        super().__init__(root, split, transform, pre_transform, pre_filter)
         # `process` is not overridden: the base class would keep a record of pre_transform for the whole folder and
         # warn when two splits differ in it, while here it is part of the file name.
         path = self.processed_paths[0]
@@ -166,28 +168,28 @@ class Shapes(InMemoryDataset):
             self.load(path)
         except MemoryError:
             raise
-        except Exception:  # cut short, or none of ours: whatever that makes torch raise. It is generated in seconds.
+        except Exception:  # truncated or foreign, whatever torch raises for that. Generating it anew takes seconds.
             self._generate(path)
             self.load(path)
 
     def load(self, path: str, data_cls: type[BaseData] = Data) -> None:
-        """Read a cached split as tensors; torch-geometric would also run the code that a file from a stranger holds."""
+        """Read a cached split as tensors only: torch-geometric would run code that an untrusted file may contain."""
         data, self.slices, *_ = load_tensors(path)
         self.data = data_cls.from_dict(data)
 
     @staticmethod
     def recognizes(root: str) -> bool:
-        """Whether the training split of the default options lies under `root`; nothing is generated to find out."""
+        """Whether the training split with default options lies under `root`. Nothing is generated to find out."""
         return Path(root, "processed", f"train-v{VERSION}-seed0-4000x2048.pt").is_file()
 
     @property
-    def num_classes(self) -> int:
-        """Number of categories; the base class would count the part labels `y`."""
-        return len(self.class_names)
+    def raw_file_names(self) -> list[str]:
+        """None: the shapes are generated."""
+        return []
 
     @property
     def processed_file_names(self) -> list[str]:
-        """Name of the cached split, which tells all options the shapes depend on."""
+        """Name of the cached split, with all options that the shapes depend on."""
         tag = f"v{VERSION}-seed{self.seed}-{self.size}x{self.num_points}"
         if self.noise > 0.0:
             tag += f"-noise{self.noise!r}"
@@ -197,12 +199,12 @@ class Shapes(InMemoryDataset):
             # Addresses of functions differ from run to run.
             steps = re.sub(r" at 0x[0-9a-fA-F]+", "", repr((self.pre_transform, self.pre_filter)))
             tag += f"-{sha256(steps.encode()).hexdigest()[:10]}"
-        return [f"{'train' if self.train else 'test'}-{tag}.pt"]
+        return [f"{self.split}-{tag}.pt"]
 
     def generate_shape(self, index: int) -> Data:
         """Shape `index` of the split as it is before `pre_transform`."""
         which = index % len(CATEGORIES)
-        rng = np.random.default_rng([self.seed, 0 if self.train else 1, index])
+        rng = np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index])
         surface, labels = CATEGORIES[which].draw(rng)
         pos, normals, part = sample_object(surface, labels, self.num_points, rng, self.noise, self.partial)
         return Data(
@@ -213,9 +215,9 @@ class Shapes(InMemoryDataset):
         )
 
     def _generate(self, path: str) -> None:
-        """Generates the split and writes it to `path`, which appears at once and complete."""
+        """Generate the split and write it to `path` atomically."""
         shapes = []
-        for index in tqdm(range(self.size), desc=f"Shapes ({'train' if self.train else 'test'})", leave=False):
+        for index in tqdm(range(self.size), desc=f"Shapes ({self.split})", leave=False):
             shape = self.generate_shape(index)
             if self.pre_filter is not None and not self.pre_filter(shape):
                 continue
@@ -223,5 +225,5 @@ class Shapes(InMemoryDataset):
         if not shapes:
             raise InputError(f"expected pre_filter to keep some of the {self.size} shapes, but got none")
         os.makedirs(self.processed_dir, exist_ok=True)
-        with replacing(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             self.save(shapes, str(temporary))

@@ -1,24 +1,33 @@
-"""Attention mechanisms on point sets: interchangeable cores `(x, geometry) -> (B, N, C)`, chosen by name.
+"""Attention mechanisms on point clouds: interchangeable cores `(x, geometry) -> (B, N, C)`, selected by name.
 
-`build_attention` also checks what a core is called with; the classes alone leave that to the caller.
+Cores from `build_attention` check their input; the classes alone do not.
 """
 
 from pcattn.attention.acmix import ACmixAttention
 from pcattn.attention.axial import AxialAttention
 from pcattn.attention.external import ExternalAttention
+from pcattn.attention.flops import register_formulas
 from pcattn.attention.geometry import Geometry
 from pcattn.attention.maps import AttentionMaps
 from pcattn.attention.multihead_external import MultiheadExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.offset import OffsetAttention
 from pcattn.attention.polarized import PolarizedAttention
-from pcattn.attention.registry import ATTENTION, accepted, build_attention, layer_kwargs
+from pcattn.attention.registry import (
+    ATTENTION,
+    AttentionName,
+    accepted,
+    build_attention,
+    layer_kwargs,
+    register_attention,
+)
 from pcattn.attention.self_attention import SelfAttention
 
 __all__ = [
     "ATTENTION",
     "ACmixAttention",
     "AttentionMaps",
+    "AttentionName",
     "AxialAttention",
     "ExternalAttention",
     "Geometry",
@@ -30,4 +39,7 @@ __all__ = [
     "accepted",
     "build_attention",
     "layer_kwargs",
+    "register_attention",
 ]
+
+register_formulas()

@@ -29,20 +29,20 @@ class ACmixAttention(nn.Module):
             \kappa_a(p_j - p_i)\, W_{o,t,a}\, f_{t,\lfloor o/h \rfloor}(j) \\
         \mathrm{out} &= r_1\, \mathrm{att} + r_2\, \mathrm{conv}, \qquad r_1 = r_2 = \tfrac12 \text{ at first}
 
-    The convolution has one map t a kernel point, and starts as the shift of map t to kernel point t.
+    The convolution has one map t per kernel point and is initialized to shift map t to kernel point t.
 
-    Differs from the paper, whose windows are squares of pixels: N(i) holds the k nearest points, and a weight belongs
-    to a kernel point x_a by the correlation :math:`\kappa_a(D) = \max(0, 1 - |D - x_a| / \sigma)` of KPConv, with D
-    in units of the mean distance to the neighbors of the point (or of `spacing`). With r_2 = 0 it is neighborhood
-    attention, with r_1 = 0 a point convolution. Linear in the number of points beside the neighbor search.
+    Differs from the paper, whose windows are squares of pixels: N(i) holds the k nearest points, and neighbors
+    contribute to a kernel point x_a by the correlation :math:`\kappa_a(D) = \max(0, 1 - |D - x_a| / \sigma)` of KPConv,
+    with D in units of the mean distance to the neighbors of the point (or of `spacing`). With r_2 = 0 this is
+    neighborhood attention, with r_1 = 0 a point convolution. Without the neighbor search, cost is linear in N.
 
     Args:
         dim: channels C, divisible by `num_heads`.
         num_heads: h.
-        k: neighbors of a point, itself included.
-        kernel_points: x_a, a list of [x, y, z]; None is the center and the eight corners of a cube around it.
-        sigma: distance from a kernel point at which its weight has vanished.
-        spacing: unit of `kernel_points` and `sigma` in units of the positions; None is the local spacing.
+        k: number of neighbors, including the point itself.
+        kernel_points: x_a, a list of [x, y, z]; None selects the center and the eight corners of a cube around it.
+        sigma: distance from a kernel point at which its weight is zero.
+        spacing: unit of `kernel_points` and `sigma`, in units of the positions; None selects the local spacing.
 
     Shape:
         x (B, N, C) -> (B, N, C).
@@ -96,20 +96,20 @@ class ACmixAttention(nn.Module):
         return neighborhood_attention(q, k, v, geometry.neighbors(self.k), self._bias(q, geometry)).flatten(2)
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """What a point attends to on the attention path, a map a head: the softmax over its neighbors; sums to 1."""
+        """One map per head of the attention path: the softmax of a point over its neighbors, which sums to 1."""
         q, k = (project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q, self.k_proj))
         return heads(neighbor_weights(q, k, geometry.neighbors(self.k), self._bias(q, geometry), point))
 
     def _bias(self, q: Tensor, geometry: Geometry) -> Tensor:
         """q_i . W_p (p_i - p_j) / sqrt(d_h), (B, N, k, h)."""
-        # q . W_p (p_i - p_j) = (W_p^T q) . (p_i - p_j): three numbers a head in place of the width of the head.
+        # q . W_p (p_i - p_j) = (W_p^T q) . (p_i - p_j): three numbers per head instead of the width of the head.
         direction = q @ self.position.weight * q.shape[-1] ** -0.5  # (B, N, h, 3)
         return -geometry.offsets(self.k).to(direction.dtype) @ direction.transpose(2, 3)
 
     def conv_path(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
         """Convolution over the neighbors: q, k, v (B, N, h, C / h) -> (B, N, C)."""
         maps = self.mix(torch.cat((q, k, v), dim=2).transpose(2, 3))  # (B, N, C / h, maps)
-        # Weights are applied to the points before they are gathered: what is left is a weighted sum of rows, which
+        # Weights are applied to the points before they are gathered. The rest is a weighted sum of rows, which
         # embedding_bag computes without holding the gathered rows.
         weight = self.conv.unflatten(0, (-1, self.num_heads))  # (C / h, h, maps, kernel points)
         batch, num_points, width, _ = maps.shape
@@ -127,7 +127,7 @@ class ACmixAttention(nn.Module):
         return out.view(batch, num_points, width * self.num_heads)
 
     def correlation(self, offsets: Tensor) -> Tensor:
-        """How much each of the neighbors at `offsets` (B, N, k, 3) belongs to each kernel point, (B, N, k, A)."""
+        """Correlation (B, N, k, A) of the neighbors at `offsets` (B, N, k, 3) with each kernel point."""
         if self.spacing is None:
             others = max(1, offsets.shape[2] - 1)
             spacing = offsets.norm(dim=-1).sum(dim=2)[..., None, None] / others

@@ -16,20 +16,21 @@ from pcattn.utils.errors import InputError
 class AxialAttention(nn.Module):
     r"""Axial attention: one `PencilAttention` along each axis in turn.
 
-    Cost O(N m C) with pencils of m points. A cell too fine isolates the points, a cell too coarse makes pencils long:
-    by default a cloud has sqrt(N) / 4 cells along its longest side, about 20 points a pencil on a surface.
+    Points are sorted into cells. A pencil is a line of cells along the axis, and the points of one pencil attend to
+    each other. The cost is O(N m C) for pencils of m points. Fine cells isolate the points, coarse cells make long
+    pencils. By default, a cloud has sqrt(N) / 4 cells along its longest side, which gives about 20 points per pencil on
+    a surface.
 
-    Differs from the paper, whose axes are rows and columns of pixels, each with one pixel a place: points are sorted
-    into cells, and the points that share all cell coordinates but one attend to each other. On points that lie on a
-    grid it is the paper's layer.
+    Differs from the paper, whose pencils are the rows and columns of an image. On the points of a grid it is the
+    paper's layer.
 
     Args:
         dim: channels C, divisible by `2 * num_groups`.
-        num_groups: groups (heads) G; None is 8, or less where 2 * 8 does not divide dim.
-        axes: axes in the order of their attention, letters of `"xyz"`.
-        span: K, the table of relative positions reaches from -(K - 1) to K - 1 cells; beyond, its border counts.
-        gated: a learnable gate on each relative term, as in Medical Transformer (Valanarasu et al. 2021).
-        grid: cells along the longest side of a cloud; None chooses it from the number of points.
+        num_groups: groups (heads) G; None selects 8, or fewer if 2 * 8 does not divide dim.
+        axes: axes in the order in which they are attended to, letters of `"xyz"`.
+        span: K, the table of relative positions covers -(K - 1) to K - 1 cells; larger distances are clamped.
+        gated: learn a gate on each relative term, as in Medical Transformer (Valanarasu et al. 2021).
+        grid: number of cells along the longest side of a cloud; None derives it from the number of points.
         cell: size of a cell in units of the positions, instead of `grid`.
 
     Shape:
@@ -69,7 +70,7 @@ class AxialAttention(nn.Module):
         return x
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """What a point attends to, a map a group for each axis: the softmax over its pencil; sums to 1, 0 elsewhere."""
+        """One map per group and axis: the softmax of a point over its pencil, which sums to 1."""
         maps = []
         pencils: list[Any] = list(self.pencils)
         for pencil in pencils:
@@ -91,8 +92,8 @@ class PencilAttention(nn.Module):
         \mathrm{out}_i &= \mathrm{BN}\Big(\sum_j a_{ij} v_j\Big) + \mathrm{BN}\Big(\sum_j a_{ij} r^v_{i-j}\Big),
         \qquad a = \mathrm{softmax}_j\, \ell
 
-    over all j of the pencil of i. The index i - j is the difference of the positions along the axis in cells, rounded
-    and clamped to the table. Statistics of the logits are over the pairs that share a pencil.
+    over all j in the pencil of i. The index i - j is the difference of the positions along the axis in cells, rounded
+    and clamped to the table. Statistics of the logits are taken over the pairs that share a pencil.
 
     Differs from the released code: BN of the logits has no shift and no mean, because softmax cancels them.
 
@@ -102,9 +103,9 @@ class PencilAttention(nn.Module):
         axis: 0, 1 or 2.
         num_groups: G.
         span: K, the table has 2 K - 1 entries.
-        gated: learnable gates on the relative terms: 0.1 on those of the logits and on the second sum, 1 on the first.
-        grid: cells along the longest side of a cloud, see `Geometry.pencils`.
-        cell: size of a cell.
+        gated: learn gates on the terms. They start at 0.1 for the relative terms and at 1 for the sum of the values.
+        grid: number of cells along the longest side of a cloud, see `Geometry.pencils`.
+        cell: size of a cell in units of the positions, instead of `grid`.
 
     Shape:
         x (B, N, in_dim) -> (B, N, out_dim).
@@ -154,7 +155,7 @@ class PencilAttention(nn.Module):
         return normalize(self.out_norm, both).unflatten(-1, (-1, 2)).sum(dim=-1)
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """The weights a_ij of one point, a map a group."""
+        """One map per group: the weights a_ij of a point i."""
         order, label, coordinate = geometry.pencils(self.axis, self.grid, self.cell)
         q, k, _, q_table, k_table = self._inputs(x)
         scales = self.logit_norm(q, k, q_table, k_table, order, label, coordinate).to(q.dtype)
@@ -185,9 +186,9 @@ class PencilAttention(nn.Module):
 
 
 class PairNorm(nn.Module):
-    """Batch normalization of maps over pairs of points, as the factors (maps, groups) it multiplies them with.
+    """Batch normalization of maps over pairs of points. Returns the factors (maps, groups) to multiply the maps by.
 
-    The softmax that follows cancels what is the same for all keys: the mean and the shift are left out.
+    The mean and the shift are left out, because the softmax that follows cancels what is the same for all keys.
     """
 
     running_var: Tensor
@@ -202,7 +203,7 @@ class PairNorm(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, q_table: Tensor, k_table: Tensor, order: Tensor, label: Tensor, coordinate: Tensor
     ) -> Tensor:
-        """Factors from the running variances, or in training from those of `pencil_variances`."""
+        """Factors from the running variances, or in training from the variances of the batch."""
         variances = self.running_var
         if self.training:
             variances, num_pairs = pencil_variances(q, k, q_table, k_table, order, label, coordinate)

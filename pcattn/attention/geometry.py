@@ -1,4 +1,4 @@
-"""What attention layers need to know of the positions, computed once for all of them."""
+"""The positions of a batch of clouds, and the neighbor lists and cells that attention layers derive from them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,34 +12,33 @@ from pcattn.utils.errors import InputError
 
 DILATION_MODES = ("rank", "class")
 
-# A dilated search keeps one neighbor of `dilation`: long lists are thinned out by blocks of this many entries a cloud.
+# A dilated search keeps every `dilation`-th entry of longer lists, which hold this many entries per cloud at once.
 _BLOCK_ENTRIES = 1 << 20
 
-# Cells along one axis at most; keeps a pair of cell coordinates and the index of the cloud in one 64-bit integer.
+# Most cells along one axis: two cell coordinates and the index of the cloud fit into one 64-bit integer.
 _MAX_CELLS = 1 << 20
 
 
 class Pencils(NamedTuple):
-    """Points sorted into pencils; the points of one pencil share their cell along all axes but one."""
+    """Points sorted into pencils: the points of one pencil share their cell coordinates along all axes but one."""
 
-    order: Tensor  #: (B * N,), points b * N + n, those of a pencil side by side
-    label: Tensor  #: (B * N,), non-decreasing, the same value for the points of a pencil, in this order
+    order: Tensor  #: (B * N,), points b * N + n, pencil by pencil
+    label: Tensor  #: (B * N,), the pencil of each of these points, non-decreasing
     coordinate: Tensor  #: (B, N), position along the pencil, in cells
 
 
 class Geometry:
-    """The positions of one set of points, and what several layers derive from them.
+    """The positions of a batch of clouds, and what attention layers derive from them.
 
-    Everything is computed on first use and kept, so that four layers over the same points search neighbors once.
+    Everything is computed on first use and cached, so that several layers over the same points search neighbors once.
 
     Args:
         pos: (B, N, 3).
-        search: neighbor search with the signature and the result of `pcattn.ops.knn`, for other metrics than the
-            Euclidean one.
-        clip: shorten what a cloud is too small for, k to N and then a dilation to floor(N / k), in place of an error.
+        search: a neighbor search with the signature and result of `pcattn.ops.knn`, for example for another metric.
+        clip: for small clouds, reduce k to N and then the dilation to floor(N / k) instead of raising an error.
 
     Raises:
-        InputError: positions of another shape or type, or on the CPU NaN or infinity among them.
+        InputError: the positions have another shape or dtype, or on the CPU one is NaN or infinite.
     """
 
     def __init__(self, pos: Tensor, search: Callable[[Tensor, Tensor, int], KNN] = knn, clip: bool = False) -> None:
@@ -56,17 +55,17 @@ class Geometry:
         """Neighbors of every point: the point itself first, then by increasing distance.
 
         Args:
-            k: length of a list.
+            k: number of neighbors.
             dilation: 1 takes the k nearest points; a larger value reaches further with the same k.
-            mode: `"rank"` keeps the ranks 0, dilation, 2 dilation, ... of the k * dilation nearest. `"class"` sorts the
-                points by their coordinates, puts every dilation-th into one class, and takes the k nearest of the
+            mode: `"rank"` keeps ranks 0, dilation, 2 dilation, ... of the k * dilation nearest points. `"class"` sorts
+                the points by coordinates, puts every dilation-th into one class, and takes the k nearest points of the
                 point's own class.
 
         Shape:
             (B, N, k), int64.
 
         Raises:
-            InputError: a cloud is too small for k and dilation, unless they are clipped, or mode is unknown.
+            InputError: the mode is unknown, or the cloud is too small for k and dilation and `clip` is false.
         """
         if mode not in DILATION_MODES:
             raise InputError(f"expected dilation_mode to be one of {', '.join(DILATION_MODES)}, but got {mode!r}")
@@ -88,21 +87,21 @@ class Geometry:
     def offsets(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
         """Positions (B, N, k, 3) of the `neighbors` of every point, relative to the point."""
         k, dilation = self._fit(k, dilation)
-        # Found without gradients they would have none for the positions ever after.
+        # A result that was computed without gradients must not be reused where gradients are needed.
         key = ("offsets", k, dilation, mode if dilation > 1 else "", torch.is_grad_enabled())
         if key not in self._cache:
             self._cache[key] = gather(self.pos, self.neighbors(k, dilation, mode)) - self.pos[:, :, None]
         return self._cache[key]
 
     def pencils(self, axis: int, grid: int | None = None, cell: float | None = None) -> Pencils:
-        """The pencils along one axis: points that share their cells along the two other axes.
+        """The pencils along one axis: points that share their cell coordinates along the two other axes.
 
-        Cells are cubes centered on the multiples of their size, counted from the smallest coordinates of the cloud.
+        Cells are cubes centered on multiples of their size, counted from the smallest coordinates of the cloud.
 
         Args:
             axis: 0, 1 or 2.
-            grid: cells along the longest side of the cloud; None is sqrt(N) / 4, at least 2.
-            cell: size of a cell, in units of the positions, instead of `grid`.
+            grid: number of cells along the longest side of the cloud; None selects sqrt(N) / 4, at least 2.
+            cell: size of a cell in units of the positions, instead of `grid`.
         """
         key = ("pencils", axis, grid, cell)
         if key not in self._cache:
@@ -110,7 +109,7 @@ class Geometry:
         return self._cache[key]
 
     def _fit(self, k: int, dilation: int) -> tuple[int, int]:
-        """k and dilation as far as the cloud is large enough for them, if they are to be clipped."""
+        """k and dilation, reduced to what the cloud allows if `clip` is set."""
         if not self._clip:
             return k, dilation
         k = min(k, self.pos.shape[1])
@@ -132,7 +131,7 @@ class Geometry:
         order = _canonical_order(self.pos.detach())  # (B, N)
         ordered = gather(self.pos, order)
         neighbors = order.new_empty(batch, num_points, k)
-        # The first N mod dilation classes have one member more than the others: two searches, without padding.
+        # The first N mod dilation classes have one more member than the others: two searches instead of padding.
         size, longer = divmod(num_points, dilation)
         for first, last, length in ((0, longer, size + 1), (longer, dilation, size)):
             if first == last:
@@ -159,7 +158,7 @@ class Geometry:
             scaled = (pos - low) / longest * cells
         else:
             scaled = (pos - low) / cell
-        scaled = scaled.nan_to_num()  # unread on a GPU, NaN must not become an index
+        scaled = scaled.nan_to_num()  # NaN, which is not checked for on a GPU, must not become an index
         index = scaled.round().clamp(max=_MAX_CELLS - 1).long()  # (B, N, 3)
         first, second = (index[..., other] for other in range(3) if other != axis)
         cloud = torch.arange(batch, device=pos.device)[:, None]
@@ -168,15 +167,15 @@ class Geometry:
 
 
 def spacing_of(offsets: Tensor) -> Tensor:
-    """Root mean square length (B, 1, 1) of the offsets (B, M, k, 3) of neighbors: the unit of a cloud, never zero."""
-    wide = offsets.to(torch.promote_types(offsets.dtype, torch.float32))  # squares leave float16
+    """Root mean square length (B, 1, 1) of neighbor offsets (B, M, k, 3): the length unit of a cloud, never zero."""
+    wide = offsets.to(torch.promote_types(offsets.dtype, torch.float32))  # squares leave the range of float16
     least = torch.finfo(offsets.dtype).tiny
     square = wide.square().sum(dim=-1).mean(dim=(1, 2))
     return square.clamp_min(torch.finfo(wide.dtype).tiny).sqrt()[:, None, None].to(offsets.dtype).clamp_min(least)
 
 
 def _canonical_order(pos: Tensor) -> Tensor:
-    """Indices (B, N) that sort the points by x, then y, then z, whatever order they come in."""
+    """Indices (B, N) that sort the points by x, then y, then z."""
     order = pos[..., 2].argsort(dim=1, stable=True)
     for axis in (1, 0):
         order = order.gather(1, pos[..., axis].gather(1, order).argsort(dim=1, stable=True))
@@ -186,7 +185,7 @@ def _canonical_order(pos: Tensor) -> Tensor:
 def _self_first(neighbors: Tensor, index: Tensor) -> Tensor:
     """Neighbors (B, M, k) with the point itself, `index` (B, M), moved to the front.
 
-    Among more than k copies of one point a list may lack the point itself; it then replaces the last entry.
+    With more than k copies of one point, a list may lack the point itself, which then replaces the last entry.
     """
     own = index[..., None]
     others = (neighbors == own).byte().argsort(dim=-1, stable=True)[..., : neighbors.shape[-1] - 1]

@@ -1,4 +1,4 @@
-"""What a point attends to, as cores tell it by `attention_map(x, geometry, point)`."""
+"""What a point attends to: the result of a core's `attention_map(x, geometry, point)`."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 class AttentionMaps(NamedTuple):
-    """Weights over the points of each cloud, one map a head, memory slot or gate."""
+    """Weights over the points of each cloud, one map per head, memory slot or gate."""
 
     weights: Tensor  #: (B, M, N)
-    names: list[str]  #: of the M maps
-    slots: bool = False  #: maps are slots of a memory: the value at a point is how much the point attends to the slot
+    names: list[str]  #: M names
+    slots: bool = False  #: maps of memory slots: the value at a point is how much it attends to the slot
 
 
 def heads(weights: Tensor, prefix: str = "") -> AttentionMaps:
-    """Maps (B, H, N) of heads."""
+    """Maps (B, H, N), one per head."""
     return AttentionMaps(weights, [f"{prefix}head {head}" for head in range(weights.shape[1])])
 
 

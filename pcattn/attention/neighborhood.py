@@ -1,4 +1,4 @@
-"""Neighborhood attention, plain and dilated, over the nearest points."""
+"""Neighborhood attention over the nearest points, plain and dilated."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,31 +15,30 @@ from pcattn.utils.errors import InputError
 
 
 class NeighborhoodAttention(nn.Module):
-    r"""Neighborhood attention (NA) and its dilated form (DiNA), the windows of an image replaced by nearest points.
+    r"""Neighborhood attention (NA) and its dilated form (DiNA), with nearest points instead of image windows.
 
     .. math::
         \mathrm{out}_i = W_o \sum_{j \in \mathcal{N}(i)}
             \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt{d_h}} + b_h(p_j - p_i)\right) v_j + b_o
 
-    The k neighbors are the nearest points, the point itself among them; with a `dilation` every dilation-th of the
-    nearest, see `Geometry.neighbors`. Networks alternate plain and dilated layers: `dilation: [1, 4, 1, 4]`. Linear in
-    the number of points beside the neighbor search; neither keys nor values of the neighbors are held.
+    The k neighbors are the nearest points, including the point itself, or with a `dilation` every dilation-th of them,
+    see `Geometry.neighbors`. Networks alternate plain and dilated layers: `dilation: [1, 4, 1, 4]`. Without the
+    neighbor search, cost is linear in N. Keys and values of the neighbors are read in place and never gathered.
 
     Differs from the papers, which have a table of biases by relative pixel: positions are continuous, so b_h is a
-    function of the relative position, measured in units of the cloud's root mean square neighbor distance
-    (or of `cell`).
+    function of the relative position in units of the cloud's root mean square neighbor distance (or of `cell`).
 
     Args:
         dim: channels C, divisible by `num_heads`.
         num_heads: heads.
-        k: neighbors of a point, itself included.
+        k: number of neighbors, including the point itself.
         dilation: 1 is plain neighborhood attention; at most floor(N / k).
         dilation_mode: `"rank"` or `"class"`, see `Geometry.neighbors`.
-        bias: `"mlp"`: b_h is a small network. `"table"`: b_h is a table, linearly interpolated. `"none"`: no bias.
-        table_size: entries of the table along each axis, or three numbers for x, y and z (which `attention_kwargs` has
-            once a layer, as any list: `[[5, 5, 7], [5, 5, 7]]`); odd, because the middle entry is relative position 0.
-            Positions beyond the table take its border.
-        cell: distance between two entries of the table, in units of the positions; None is the cloud's own scale.
+        bias: b_h is a small network (`"mlp"`), a linearly interpolated table (`"table"`) or zero (`"none"`).
+        table_size: entries of the table along each axis, or three numbers for x, y and z. Odd, because the middle entry
+            is relative position 0; positions beyond the table are clamped. A list in `attention_kwargs` has one value
+            per layer, so three numbers are given as `[[5, 5, 7], [5, 5, 7]]`.
+        cell: distance between two entries of the table in units of the positions; None selects the scale of the cloud.
 
     Shape:
         x (B, N, C) -> (B, N, C).
@@ -85,7 +84,7 @@ class NeighborhoodAttention(nn.Module):
         return self.proj(self.attend(*self._inputs(x, geometry)).flatten(2))
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """What a point attends to, a map a head: the softmax over its neighbors, which sums to 1; 0 elsewhere."""
+        """One map per head: the softmax of a point over its neighbors, which sums to 1."""
         q, k, _, neighbors, bias = self._inputs(x, geometry)
         return heads(neighbor_weights(q, k, neighbors, bias, point))
 
@@ -100,7 +99,7 @@ class NeighborhoodAttention(nn.Module):
         return q, k, v, geometry.neighbors(*where), bias
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, bias: Tensor | None) -> Tensor:
-        """Attention (B, N, H, D) of every point over its list, see `neighborhood_attention`."""
+        """Attention (B, N, H, D) of every point to its neighbors, see `neighborhood_attention`."""
         return neighborhood_attention(q, k, v, neighbors, bias)
 
 
@@ -127,7 +126,7 @@ class _TableBias(nn.Module):
         lows, fractions = [], []
         for axis, size in enumerate(self.table.shape[1:]):
             place = (offsets[..., axis] + (size - 1) / 2).clamp(0, size - 1)
-            # The last cell, and not the one behind it, holds the upper border.
+            # The upper border belongs to the last cell, not to one behind it.
             low = place.detach().floor().clamp(max=max(size - 2, 0))
             lows.append(low.long())
             fractions.append(place - low)

@@ -1,4 +1,4 @@
-"""Polarized self-attention: one gate for the channels, one for the points."""
+"""Polarized self-attention: a gate for the channels and a gate for the points."""
 
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ VARIANTS = ("paper", "released")
 class PolarizedAttention(nn.Module):
     r"""Polarized self-attention (section 3.1, equations 4 to 8): linear in the number of points, no neighbors.
 
-    A gate a channel and a gate a point,
+    One gate per channel and one gate per point,
 
     .. math::
         g^{ch} &= \sigma\!\left(\mathrm{LN}\!\left(W_z \sum_n \mathrm{softmax}_N(W_q x)_n\, W_v x_n + b_z\right)\right)
@@ -26,10 +26,11 @@ class PolarizedAttention(nn.Module):
 
     give :math:`x\,g^{ch}(x) + x\,g^{sp}(x)` in parallel, or :math:`z\,g^{sp}(z)` with :math:`z = x\,g^{ch}(x)`.
 
-    `variant="released"` is the authors' code, which differs from their paper: no bias beside the values; the channel
-    gate has no LayerNorm in parallel and a bottleneck C/2 -> C/8 -> C around one in sequence; the spatial query is not
-    normalized, and the softmax runs over the points, on the products (parallel) or on the values (sequential). That
-    spatial gate tends to 0.5 as the number of points grows, so the paper's form is the default.
+    `variant="released"` is the authors' code, which differs from their paper. Queries and values have no bias. The
+    channel gate has no LayerNorm in the parallel form, and a bottleneck C/2 -> C/8 -> C with a LayerNorm in the
+    sequential form. The spatial query is not normalized; the softmax runs over the points instead, on the products
+    (parallel) or on the values (sequential). Since that spatial gate tends to 0.5 as the number of points grows, the
+    paper's form is the default.
 
     Differs from the paper: the channel query has no bias, because softmax over the points cancels it.
 
@@ -81,8 +82,8 @@ class PolarizedAttention(nn.Module):
         return x * self.spatial_gate(x)
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """Two maps, the same for every point: the gate g^sp of the points, in [0, 1], and the weights, which sum to 1,
-        with which the points make up the gate of the channels."""
+        """Two maps, the same for every point: the gate g^sp of the points, in [0, 1], and the weights of the points in
+        the gate of the channels, which sum to 1."""
         z = x if self.layout == "parallel" else x * self.channel_gate(x)
         maps = torch.cat((self.spatial_gate(z), self._channel_query(x)), dim=2).transpose(1, 2)
         return AttentionMaps(maps, ["point gate", "share in the channel gate"])
@@ -94,7 +95,7 @@ class PolarizedAttention(nn.Module):
     def channel_gate(self, x: Tensor) -> Tensor:
         """Gate of every channel, (B, 1, C), in [0, 1]."""
         weights = self._channel_query(x)
-        # The values are linear in x, so the points are summed first: one product a cloud in place of one a point.
+        # The values are linear in x, so the points are summed first: one product per cloud instead of one per point.
         pooled = weights.transpose(1, 2) @ x  # (B, 1, C)
         return self.channel_up(self.channel_v(pooled)).sigmoid()
 

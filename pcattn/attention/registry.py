@@ -1,4 +1,4 @@
-"""From a name in a configuration to an attention core."""
+"""Attentions by name."""
 
 import inspect
 from functools import partial
@@ -16,36 +16,45 @@ from pcattn.attention.polarized import PolarizedAttention
 from pcattn.attention.self_attention import SelfAttention
 from pcattn.utils.checks import check_device, check_dtype
 from pcattn.utils.errors import InputError
-from pcattn.utils.registry import construct, resolve
+from pcattn.utils.registry import Registry, construct
 
-#: Every mechanism by its name. A new one is a class in a file of its own and a line here.
-ATTENTION: dict[str, type[nn.Module]] = {
-    "self": SelfAttention,
-    "offset": OffsetAttention,
-    "external": ExternalAttention,
-    "multihead_external": MultiheadExternalAttention,
-    "axial": AxialAttention,
-    "acmix": ACmixAttention,
-    "polarized": PolarizedAttention,
-    "neighborhood": NeighborhoodAttention,
-}
+#: What selects an attention: a name in `ATTENTION`, an import path (`my_package.my_module.MyAttention`), or a class.
+AttentionName = str | type[nn.Module]
+
+#: Every attention by name. A built-in one is a class in a file of this folder and a line here.
+ATTENTION: Registry[type[nn.Module]] = Registry(
+    "attention",
+    {
+        "self": SelfAttention,
+        "offset": OffsetAttention,
+        "external": ExternalAttention,
+        "multihead_external": MultiheadExternalAttention,
+        "axial": AxialAttention,
+        "acmix": ACmixAttention,
+        "polarized": PolarizedAttention,
+        "neighborhood": NeighborhoodAttention,
+    },
+)
+
+#: Decorator that adds an attention by name: `@register_attention("mean")`.
+register_attention = ATTENTION.register
 
 
-def build_attention(name: str, dim: int, **kwargs: Any) -> nn.Module:
-    """An attention core: called with features (B, N, C) and a `Geometry`, it returns (B, N, C).
+def build_attention(name: AttentionName, dim: int, **kwargs: Any) -> nn.Module:
+    """An attention: a module that maps features (B, N, C) and a `Geometry` to features (B, N, C).
 
     Args:
-        name: a key of `ATTENTION`, or the import path of a class of one's own (`my_package.my_module.MyAttention`).
-        dim: channels C.
-        **kwargs: further arguments of that mechanism.
+        name: a key of `ATTENTION`, the import path of a class (`my_package.my_module.MyAttention`), or a class.
+        dim: channels C, the first argument of the class.
+        **kwargs: further arguments of the class.
 
     Raises:
-        InputError: no such mechanism, or it does not take these arguments. Its call raises the same for features that
-            do not fit to `dim` or to the positions. The values of the features are not looked at: NaN gives NaN, and so
-            do features so large that their products leave the range of their type (1e19 in float32).
+        InputError: no such attention, or it does not accept these arguments. Calling the module raises the same error
+            for features that do not fit `dim` or the positions. The values of the features are not checked: NaN gives
+            NaN, and so do features so large that their products overflow (1e19 in float32).
     """
-    core = construct("attention", name, resolve("attention", name, ATTENTION), dim, **kwargs)
-    # Not in every mechanism, one's own included. Kernels read by index: sizes that differ would not end in an error.
+    core = construct("attention", name, ATTENTION.find(name), dim, **kwargs)
+    # Checked here, so that the checks hold for users' classes as well. Kernels index without bounds checks.
     core.register_forward_pre_hook(partial(_check_input, dim), with_kwargs=True)
     return core
 
@@ -61,25 +70,25 @@ def _check_input(dim: int, core: nn.Module, args: tuple[Any, ...], kwargs: dict[
             f"but got shape {tuple(x.shape)}"
         )
     check_device(x=x, pos=geometry.pos)
-    for weight in core.parameters():  # of which they all have the type; a mechanism may have none
+    for weight in core.parameters():  # all have one type; an attention may have no parameters
         check_dtype("x", x, weight, "the weights")
         break
 
 
-def accepted(name: str, offered: dict[str, Any]) -> dict[str, Any]:
-    """Those of the offered arguments that a mechanism takes by name.
+def accepted(name: AttentionName, offered: dict[str, Any]) -> dict[str, Any]:
+    """The offered arguments that an attention has parameters for.
 
     Raises:
-        InputError: no such mechanism.
+        InputError: no such attention.
     """
-    parameters = inspect.signature(resolve("attention", name, ATTENTION)).parameters
+    parameters = inspect.signature(ATTENTION.find(name)).parameters
     return {key: value for key, value in offered.items() if key in parameters}
 
 
 def layer_kwargs(attention_kwargs: dict[str, Any] | None, depth: int) -> list[dict[str, Any]]:
     """The arguments of each of `depth` layers: a list of that length gives every layer its own value.
 
-    A None in such a list is no value: that layer has the mechanism's own.
+    None in such a list selects the default of the attention for that layer.
 
     Raises:
         InputError: a list has another length.

@@ -17,13 +17,13 @@ class SelfAttention(nn.Module):
         \mathrm{out}_i = \sum_j \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt{d_a}}\right) v_j,
         \qquad q, k \in \mathbb{R}^{C/4},\; v \in \mathbb{R}^{C}
 
-    The N x N weights are never held in memory: queries and keys are padded with zeros to the width of the values,
-    because the fused kernels take one width only and would silently fall back to the full matrix.
+    The N x N weights are never held in memory. For this, queries and keys are padded with zeros to the width of the
+    values: fused kernels take one width only, and torch would silently fall back to the full matrix.
 
     Args:
         dim: channels C, divisible by `4 * num_heads`.
         num_heads: heads, each of width C/4/heads for queries and keys and C/heads for values.
-        tied: share one weight between queries and keys. The paper leaves this open.
+        tied: share one weight between queries and keys, which the paper leaves open.
 
     Shape:
         x (B, N, C) -> (B, N, C).
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
-        """What a point attends to, a map a head: softmax_j(q_i . k_j / sqrt(d_a)); sums to 1."""
+        """One map per head: the weights softmax_j(q_i . k_j / sqrt(d_a)) of a point i, which sum to 1."""
         q, k = self._split_heads(self.q(x[:, point, None])), self._split_heads(self.k(x))
         return heads((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1).squeeze(2))
 

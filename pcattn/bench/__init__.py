@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: ours and the installed peers, side by side in one run."""
+"""Benchmarks: this library and other installed ones, side by side in one run. `pcattn bench` runs them."""

@@ -1,11 +1,8 @@
-"""What each attention mechanism costs: time, memory, multiply-adds and parameters against the number of points."""
+"""Cost of each attention mechanism: time, memory, multiply-adds and parameters by number of points."""
 
-import argparse
-import json
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,19 +17,17 @@ from pcattn.attention.external import ExternalAttention
 from pcattn.attention.neighborhood import NeighborhoodAttention
 from pcattn.attention.self_attention import SelfAttention
 from pcattn.bench.timing import peak_on_gpu
-from pcattn.cli.messages import fail
 from pcattn.ops import KNN, knn
-from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_figure
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
-# Below, time is the overhead of the calls and not of the points.
+# For fewer points, the time is mostly overhead of the calls.
 _FIT_FROM = 2048
 
 
 class WrittenOutSelfAttention(SelfAttention):
-    """Self-attention with its N x N weights in memory: what the fused form is compared with."""
+    """Self-attention with its N x N weights in memory, to compare the fused form with."""
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to every point."""
@@ -52,7 +47,7 @@ class GatheredNeighborhoodAttention(NeighborhoodAttention):
         return (weights[..., None] * v[cloud, neighbors]).sum(dim=2)
 
 
-#: Plain forms to compare with, beside the mechanisms themselves.
+#: Plain implementations to compare the mechanisms with.
 REFERENCES = {
     "self, written out": f"{__name__}.{WrittenOutSelfAttention.__name__}",
     "neighborhood, gathered": f"{__name__}.{GatheredNeighborhoodAttention.__name__}",
@@ -70,24 +65,24 @@ def bench_attention(
     max_gib: float | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure the cores of attention mechanisms on points of a sphere.
+    """Measure attention mechanisms, without the layer around them, on points of a sphere.
 
     Args:
         attentions: names of mechanisms, keys of `REFERENCES`, or import paths.
         sizes: numbers of points.
-        dim: channels.
-        batch: clouds.
+        dim: number of channels.
+        batch: number of clouds.
         device: `"cpu"` or `"cuda"`.
-        repeats: timed runs, of which the fastest counts.
-        max_seconds: a size is skipped when one forward and backward pass (or one search) would take longer.
-        max_gib: a size is skipped when it would take more memory; None is half of what is free.
-        log: told one line a measurement.
+        repeats: timed runs; the fastest counts.
+        max_seconds: a size is skipped if one forward and backward pass (or one search) would take longer, in seconds.
+        max_gib: a size is skipped if it would take more memory, in GiB; None is half of the free memory.
+        log: called with a line of text for each measurement.
 
     Returns:
-        `"rows"`: one dictionary a mechanism and size, with times in milliseconds, memory in MiB, multiply-adds, and
-        what the neighbor search takes, which layers share; or why it was skipped. `"exponents"`: the slopes of time
-        and memory in N, fitted from 2048 points on.
-        `"table_12"`: see `count_table_12`. `"setting"`: the arguments.
+        `"rows"`: one dictionary per mechanism and size, with times in milliseconds, memory in MiB, multiply-adds, and
+        the cost of the neighbor search, which layers share; or the reason why it was skipped. `"exponents"`: the slopes
+        of time and memory in N, fitted from 2048 points on. `"table_12"`: see `count_table_12`. `"setting"`: the
+        arguments.
     """
     limit = (max_gib * 2**30) if max_gib is not None else _free_memory(device) / 2
     rows: list[dict[str, Any]] = []
@@ -140,8 +135,8 @@ def _measure(attention: str, num_points: int, dim: int, batch: int, device: str,
     def step() -> None:
         core(x, geometry).sum().backward()
 
-    core(x[:, :256], Geometry(pos[:, :256]))  # whatever is loaded on first use is not part of the search
-    forward()  # searches; the later runs find the lists in the geometry, as later layers do
+    core(x[:, :256], Geometry(pos[:, :256]))  # compiles and loads, which is not part of the search
+    forward()  # searches; later runs find the neighbors in the geometry, as later layers do
     forward_time = _fastest(forward, device, repeats)
     step()
     step_time = _fastest(step, device, repeats)
@@ -157,56 +152,14 @@ def _measure(attention: str, num_points: int, dim: int, batch: int, device: str,
 
 
 def count_multiply_adds(run: Callable[[], object]) -> int:
-    """Multiply-adds of the matrix products in `run`, those inside this package's own operations included."""
-    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+    """Multiply-adds of the matrix products in `run`, including those in this package's operations.
+
+    They are those of the mathematics: self-attention pads queries and keys with zeros on its way to a fused kernel, and
+    on the CPU this padding is not counted. The formulas are in `pcattn.attention.flops`.
+    """
+    with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2
-
-
-def _formulas() -> dict[Any, Any]:
-    """Floating-point operations of what torch does not count, from its arguments: our operations, and two of its own.
-
-    Fused attention counts with the width it runs at: queries and keys padded to that of the values.
-    """
-
-    def fused(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-        return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
-
-    def neighborhood(q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, *_: Any, **__: Any) -> int:
-        return 4 * q.numel() * neighbors.shape[2]
-
-    def offset(q: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-        return 2 * q.shape[0] * q.shape[1] ** 2 * (q.shape[2] + v.shape[2])
-
-    def multihead_external(heads: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-        return 4 * heads.numel() * key.shape[0]
-
-    def num_pairs(label: Tensor) -> int:
-        return int(torch.unique_consecutive(label, return_counts=True)[1].square().sum())
-
-    def pencils(q: Tensor, k: Tensor, v: Tensor, *others: Tensor, **_: Any) -> int:
-        return 2 * num_pairs(others[-2]) * (q[0, 0].numel() + v[0, 0].numel())
-
-    def variances(q: Tensor, *others: Tensor, **_: Any) -> int:
-        return 2 * num_pairs(others[-2]) * q[0, 0].numel()
-
-    def embedding_bag(weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> int:
-        return 2 * indices.numel() * weight.shape[1]
-
-    ours, aten = torch.ops.pcattn, torch.ops.aten
-    formulas = {
-        ours.neighborhood_attention: neighborhood,
-        ours.offset_attention: offset,
-        ours.multihead_external: multihead_external,
-        ours.pencil_attention: pencils,
-        ours.pencil_variances: variances,
-        aten._scaled_dot_product_flash_attention_for_cpu: fused,
-        aten._embedding_bag: embedding_bag,
-        aten._embedding_bag_forward_only: embedding_bag,
-    }
-    for formula in formulas.values():
-        formula._get_raw = True  # type: ignore[attr-defined]  # arguments as tensors, not as shapes
-    return formulas
 
 
 def count_table_12(num_points: int = 128 * 128, dim: int = 512) -> dict[str, dict[str, int]]:
@@ -238,10 +191,10 @@ def count_table_12(num_points: int = 128 * 128, dim: int = 512) -> dict[str, dic
 
 
 def peak_memory(run: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes allocated by torch that `run` holds at most, beyond what was there before."""
+    """Peak of the bytes that torch allocates during `run`, beyond those allocated before."""
     if device != "cpu":
         return peak_on_gpu(run)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes a line at every start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints a line at every start and stop
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     assert profile.profiler is not None
@@ -264,7 +217,7 @@ def _seconds(run: Callable[[], object], device: str) -> float:
 
 
 def _fastest(run: Callable[[], object], device: str, repeats: int) -> float:
-    """Seconds of the fastest run: others on the machine only ever add to it."""
+    """Seconds of the fastest run: other programs on the machine only add to the time."""
     first = _seconds(run, device)
     return first if first > 2 else min(first, *(_seconds(run, device) for _ in range(repeats)))
 
@@ -274,12 +227,12 @@ def _free_memory(device: str) -> int:
         return torch.cuda.mem_get_info()[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # no such figure on this system
+    except (AttributeError, ValueError, OSError):  # the system does not provide it
         return 8 * 2**30
 
 
 def _too_much(measured: list[dict[str, Any]], num_points: int, max_seconds: float, limit: float) -> str | None:
-    """Why the next size would not fit, judged by how the last two sizes grew."""
+    """Why the next size would not fit, extrapolated from the last two sizes; None if it fits."""
     if not measured:
         return None
     last = measured[-1]
@@ -320,7 +273,8 @@ def _exponents(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-_HEADER = (
+#: Headings of the lines that `log` gets.
+HEADER = (
     f"{'attention':<24}{'N':>7}{'forward ms':>12}{'step ms':>11}{'search ms':>11}{'torch MiB':>11}"
     f"{'M mult-adds':>13}{'M search':>10}{'parameters':>12}"
 )
@@ -337,7 +291,7 @@ def _format_row(row: dict[str, Any]) -> str:
 
 
 def format_summary(result: dict[str, Any]) -> str:
-    """The exponents, and table 12 of the External Attention paper, as text."""
+    """Format the exponents, and table 12 of the External Attention paper, as text."""
     lines = [f"exponents in N, from {_FIT_FROM} points on"]
     lines.append(f"{'attention':<24}{'forward':>10}{'step':>10}{'+ search':>10}{'memory':>10}{'mult-adds':>10}")
     for name, slopes in result["exponents"].items():
@@ -351,7 +305,7 @@ def format_summary(result: dict[str, Any]) -> str:
 
 
 def format_markdown(result: dict[str, Any]) -> str:
-    """The result as Markdown: time of a step by number of points, and exponents, costs and parameters."""
+    """Format the result as Markdown: time of a step by number of points; exponents, costs and parameters."""
     setting, rows = result["setting"], result["rows"]
     sizes = sorted({row["num_points"] for row in rows})
     by_size = {(row["attention"], row["num_points"]): row for row in rows}
@@ -392,11 +346,9 @@ def format_markdown(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Time and memory of forward and backward against the number of points, as an image."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("a plot needs matplotlib, which is not installed: pip install matplotlib") from error
+    """Plot time and memory of forward and backward by number of points."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, key, label in zip(
@@ -411,58 +363,3 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[1].legend(fontsize=7)
     write_figure(path, figure, dpi=150)
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command line of `bench_attention`."""
-    parser = argparse.ArgumentParser(prog="pcattn bench attention", description=__doc__)
-    names = (*ATTENTION, *REFERENCES)
-    parser.add_argument("--attention", nargs="+", default=names, help=f"mechanisms, of {', '.join(names)}, or paths")
-    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="numbers of points")
-    parser.add_argument("--dim", type=int, default=128, help="channels")
-    parser.add_argument("--batch", type=int, default=1, help="clouds")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs, of which the fastest counts")
-    parser.add_argument("--max-seconds", type=float, default=20.0, help="skip what would take longer")
-    parser.add_argument(
-        "--max-gib", type=float, help="skip what would take more memory (default: half of what is free)"
-    )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of time and memory")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="write attention.md, attention.png and attention.json into a folder"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    args = parser.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("expected a CUDA device for --device cuda, but torch sees none")
-    for option, least in (
-        ("sizes", min(args.sizes)),
-        ("dim", args.dim),
-        ("batch", args.batch),
-        ("repeats", args.repeats),
-    ):
-        if least < 1:
-            parser.error(f"expected --{option} of at least 1, but got {least}")
-
-    def log(line: str) -> None:
-        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
-
-    log(_HEADER)
-    limits = args.max_seconds, args.max_gib
-    try:
-        result = bench_attention(
-            args.attention, args.sizes, args.dim, args.batch, args.device, args.repeats, *limits, log
-        )
-    except ValueError as error:
-        fail(str(error), error)
-    print(json.dumps(result, indent=2) if args.json else format_summary(result))
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "attention.json").write_text(json.dumps(result, indent=2) + "\n")
-        (args.out / "attention.md").write_text(format_markdown(result))
-        plot(result, args.out / "attention.png")
-        log(f"written to {args.out}: attention.md, attention.png, attention.json")
-    if args.plot:
-        plot(result, args.plot)
-        log(f"plot written to {args.plot}")
-    return 0

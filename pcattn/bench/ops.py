@@ -1,9 +1,6 @@
-"""`pcattn bench ops`: neighbor search and farthest point sampling, ours beside the installed peers."""
+"""Time of neighbor search and farthest point sampling, compared with other installed libraries."""
 
-import argparse
-import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pcattn import ops
+from pcattn.bench.inputs import noisy_spheres
 from pcattn.bench.peers import sample_peers, search_peers
 from pcattn.bench.timing import interleave, measure_of_peak, peak_mib, summary, synchronize
 from pcattn.ops.neighbors.reference import distances
@@ -21,7 +19,7 @@ SAMPLINGS = ((32, 1024, 512), (1, 16384, 4096))
 CUDA_SEARCHES = ((32, 1024, 32), (1, 65536, 32))
 CUDA_SAMPLINGS = ((32, 2048, 512),)
 
-# How many queries of each cloud are compared with brute force.
+# Number of queries of each cloud that are compared with brute force.
 _CHECKED_QUERIES = 256
 
 
@@ -29,21 +27,21 @@ def bench_ops(
     device: str = "cpu",
     repeats: int = 7,
     quick: bool = False,
-    report: Callable[[str], Any] = lambda line: None,
+    log: Callable[[str], Any] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Measure every implementation of each task in turns.
 
     Args:
         device: `"cpu"` or `"cuda"`.
         repeats: calls of each implementation after a warm-up call.
-        quick: small clouds, to see that everything runs.
-        report: called with lines of text on the way.
+        quick: use small clouds, to see that everything runs.
+        log: called with a line of text for each measurement.
 
     Returns:
         One dictionary for each task and implementation: `task`, `name`, `median_ms`, `spread_ms` (half the distance of
         the quartiles), `ratio` (to the first implementation, the textbook one), `exact` (share of queries, or samples,
-        for which it gives the distances of float64 brute force; `shifted` the same for a cloud 1,000 units from the
-        origin), `peak_mib` (None where it is not known) or, where an implementation failed, `error`.
+        with the same distances as float64 brute force), `shifted` (the same for a cloud 1,000 units from the origin),
+        `peak_mib` (None if unknown) or, if an implementation failed, `error`.
     """
     on_cuda = device == "cuda"
     searches: tuple[tuple[int, int, int], ...] = CUDA_SEARCHES if on_cuda else SEARCHES
@@ -52,50 +50,26 @@ def bench_ops(
         searches, samplings = ((2, 256, 8),), ((2, 256, 32),)
     rows = []
     for batch, num_points, k in searches:
-        cloud = _surface(batch, num_points).to(device)
+        cloud = noisy_spheres(batch, num_points).to(device)
         functions: dict[str, Callable[[Tensor], Tensor]] = {
             name: partial(_search_with, function, k) for name, function in search_peers(device).items()
         }
         for backend in _backends(device, num_points):
             functions[f"pcattn, {backend}"] = partial(_search_with, partial(_own_search, backend), k)
         task = f"kNN B={batch} N={num_points} k={k}"
-        rows += _measure(task, functions, cloud, _exact_neighbors, device, repeats, report)
+        rows += _measure(task, functions, cloud, _exact_neighbors, device, repeats, log)
     for batch, num_points, num_samples in samplings:
-        cloud = _surface(batch, num_points).to(device)
+        cloud = noisy_spheres(batch, num_points).to(device)
         functions = {name: partial(_sample_with, f, num_samples) for name, f in sample_peers(device).items()}
         for backend in _backends(device, num_points):
             functions[f"pcattn, {backend}"] = partial(_sample_with, partial(_own_sample, backend), num_samples)
         task = f"FPS B={batch} N={num_points} -> {num_samples}"
-        rows += _measure(task, functions, cloud, _exact_samples, device, repeats, report)
+        rows += _measure(task, functions, cloud, _exact_samples, device, repeats, log)
     return rows
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; see `--help`. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="pcattn bench ops", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=7, help="calls of each implementation (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--quick", action="store_true", help="small clouds, to see that everything runs")
-    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
-    arguments = parser.parse_args(argv)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("expected a CUDA device for --device cuda, but torch sees none")
-    if arguments.repeats < 1:
-        parser.error(f"expected --repeats of at least 1, but got {arguments.repeats}")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    rows = bench_ops(arguments.device, arguments.repeats, arguments.quick, partial(print, file=sys.stderr, flush=True))
-    if arguments.json:
-        settings = {"device": arguments.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        print(json.dumps({**settings, "rows": rows}, indent=1))
-    else:
-        print(table(rows, arguments.device))
-    return 0
-
-
 def table(rows: list[dict[str, Any]], device: str) -> str:
-    """The measurements on a device as a Markdown table."""
+    """Format the measurements as a Markdown table."""
     peak = f"peak MiB ({measure_of_peak(device)})"
     lines = [
         f"| task | implementation | ms (median ± spread) | ratio | exact | exact at offset 1000 | {peak} |",
@@ -120,12 +94,12 @@ def _measure(
     exactness: Callable[[Tensor, Tensor], float],
     device: str,
     repeats: int,
-    report: Callable[[str], Any],
+    log: Callable[[str], Any],
 ) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    # The first call compiles and warms up; what fails is left out of the measurement.
+    # The first call compiles and warms up. Implementations that fail are not measured.
     for name, function in functions.items():
-        report(f"{task}: {name}")
+        log(f"{task}: {name}")
         row: dict[str, Any] = {"task": task, "name": name}
         rows[name] = row
         try:
@@ -134,7 +108,7 @@ def _measure(
             row["shifted"] = exactness(shifted, function(shifted))
             row["peak_mib"] = peak_mib(partial(function, cloud), device)
             synchronize(device)
-        except Exception as error:  # a peer may fail in any way; the others are still measured
+        except Exception as error:  # other libraries may fail in any way
             row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
     working = {name: partial(functions[name], cloud) for name, row in rows.items() if "error" not in row}
     for name, times in interleave(working, repeats, device).items():
@@ -166,15 +140,8 @@ def _sample_with(function: Callable[[Tensor, int], Tensor], num_samples: int, cl
     return function(cloud, num_samples)
 
 
-def _surface(batch: int, num_points: int) -> Tensor:
-    """Points on spheres with a little noise, from a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    points = torch.nn.functional.normalize(torch.randn(batch, num_points, 3, generator=generator), dim=-1)
-    return points * (1 + 0.02 * torch.randn(batch, num_points, 1, generator=generator))
-
-
 def _exact_neighbors(cloud: Tensor, indices: Tensor) -> float:
-    """Share of the first queries whose neighbors have the distances of float64 brute force, as sets."""
+    """Share of the first queries whose neighbors have the same distances as float64 brute force."""
     queries = min(_CHECKED_QUERIES, cloud.shape[1])
     everything = distances(cloud[:, :queries], cloud)
     expected = everything.topk(indices.shape[2], largest=False).values.sort(-1).values
@@ -183,7 +150,7 @@ def _exact_neighbors(cloud: Tensor, indices: Tensor) -> float:
 
 
 def _exact_samples(cloud: Tensor, indices: Tensor) -> float:
-    """Share of the first samples that are as far from those before them, in float64, as any point is."""
+    """Share of the first samples that are the farthest point from all samples before them, in float64."""
     wrong = 0
     steps = min(_CHECKED_QUERIES, indices.shape[1])
     nearest = distances(ops.gather(cloud, indices[:, :1]), cloud)[:, 0]

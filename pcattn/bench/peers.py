@@ -1,4 +1,4 @@
-"""What others offer for the same operations: functions by name, of those that are installed."""
+"""The same operations in other libraries: functions by name, of the libraries that are installed."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,8 +1,8 @@
 """The PCT classifier as PyTorch ports of it are commonly written: what `pcattn bench train` compares with.
 
-Channels first, convolutions of width one, loops for sampling, the full matrix of distances for neighbors,
-features gathered and concatenated before the first linear map. It computes what `PCTClassifier` with offset-attention
-computes, from the same weights.
+Channels first, convolutions of width one, loops for sampling, the full matrix of distances for neighbors, and features
+that are gathered and concatenated before the first linear map. From the same weights it computes the same function as
+`PCTClassifier` with offset-attention.
 """
 
 import torch
@@ -34,7 +34,7 @@ class Sampling(nn.Module):
 
 
 class SharedSampling(Sampling):
-    """The samples and neighbors that `PCTClassifier` has, to compare what both networks make of them."""
+    """The samples and neighbors of `PCTClassifier`, for comparing the rest of the two networks."""
 
     def forward(self, pos: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
         """Sample, and search."""
@@ -88,8 +88,8 @@ class TextbookPCT(nn.Module):
     """PCT's classifier with neighbor embedding and offset-attention, sampled from index 0.
 
     Args:
-        network: a `PCTClassifier` of the same kind (`fps_rule="pointnet2"`), whose weights it takes.
-        dim, k, depth, out_dim, num_classes, dropout: as the network has them.
+        network: a `PCTClassifier` with `fps_rule="pointnet2"`, whose weights are copied.
+        dim, k, depth, out_dim, num_classes, dropout: the values that the network was built with.
 
     Shape:
         pos (B, N, 3) -> logits (B, num_classes).
@@ -106,7 +106,7 @@ class TextbookPCT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        # In the order of the network's own modules, so that its weights are ours one by one.
+        # In the order of the network's modules, so that its parameters correspond to these one by one.
         self.embedding = nn.Sequential(*conv_bn(3, dim // 4), nn.ReLU(), *conv_bn(dim // 4, dim // 4), nn.ReLU())
         self.groups = nn.ModuleList([LocalOp(dim // 2, dim // 2), LocalOp(dim, dim)])
         self.mix = nn.Sequential(*conv_bn(dim, dim), nn.ReLU(), *conv_bn(dim, dim), nn.ReLU())
@@ -138,8 +138,9 @@ class TextbookPCT(nn.Module):
             grouped = index_points(rows, neighbors) - center
             x = group(torch.cat((grouped, center.expand_as(grouped)), dim=-1))
             pos = index_points(pos, centers)
-        x = self.mix(x)
         outputs = [x]
+        x = self.mix(x)
         for layer in self.layers:
-            outputs.append(layer(outputs[-1]))
+            x = layer(x)
+            outputs.append(x)
         return self.head(self.fuse(torch.cat(outputs, dim=1)).max(dim=2).values)

@@ -1,4 +1,4 @@
-"""Interleaved timing of several functions that do the same work."""
+"""Timing of several functions in turns, and their peak memory."""
 
 import ctypes
 import statistics
@@ -17,14 +17,17 @@ def interleave(
     time_limit: float = 30.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every repeat of each function, called in turns so that all see the same state of the machine.
+    """Time functions in turns, so that all of them see the same state of the machine.
 
     Args:
-        functions: by name; each was called before (compiled, warmed up).
-        repeats: calls of each.
-        device: `"cpu"` or `"cuda"`; on the latter the device is waited for.
-        time_limit: a function that took longer than this in total is not called again.
-        clock: seconds.
+        functions: functions by name, which were called before, so that they are compiled.
+        repeats: calls of each function.
+        device: `"cpu"` or `"cuda"`.
+        time_limit: a function that took longer in total, in seconds, is not called again.
+        clock: returns the time in seconds.
+
+    Returns:
+        Seconds of every call, by name of the function.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
@@ -40,13 +43,13 @@ def interleave(
 
 
 def synchronize(device: str) -> None:
-    """Wait for a CUDA device; nothing to do on the CPU."""
+    """Wait for the operations on a CUDA device."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """Median and spread (half the distance of the quartiles) of times in seconds, in milliseconds."""
+    """Median and spread (half the distance of the quartiles), in milliseconds, of times in seconds."""
     milliseconds = sorted(1e3 * t for t in times)
     if len(milliseconds) < 2:
         return {"median_ms": milliseconds[0], "spread_ms": 0.0}
@@ -55,14 +58,15 @@ def summary(times: list[float]) -> dict[str, float]:
 
 
 def peak_mib(function: Callable[[], Any], device: str) -> float | None:
-    """By how much a call raises the memory in use at its peak, in MiB; None where the system does not tell.
+    """Peak memory of a call beyond the memory in use before, in MiB; None if the system does not provide it.
 
-    On the CPU it is the resident memory of the process, which Linux tells; on a GPU what torch allocates there.
+    On the CPU, it is the resident memory of the process, which Linux provides; on a GPU, the memory that torch
+    allocates.
     """
     if device == "cuda":
         return peak_on_gpu(function) / 2**20
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls freed, so that it does not hide new use
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system, which would hide new use
         Path("/proc/self/clear_refs").write_text("5")  # 5: reset the peak
         before = _resident_kib("VmRSS")
         function()
@@ -72,12 +76,12 @@ def peak_mib(function: Callable[[], Any], device: str) -> float | None:
 
 
 def measure_of_peak(device: str) -> str:
-    """What `peak_mib` is the peak of, as headings have it: memory of the `process`, or allocations of `torch`."""
+    """What `peak_mib` measures, for headings: memory of the `process`, or allocations of `torch`."""
     return "torch" if device == "cuda" else "process"
 
 
 def peak_on_gpu(function: Callable[[], Any]) -> int:
-    """Bytes that torch allocates on the GPU at most during a call, beyond what was there before."""
+    """Peak of the bytes that torch allocates on the GPU during a call, beyond those allocated before."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

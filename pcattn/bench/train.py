@@ -1,10 +1,7 @@
-"""`pcattn bench train`: steps of training, our classifiers beside the textbook PCT, and what feeds them."""
+"""Time of a training step, compared with a textbook implementation of PCT, and speed of the data module."""
 
-import argparse
 import copy
-import json
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,6 +16,7 @@ from torch.utils.module_tracker import ModuleTracker
 from torch_geometric.data import Data, InMemoryDataset
 
 from pcattn.bench.attention import peak_memory
+from pcattn.bench.inputs import noisy_spheres
 from pcattn.bench.textbook import SharedSampling, TextbookPCT
 from pcattn.bench.timing import interleave, summary, synchronize
 from pcattn.models import PCTBackbone, PCTClassifier, build_classifier
@@ -38,14 +36,14 @@ TEXTBOOK = "textbook pct"
 #: Where the time of a step goes.
 SHARES = ("sampling", "grouping", "attention", "rest")
 
-#: Arguments that make a network small: of the PCT family, and of the hierarchical networks.
+#: Arguments of small networks: of the PCT family, and hierarchical ones.
 NARROW: dict[str, Any] = {"dim": 16, "k": 8, "depth": 1, "out_dim": 32}
 NARROW_LEVELS: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "num_heads": [2, 2], "k": 8}
 
-#: Seeds of weights and clouds that the gradients are compared with.
+#: Number of seeds of weights and clouds for the comparison of gradients.
 GRADIENT_SEEDS = 8
 
-#: Clouds in the data set that data loading is measured with.
+#: Size of the data set for the measurement of data loading.
 LOADED_CLOUDS = 2048
 
 _AUGMENTATION: list[dict[str, Any]] = [{"scale": {}}, {"translate": {}}, {"dropout": {}}]
@@ -58,17 +56,16 @@ class RandomClouds(InMemoryDataset):
 
     def __init__(self, root: str, train: bool, num_clouds: int, num_points: int) -> None:
         super().__init__(None)
-        self._data = Data(pos=clouds(num_clouds, num_points).flatten(0, 1), y=torch.arange(num_clouds) % 40)
+        self._data = Data(pos=noisy_spheres(num_clouds, num_points).flatten(0, 1), y=torch.arange(num_clouds) % 40)
         self.slices = {"pos": torch.arange(num_clouds + 1) * num_points, "y": torch.arange(num_clouds + 1)}
 
 
 class OperationTimer(TorchDispatchMode):
-    """Time of a step, forward and backward, by where its operations belong.
+    """Time of a step, forward and backward, split by the part of the network: one of `SHARES`.
 
-    What runs between two operations, like the kernels of `pcattn.ops.local_aggregation.numba`, is counted with the
-    later one.
-    Neighbor search and farthest point sampling are known by their names, the rest by the module that calls them. On
-    the CPU it is time of the processor, which other programs on the machine do not change.
+    Neighbor search and farthest point sampling are recognized by their names, other operations by the module that calls
+    them. What runs between two operations, such as the kernels of `pcattn.ops.local_aggregation.numba`, counts with the
+    later one. On the CPU, it is processor time, which other programs on the machine hardly change.
     """
 
     def __init__(self, device: str) -> None:
@@ -113,30 +110,30 @@ def bench_train(
     repeats: int = 5,
     compiled: bool = False,
     narrow: bool = False,
-    report: Callable[[str], Any] = lambda line: None,
+    log: Callable[[str], Any] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure training steps (forward, backward, SGD) in turns, and the loading of what they consume.
+    """Measure training steps (forward, backward, SGD) of several networks in turns, and the speed of data loading.
 
     Args:
         networks: names in `NETWORKS`. The textbook PCT is always measured with them.
-        batch: clouds a step.
-        num_points: points a cloud.
+        batch: clouds per step.
+        num_points: points per cloud.
         device: `"cpu"` or `"cuda"`.
-        repeats: timed steps of each, after two to warm up.
-        compiled: measure every network compiled as well.
+        repeats: timed steps of each network, after two warm-up steps.
+        compiled: also measure every network compiled.
         narrow: measure small networks, see `NARROW`.
-        report: called with lines of text on the way.
+        log: called with a line of text for each measurement.
 
     Returns:
-        `rows`: a dictionary a network with `name`, `median_ms`, `spread_ms` (half the distance of the quartiles),
+        `rows`: a dictionary per network with `name`, `median_ms`, `spread_ms` (half the distance of the quartiles),
         `clouds_per_second`, `speedup` (over the textbook), `peak_mib`, and `shares` of `SHARES`, measured without
-        compilation. `gradient_errors`: of the PCT and the textbook, the distance of all gradients from those in
-        float64, relative to their norm, one for each of `GRADIENT_SEEDS` seeds of weights and clouds; all three have
-        the same samples and neighbors. A rounding that moves a point across a kink of ReLU or of a maximum changes a
-        gradient by far more than itself, which is why these distances scatter. `loading`: clouds per second of the
-        data module, augmentation included, and `resident_loading`: likewise where the clouds lie on the device.
+        compilation. `gradient_errors`: for the PCT and the textbook, the distance of all gradients from those in
+        float64, relative to their norm, for each of `GRADIENT_SEEDS` seeds of weights and clouds, with the same samples
+        and neighbors. These distances vary a lot, because a rounding that moves a value across a kink of ReLU or of a
+        maximum changes a gradient by far more than itself. `loading`: clouds per second of the data module, including
+        augmentation; `resident_loading`: the same with the clouds in the memory of the device.
     """
-    pos, label = clouds(batch, num_points).to(device), torch.arange(batch, device=device) % 40
+    pos, label = noisy_spheres(batch, num_points).to(device), torch.arange(batch, device=device) % 40
     of_pct, of_levels = (NARROW, NARROW_LEVELS) if narrow else ({}, {})
 
     def build(name: str, seed: int = 0) -> nn.Module:
@@ -156,18 +153,18 @@ def bench_train(
             models[f"{name}, compiled"] = build(name)
             models[f"{name}, compiled"].compile()
     errors: dict[str, list[float]] = {TEXTBOOK: [], "pct": []}
-    report("gradients")
+    log("gradients")
     for seed in range(GRADIENT_SEEDS):
         network = build("pct", seed)
         textbook = build_textbook(network)
         textbook.sampling = SharedSampling(textbook.sampling.k)
-        drawn = clouds(batch, num_points, seed).to(device)
+        drawn = noisy_spheres(batch, num_points, seed).to(device)
         for name, error in _gradient_errors(network, textbook, drawn, label).items():
             errors[name].append(error)
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Callable[[], None]] = {}
     for name, model in models.items():
-        report(name)
+        log(name)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
         steps[name] = partial(_step, model, optimizer, pos, label)
         for _ in range(2):
@@ -179,7 +176,7 @@ def bench_train(
                 steps[name]()
             total = sum(timer.seconds.values())
             rows[name]["shares"] = {where: timer.seconds[where] / total for where in SHARES}
-    # Of one thread, the processor's time, which other programs on the machine change less.
+    # With one thread, processor time, which other programs on the machine hardly change.
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     for name, times in interleave(steps, repeats, device, time_limit=600.0, clock=clock).items():
         rows[name] |= summary(times)
@@ -201,7 +198,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, pos: Tensor, label
 
 
 def _gradient_errors(network: nn.Module, textbook: TextbookPCT, pos: Tensor, label: Tensor) -> dict[str, float]:
-    """Relative distance of the gradients of the network and of the textbook from the network's in float64."""
+    """Relative distance of the gradients of network and textbook from those of the network in float64."""
 
     def gradients(model: nn.Module, points: Tensor) -> Tensor:
         loss = nn.functional.cross_entropy(model(points), label)
@@ -213,9 +210,9 @@ def _gradient_errors(network: nn.Module, textbook: TextbookPCT, pos: Tensor, lab
 
 
 def loading_speed(batch: int, num_points: int, device: str, resident: bool) -> float:
-    """Clouds per second of the data module: read by index, moved, subsampled and augmented in batches.
+    """Clouds per second of the data module: indexing, transfer, subsampling and augmentation in batches.
 
-    Its first epoch, in which `resident` clouds are moved to the device, does not count.
+    The first epoch, which moves `resident` clouds to the device, does not count.
     """
     data = PointCloudDataModule(
         "", f"{__name__}.RandomClouds", {"num_clouds": LOADED_CLOUDS, "num_points": max(2048, num_points)},
@@ -236,15 +233,8 @@ def loading_speed(batch: int, num_points: int, device: str, resident: bool) -> f
     return len(loader) * batch / (time.perf_counter() - start)
 
 
-def clouds(batch: int, num_points: int, seed: int = 0) -> Tensor:
-    """Points on spheres with a little noise, (B, N, 3)."""
-    generator = torch.Generator().manual_seed(seed)
-    points = nn.functional.normalize(torch.randn(batch, num_points, 3, generator=generator), dim=-1)
-    return points * (1 + 0.02 * torch.randn(batch, num_points, 1, generator=generator))
-
-
 def table(result: dict[str, Any]) -> str:
-    """The measurements as a Markdown table, and what is not in it in words."""
+    """Format the measurements as a Markdown table, followed by gradient errors and data loading."""
     lines = [
         f"| network | clouds/s | ms a step (median ± spread) | speedup | peak MiB (torch) | {' | '.join(SHARES)} |",
         f"| --- {'| --- ' * (4 + len(SHARES))}|",
@@ -264,35 +254,6 @@ def table(result: dict[str, Any]) -> str:
         + ", ".join(f"{name} {statistics.geometric_mean(values):.1e}" for name, values in errors.items())
         + f"; ratio {statistics.geometric_mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
         f"data loading: {result['loading']:,.0f} clouds/s, {result['loading'] / fastest:.0f} times what the fastest "
-        f"of these networks consumes; {result['resident_loading']:,.0f} where the clouds lie on the device",
+        f"of these networks consumes; {result['resident_loading']:,.0f} with the clouds in the memory of the device",
     ]
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command; see `--help`. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="pcattn bench train", description=__doc__)
-    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS), metavar="NAME",
-                        help=f"of {', '.join(NETWORKS)} (default: all)")  # fmt: skip
-    parser.add_argument("--batch", type=int, default=16, help="clouds a step (default: %(default)s)")
-    parser.add_argument("--num-points", type=int, default=1024, help="points a cloud (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--compile", action="store_true", help="measure every network compiled as well")
-    parser.add_argument("--quick", action="store_true", help="narrow networks on few points, to see that all runs")
-    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
-    args = parser.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("expected a CUDA device for --device cuda, but torch sees none")
-    for name, least in (("batch", 2), ("num_points", 128), ("repeats", 1)):
-        if getattr(args, name) < least:
-            option = name.replace("_", "-")
-            parser.error(f"expected --{option} of at least {least}, but got {getattr(args, name)}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    batch, num_points = (4, 128) if args.quick else (args.batch, args.num_points)
-    say = partial(print, file=sys.stderr, flush=True)
-    result = bench_train(args.networks, batch, num_points, args.device, args.repeats, args.compile, args.quick, say)
-    print(json.dumps(result, indent=1) if args.json else table(result))
-    return 0

@@ -1,4 +1,4 @@
-"""`pcattn bundle`: a checkpoint of a run as weights that come with the package, with how they were made."""
+"""`pcattn bundle`: turn a checkpoint of a run into weights that come with the package."""
 
 import argparse
 import json
@@ -8,31 +8,34 @@ from typing import Any
 
 import yaml
 
-from pcattn.cli.messages import fail
+from pcattn.cli.options import add_ckpt_path
 from pcattn.inference import checkpoints
-from pcattn.training import runs
+from pcattn.training import run_folder
 from pcattn.utils.errors import InputError
 
-#: Weights of a package are downloaded by all of its users.
+#: Every user of the package downloads the weights.
 MAX_BYTES = 6_000_000
 
-_FOLDER = Path(__file__).parent / "weights"
+_FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER, which: str = "best") -> Path:
     """Write `<folder>/<name>.safetensors` in float16 from a checkpoint of a finished run.
 
-    Its metadata say how the weights were made: `training` holds the command, the seed, the epoch of the checkpoint, the
-    epochs of the run, and the metrics that the run kept for it; beside it are the arguments of task and data, see
-    `pcattn.inference.checkpoints.save_weights`.
+    The metadata of the file say how the weights were made: `training` holds the command, the seed, the epoch of the
+    checkpoint, the epochs of the run, and the metrics that the run stored for it. The arguments of task and data are
+    stored beside it, see `pcattn.inference.checkpoints.save_weights`.
 
     Args:
         run: folder of the run.
-        name: of the weights; `modelnet40-cpu` belongs to `configs/modelnet40_cpu.yaml`.
-        command: that trained them.
-        folder: where to.
-        which: `"best"` by validation, or `"last"`: where the best of many epochs stands out by chance, the end of the
-            schedule is the better choice and its score the more honest one.
+        name: name of the weights; `modelnet40-cpu` belongs to `configs/modelnet40_cpu.yaml`.
+        command: command line that trained them.
+        folder: folder to write to.
+        which: "best" by validation, or "last". If the best of many epochs stands out by chance, the end of the schedule
+            is the better choice, and its score is the more honest one.
+
+    Returns:
+        The file.
 
     Raises:
         InputError: the run is not finished, the file exists, or it would be larger than `MAX_BYTES`.
@@ -45,7 +48,7 @@ def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER, which: st
         if not file.is_file():
             raise InputError(f"expected the folder of a finished run, but {file} does not exist")
     settings = yaml.safe_load(config.read_text())
-    checkpoint = checkpoints.read(runs.checkpoint_path(run, which))
+    checkpoint = checkpoints.read(run_folder.checkpoint_path(run, which))
     training: dict[str, Any] = {
         "command": command,
         "seed": settings["seed_everything"],
@@ -61,18 +64,15 @@ def bundle(run: Path, name: str, command: str, folder: Path = _FOLDER, which: st
     return path
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; see `--help`. Returns the exit status."""
+def main(args: Sequence[str]) -> int:
+    """Run `pcattn bundle`."""
     parser = argparse.ArgumentParser(prog="pcattn bundle", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("name", help="of the weights, as --ckpt_path and pcattn.load will know them")
-    parser.add_argument("--command", required=True, help="that trained them, to be kept with them")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best by validation")
-    parser.add_argument("--folder", type=Path, default=_FOLDER, help="where to (default: the package's own)")
-    args = parser.parse_args(argv)
-    try:
-        path = bundle(args.run, args.name, args.command, args.folder, args.checkpoint)
-    except (ValueError, OSError) as error:
-        fail(str(error), error)
+    parser.add_argument("name", help="name of the weights for --ckpt_path and pcattn.load")
+    parser.add_argument("--command", required=True, help="command line that trained them, stored in the file")
+    add_ckpt_path(parser, choices=("best", "last"), default="best", help="default: best by validation")
+    parser.add_argument("--folder", type=Path, default=_FOLDER, help="folder to write to (default: the package's own)")
+    options = parser.parse_args(args)
+    path = bundle(options.run, options.name, options.command, options.folder, options.ckpt_path)
     print(f"{path} ({path.stat().st_size:,} bytes)\nNext:\n  pcattn validate -c CONFIG --ckpt_path {path}")
     return 0

@@ -1,4 +1,4 @@
-"""`pcattn compare`: several networks, one data set, one budget, several seeds; one table and one plot."""
+"""`pcattn compare`: train several networks with one data set, one budget and several seeds; one table, one plot."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tqdm import tqdm
 
 from pcattn.attention import ATTENTION
 from pcattn.bench.attention import count_multiply_adds
-from pcattn.cli.config_files import find_configuration
-from pcattn.cli.messages import fail
-from pcattn.data.storage import is_file_name
+from pcattn.cli.config_files import find_config
+from pcattn.data.files import is_file_name
 from pcattn.inference import checkpoints
 from pcattn.inference import evaluate as evaluated
-from pcattn.training import runs
+from pcattn.training import run_folder
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_figure, write_text
+from pcattn.utils.locks import exclusive_lock
 from pcattn.utils.registry import resolve
-from pcattn.utils.text import in_markdown, printable
+from pcattn.utils.text import escape_unprintable, in_markdown
 from pcattn.visualize.text import plain_text
 
-#: What results are compared by, of any task, and its name in words; a table is ordered by the first that it has.
+#: Metrics of all tasks, with their titles. A table shows those that the results have, and is sorted by the first.
 METRICS = {
     "oa": "accuracy",
     "macc": "mean class accuracy",
@@ -49,30 +49,30 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 def compare(
     config: str, networks: Mapping[str, Sequence[str]], seeds: Sequence[int], out: Path, options: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Train every network with every seed and collect what came of it.
+    """Train every network with every seed and summarize the results.
 
-    A training is a process of its own, `pcattn fit` with its run in `out/<network>-seed<seed>`. What is finished is not
-    trained again and what was interrupted goes on, so the same call completes an interrupted comparison. An interrupted
-    comparison stops its training, which saves a checkpoint; on Linux also one that is killed.
+    Each training is a process, `pcattn fit`, with its run in `out/<network>-seed<seed>`. Finished trainings are not
+    repeated and interrupted ones are resumed, so the same call completes an interrupted comparison. When a comparison
+    is interrupted (on Linux, also when it is killed), its training saves a checkpoint and stops.
 
     Args:
         config: configuration of the trainings, of any task.
-        networks: options of `pcattn fit` that make each network, by the name it has in the table.
-        seeds: each trains once with every network; the validation split is the same for all.
+        networks: options of `pcattn fit` that define each network, by its name in the table.
+        seeds: each network is trained once per seed. The validation split is the same for all.
         out: folder of the comparison.
-        options: further options of `pcattn fit`, the same for all.
+        options: further options of `pcattn fit` for all trainings.
 
     Returns:
-        One row a network, see `summarize`; a network without a finished training has none.
+        One row per network with a finished training, see `summarize`.
 
     Raises:
-        InputError: `out` holds a comparison with another configuration or other options, also of one of the networks;
-            another process works there; or a seed is there twice.
+        InputError: `out` holds a comparison with another configuration or other options, another process uses it, or a
+            seed is repeated.
     """
     if len(set(seeds)) < len(seeds):
         raise InputError(f"expected seeds that differ, but got {', '.join(map(str, seeds))}")
     out.mkdir(parents=True, exist_ok=True)
-    with runs.alone(out) as lock:
+    with exclusive_lock(out) as lock:
         return _compare(config, networks, seeds, out, options, lock)
 
 
@@ -84,11 +84,11 @@ def _compare(
     options: Sequence[str],
     lock: int | None,
 ) -> list[dict[str, Any]]:
-    """The same, with the folder for itself."""
+    """`compare`, while it holds the lock of the folder."""
     setting_file = out / "setting.json"
     setting = {"config": Path(config).read_text(), "options": list(options)}
     stored: dict[str, Any] = json.loads(setting_file.read_text()) if setting_file.exists() else setting
-    known: dict[str, list[str]] = stored.get("networks", {})  # files of old do not have them
+    known: dict[str, list[str]] = stored.get("networks", {})  # old files lack them
     if {name: stored.get(name) for name in setting} != setting:
         raise InputError(f"expected {out} to be empty or to hold this comparison, but its {setting_file.name} differs")
     given = {name: list(of_network) for name, of_network in networks.items()}
@@ -103,10 +103,10 @@ def _compare(
     trainings = [(name, seed) for seed in seeds for name in networks]
     with tqdm(trainings, unit="run") as progress:
         for name, seed in progress:
-            progress.set_description(printable(f"{name}, seed {seed}"))
+            progress.set_description(escape_unprintable(f"{name}, seed {seed}"))
             run = out / f"{name}-seed{seed}"
             if not (run / "results.json").exists() and not _train(config, seed, run, [*options, *networks[name]], lock):
-                progress.write(printable(f"{name}, seed {seed} failed: see {run}.log"), file=sys.stderr)
+                progress.write(escape_unprintable(f"{name}, seed {seed} failed: see {run}.log"), file=sys.stderr)
     finished = {
         name: [_read(run) for run in (out / f"{name}-seed{seed}" for seed in seeds) if (run / "results.json").exists()]
         for name in networks
@@ -115,26 +115,27 @@ def _compare(
 
 
 def _has_begun(network: str, out: Path) -> bool:
-    """Whether there is a training of this network that has finished or would go on, with any seed."""
+    """Whether a training of this network, with any seed, is finished or can be resumed."""
     trainings = [run for run in out.glob("*-seed*") if run.name.rpartition("-seed")[0] == network]
-    return any((run / "results.json").exists() or runs.checkpoint_path(run, "last").exists() for run in trainings)
+    return any((run / "results.json").exists() or run_folder.checkpoint_path(run, "last").exists() for run in trainings)
 
 
 def _train(config: str, seed: int, run: Path, options: Sequence[str], lock: int | None) -> bool:
-    """One training as a process of its own, whose peak memory is kept beside its results; whether it succeeded."""
-    # It keeps the lock: where this is killed, it still saves, and nobody may clear its folder meanwhile.
+    """Run one training as a process, store its peak memory beside its results, and return whether it succeeded."""
+    # The training inherits the lock: if this process is killed, the training still saves, in a folder that no other
+    # comparison may clear.
     inherited = () if lock is None else (lock,)
     command = [sys.executable, "-m", "pcattn", "fit", "-c", config, "--run", str(run), *options]
     command += ["--seed_everything", str(seed)]
-    if runs.checkpoint_path(run, "last").exists():
+    if run_folder.checkpoint_path(run, "last").exists():
         command += ["--ckpt_path", "last"]
     else:
-        shutil.rmtree(run, ignore_errors=True)  # killed before its first checkpoint: nothing to go on from
+        shutil.rmtree(run, ignore_errors=True)  # it was killed before its first checkpoint
     with (
         Path(f"{run}.log").open("a") as log,
-        # In a group of its own: Ctrl-C is for this process, which tells the training.
+        # In its own process group: Ctrl-C reaches only this process, which then stops the training.
         subprocess.Popen(
-            command, stdout=log, stderr=log, process_group=0, preexec_fn=_end_with_this(), pass_fds=inherited
+            command, stdout=log, stderr=log, process_group=0, preexec_fn=_terminate_with_parent(), pass_fds=inherited
         ) as process,
     ):
         try:
@@ -152,63 +153,59 @@ def _train(config: str, seed: int, run: Path, options: Sequence[str], lock: int 
     return True
 
 
-def _end_with_this() -> Callable[[], None] | None:
-    """What a new process calls to get SIGTERM when this one ends in any way; Linux alone has it."""
+def _terminate_with_parent() -> Callable[[], None] | None:
+    """A function for a new process, which then gets SIGTERM when this process ends in any way. Only Linux has it."""
     if sys.platform != "linux":
         return None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def call() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # the parent has ended already
             os._exit(1)
 
     return call
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """End by an exception, on which the training is told."""
+def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    """Raise an exception, so that the running training is stopped."""
     raise SystemExit(128 + number)
 
 
 def _read(run: Path) -> dict[str, Any]:
-    """Results and costs of a finished training. The peak is unknown (NaN) where this was interrupted just then.
+    """Results and costs of a finished training. The peak is NaN if the comparison was interrupted before storing it.
 
-    After a training on a GPU the results hold the peak of its memory, which takes the place of that of the process.
+    After a training on a GPU, the peak is that of the GPU memory.
     """
     costs, results = run / "costs.json", json.loads((run / "results.json").read_text())
     peak = json.loads(costs.read_text()) if costs.exists() else {"peak_mib": math.nan}
     peak["peak_of"] = "GPU" if "peak_mib" in results else "process"
-    return peak | results | _count(runs.checkpoint_path(run, "best"))
+    return peak | results | _count(run_folder.checkpoint_path(run, "best"))
 
 
 def _count(checkpoint: Path) -> dict[str, int]:
-    """Parameters, and multiply-adds of the forward pass of one cloud."""
+    """Parameters, and multiply-adds of the forward pass for one cloud."""
     stored = checkpoints.read(checkpoint)
     task = checkpoints.build(stored, str(checkpoint), trust=True)
-    num_points, channels = stored.data["num_points"] or _cloud_size(checkpoint), task.hparams["num_features"]
-    inputs: dict[str, torch.Tensor | None] = {"features": torch.rand(1, num_points, channels) if channels else None}
-    if "parts" in task.hparams:
-        inputs["category"] = torch.zeros(1, dtype=torch.long)
+    batch = task.example(1, stored.data["num_points"] or _cloud_size(checkpoint))
     with torch.no_grad():
-        multiply_adds = count_multiply_adds(lambda: task(torch.rand(1, num_points, 3), **inputs))
+        multiply_adds = count_multiply_adds(lambda: task.logits(batch))
     return {"parameters": sum(p.numel() for p in task.network.parameters()), "multiply_adds": multiply_adds}
 
 
 def _cloud_size(checkpoint: Path) -> int:
-    """Points of every cloud of a training that takes all of them; its data is opened, because nothing else tells."""
+    """Points per cloud of a training that uses all of them. Only the data has this number."""
     clouds, indices = evaluated.read_split(evaluated.open_run(checkpoint, trust=True).data, "val")
     return clouds[0, indices[:1]].pos.shape[1]
 
 
 def summarize(network: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread (standard deviation, None of one seed) of the results of several seeds.
+    """Mean and standard deviation (None for a single seed) of the results of several seeds.
 
-    The metrics are those of the test split, or of the validation split where there is no test split: there, the one
-    that chose the checkpoint.
+    The metrics are those of the test split. Without a test split, it is the metric that chose the checkpoint.
 
     Raises:
-        InputError: the results hold none of `METRICS`.
+        InputError: the results have none of `METRICS`.
     """
     which, split = ("test", "test") if "test" in results[0] else ("best", "validation")
     found = {name.partition("/")[2]: name for name in results[0][which]}
@@ -229,17 +226,17 @@ def summarize(network: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    std = statistics.stdev(values) if len(values) > 1 else None  # of one value it is not known
+    std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "std": std, "values": values}
 
 
 def _first(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The metric that a row is judged by, and its values."""
+    """The metric that a table is sorted by, and its values."""
     return next(iter(row["metrics"].items()))
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, the best first."""
+    """Format the rows as a Markdown table, the best network first."""
     names = list(rows[0]["metrics"])
     headings = [f"{rows[0]['split']} {METRICS[name]}, %" for name in names]
     headings += [
@@ -265,7 +262,7 @@ def _percent(metric: dict[str, Any]) -> str:
 
 @plain_text()
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The first metric of every seed with its mean and spread, and throughput beside it, as an image."""
+    """Plot the first metric (every seed, mean and standard deviation) and the training speed of each network."""
     from matplotlib.figure import Figure
 
     rows = sorted(rows, key=lambda row: _first(row)[1]["mean"])
@@ -280,7 +277,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         left.errorbar(100 * metric["mean"], place, xerr=spread, fmt="|", color="tab:blue", ms=14, capsize=4)
     bars = right.barh(places, [row["clouds_per_second"] for row in rows], color="tab:blue", alpha=0.6, height=0.6)
     right.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-    left.set_yticks(places, [printable(row["network"]) for row in rows])
+    left.set_yticks(places, [escape_unprintable(row["network"]) for row in rows])
     left.set_xlabel(f"{rows[0]['split']} {METRICS[_first(rows[0])[0]]}, %: seeds, mean and standard deviation")
     right.set_xlabel("clouds/s in training")
     right.margins(x=0.15)
@@ -292,56 +289,60 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command line; status 1 if a training failed."""
+    """Run `pcattn compare`; status 1 if a training failed."""
     parser = argparse.ArgumentParser(
         prog="pcattn compare",
         description="Train several attentions, and other networks, with one budget and several seeds, for any task. "
-        "Further options are those of fit.",
+        "Further options are passed to fit.",
     )
     parser.add_argument("-c", "--config", required=True, help="configuration of the trainings")
-    parser.add_argument("--attentions", nargs="*", default=list(ATTENTION), help="default: all; none: --also alone")
+    parser.add_argument("--attentions", nargs="*", default=list(ATTENTION), help="default: all; may be empty")
     parser.add_argument(
         "--also",
         nargs=2,
         action="append",
         default=[],
         metavar=("NAME", "OPTIONS"),
-        help="one more network, by the options of fit that make it: "
-        "--also pointnet '--model.variant spct --model.network_kwargs.depth 0'; may be given several times",
+        help="one more network, defined by options of fit: "
+        "--also pointnet '--model.variant spct --model.network_kwargs.depth 0'; may be repeated",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="folder of the comparison; default runs/compare-<configuration>")
+    parser.add_argument("--out", type=Path, help="folder of the comparison; default: runs/compare-<configuration>")
     known, options = parser.parse_known_args(args)
+    config = find_config(known.config)
+    if not Path(config).is_file():
+        raise InputError(f"expected --config to be a file, but got {config}")
+    networks = _networks(known.attentions, known.also)
+    out = known.out or Path("runs") / f"compare-{Path(config).stem}"
+    previous = signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        known.config = find_configuration(known.config)
-    except ValueError as error:
-        parser.error(printable(error))
-    if not Path(known.config).is_file():
-        parser.error(f"expected --config to be a file, but got {printable(known.config)}")
-    out = known.out or Path("runs") / f"compare-{Path(known.config).stem}"
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        for name in known.attentions:
-            resolve("attention", name, ATTENTION)  # a wrong one is found out before the first training
-        networks = {name: ["--model.attention", name] for name in known.attentions}
-        for name, further in known.also:
-            if not name or not is_file_name(name) or name in networks:
-                parser.error(f"expected --also NAME to be a name of its own for files, but got {printable(repr(name))}")
-            networks[name] = shlex.split(further)
-        if not networks:
-            parser.error("expected at least one network, of --attentions or --also")
-        rows = compare(known.config, networks, known.seeds, out, options)
-    except (OSError, ValueError) as error:
-        fail(str(error), error)
+        rows = compare(config, networks, known.seeds, out, options)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
+        print("\ninterrupted; run the same command to resume", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
     if rows:
         table = format_table(rows)
         write_text(out / "compare.json", json.dumps(rows, indent=2) + "\n")
         write_text(out / "compare.md", table + "\n")
         plot(rows, out / "compare.png")
-        print(f"\n{table}\n\nwritten to {printable(out)}/compare.md, compare.json, compare.png")
+        print(f"\n{table}\n\nwritten to {escape_unprintable(out)}/compare.md, compare.json, compare.png")
     return int(sum(len(_first(row)[1]["values"]) for row in rows) < len(networks) * len(known.seeds))
+
+
+def _networks(attentions: Sequence[str], also: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """The options of every network by its name. Mistakes are found here, before the first training."""
+    for name in attentions:
+        resolve("attention", name, ATTENTION)
+    networks = {name: ["--model.attention", name] for name in attentions}
+    for name, options in also:
+        if not name or not is_file_name(name) or name in networks:
+            raise InputError(f"expected --also NAME to be a new name that a file can have, but got {name!r}")
+        try:
+            networks[name] = shlex.split(options)
+        except ValueError as error:
+            raise InputError(f"expected --also OPTIONS to be options of fit, but got {options!r}: {error}") from error
+    if not networks:
+        raise InputError("expected at least one network in --attentions or --also, but got none")
+    return networks

@@ -1,85 +1,118 @@
-"""What a command line says: configurations that come with the package, by name, and classes of one's own."""
+"""Configuration files: bundled ones by name, classes from the current folder, and import paths of earlier releases."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import chdir
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 
+from pcattn.cli.messages import hint
 from pcattn.utils.errors import InputError
+from pcattn.utils.registry import look_here
 
-# Installed they lie in the package; in the repository, beside it.
-_FOLDERS = tuple(Path(__file__).parents[i] / "configs" for i in (1, 2))  # installed, and in the repository
+#: Import paths, and beginnings of them, that configurations of earlier releases may name.
+MOVED = {
+    "pcattn.datasets.PointCloudDataModule": "pcattn.training.PointCloudDataModule",
+    "pcattn.datasets.datamodule": "pcattn.training.datamodule",
+    "pcattn.visualize.Pictures": "pcattn.training.Pictures",
+    "pcattn.visualize.callback": "pcattn.training.pictures",
+    "pcattn.saving": "pcattn.training.checkpointing",
+    "pcattn.metrics_log.MetricsLog": "pcattn.training.logger.ResumableCSVLogger",
+    "pcattn.stopwatch": "pcattn.training.timer",
+    "pcattn.attention.layer": "pcattn.layers.attention",
+    "pcattn.corruptions": "pcattn.transforms.corruptions",
+}
+_MOVED = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, MOVED))})(?!\w)")
 
-# Options whose value is a class, or a list of them.
-_CLASSES = ("class_path", "model", "callbacks", "logger")
+# Options whose value is a class or a list of classes.
+_CLASS_OPTIONS = ("class_path", "model", "callbacks", "logger")
 
 
-def bundled() -> dict[str, Path]:
-    """All of them, by name."""
-    folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
+def bundled_configs() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    package = Path(__file__).parents[1]
+    # The folder lies in an installed package, and beside the package in the repository.
+    folder = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), None)
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find_configuration(name: str) -> str:
-    """A file as it is; the file of a bundled configuration by its name; anything else as it is.
+def find_config(name: str) -> str:
+    """The file of a bundled configuration by its name; any other path is returned as it is.
 
-    The name may be written as in the repository, `configs/smoke.yaml`, where there is no such file.
+    The name may have the form `configs/smoke.yaml`, as in the repository, if there is no such file.
 
     Raises:
-        InputError: it could be a name, but is none.
+        InputError: it looks like a name, but no bundled configuration has it.
     """
     path = Path(name)
     if path.exists() or path.parent not in (Path(), Path("configs")) or path.suffix not in ("", ".yaml"):
         return name
-    names = bundled()
-    if path.stem not in names:
-        close = difflib.get_close_matches(path.stem, names, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise InputError(f"expected a configuration, a file or one of {', '.join(names)}, but got {name!r}{hint}")
-    return str(names[path.stem])
+    configs = bundled_configs()
+    if path.stem not in configs:
+        close = difflib.get_close_matches(path.stem, configs, n=1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise InputError(f"expected a configuration, a file or one of {', '.join(configs)}, but got {name!r}{meant}")
+    return str(configs[path.stem])
 
 
-def with_files(words: Sequence[str]) -> list[str]:
-    """A command line with the names of bundled configurations replaced by their files."""
-    found = list(words)
+def resolve_args(args: Sequence[str]) -> list[str]:
+    """Replace names of bundled configurations by their files, and import paths of earlier releases by today's."""
+    found = list(map(translate, args))
     for place, word in enumerate(found):
         option, equals, value = word.partition("=")
         if option in ("-c", "--config") and equals:
-            found[place] = f"{option}={find_configuration(value)}"
+            found[place] = f"{option}={find_config(value)}"
         elif place and found[place - 1] in ("-c", "--config"):
-            found[place] = find_configuration(word)
+            found[place] = find_config(word)
     return found
 
 
-def class_paths(words: Sequence[str]) -> Iterator[str]:
-    """The classes that a command line and its configurations name, for Lightning's parser to import.
+def load(text: str, folder: Path) -> Any:
+    """Load YAML, the content of a configuration or the value of an option, for the parser of Lightning's commands.
 
-    A pipe can be read once, which is the parser's to do: classes in a configuration of that kind are not seen.
+    Import paths of earlier releases are translated. The classes that it names may lie in modules of `folder`, as with
+    `python -m`.
     """
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        value = value if equals else "".join(words[place + 1 : place + 2])
-        is_file = option in ("-c", "--config")
-        try:
-            if not is_file:
-                yield from _class_paths(yaml.safe_load(value), option.rpartition(".")[2].strip("-+"))
-            elif Path(value).is_file():
-                yield from _class_paths(yaml.safe_load(Path(value).read_text()), "")
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # the parser says what is wrong with it
+    value = get_loader("yaml")(translate(text))
+    with chdir(folder):
+        for path in _class_paths(value, "class_path"):
+            look_here(path)
+    return value
 
 
-def _class_paths(value: Any, name: str) -> Iterator[str]:
-    """Those in the value of an option."""
+def translate(text: str) -> str:
+    """Replace import paths of earlier releases, with a hint."""
+
+    def replace(found: re.Match[str]) -> str:
+        _hint_once(found[0])
+        return MOVED[found[0]]
+
+    return _MOVED.sub(replace, text)
+
+
+@cache
+def _hint_once(path: str) -> None:
+    hint(f"{path} is now {MOVED[path]}")
+
+
+def _class_paths(value: Any, option: str) -> Iterator[str]:
+    """The import paths of classes in the value of an option."""
     if isinstance(value, dict):
-        for inner_name, inner in value.items():
-            yield from _class_paths(inner, inner_name)
+        for name, inner in value.items():
+            yield from _class_paths(inner, name)
     elif isinstance(value, list):
         for inner in value:
-            yield from _class_paths(inner, name)
-    elif isinstance(value, str) and name in _CLASSES:
+            yield from _class_paths(inner, option)
+    elif isinstance(value, str) and option in _CLASS_OPTIONS and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
         yield value
+
+
+#: What `load` may raise.
+LOAD_ERRORS = (yaml.YAMLError,)

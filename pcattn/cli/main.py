@@ -1,6 +1,6 @@
-"""The commands of `pcattn`: what each does, and the module that runs it.
+"""The entry of the command line: a table of the commands, and the function that runs one of them.
 
-Only that module is imported, so that help is there at once: torch, Lightning and torch-geometric take seconds.
+Only the module of the command is imported: help answers at once, while torch and Lightning take seconds to import.
 """
 
 from __future__ import annotations
@@ -9,31 +9,30 @@ import difflib
 import importlib
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pcattn
-from pcattn.cli.messages import fail, tell_plainly
-from pcattn.cli.output import lasting_output
+from pcattn.cli.broken_pipe import ignore_broken_pipes
+from pcattn.cli.messages import configure_warnings, fail
+from pcattn.cli.options import normalize
+from pcattn.utils.errors import InputError
+
+LIGHTNING = "pcattn.cli.lightning"
 
 
 class Command(NamedTuple):
-    """What a command does in a line, and the module whose `main(args)` runs it."""
+    """What a command does, and the module whose `main(args)` runs it and returns the exit status."""
 
     summary: str
     module: str
 
 
-#: Lightning's commands, all of `pcattn.cli.lightning`, which gets all words of the command line; what each does.
-TRAINING = {
-    "fit": "train a network, test it once, draw what it finds",
-    "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split",
-    "predict": "write the predictions for the test split",
-}
-
-#: The others, which get the words after their name and return their status.
-OTHERS = {
+COMMANDS = {
+    "fit": Command("train a network, test it once, draw what it finds", LIGHTNING),
+    "validate": Command("measure a checkpoint on the validation split", LIGHTNING),
+    "test": Command("measure a checkpoint on the test split", LIGHTNING),
+    "predict": Command("write the predictions for the test split", LIGHTNING),
     "compare": Command("train several attentions and seeds: one table, one plot", "pcattn.cli.compare"),
     "predict-files": Command("classes or parts of your own files", "pcattn.cli.predict_files"),
     "show": Command("pictures, a page or a window: clouds, parts, attention", "pcattn.cli.show"),
@@ -41,53 +40,48 @@ OTHERS = {
     "robustness": Command("accuracy under 15 corruptions at 5 severities", "pcattn.cli.robustness"),
     "data": Command("what lies in a folder, and what is suspicious", "pcattn.cli.data"),
     "download": Command("fetch a data set and check it", "pcattn.cli.download"),
-    "export": Command("a network as ONNX, torch program or safetensors", "pcattn.inference.export"),
+    "export": Command("a network as ONNX, torch program or safetensors", "pcattn.cli.export"),
+    "convert": Command("weights of a released PCT network for use here", "pcattn.cli.convert"),
     "bundle": Command("a network's weights as one small file", "pcattn.cli.bundle"),
-    "bench attention": Command("time, memory and multiply-adds of the attentions", "pcattn.bench.attention"),
-    "bench ops": Command("neighbor search and sampling beside other libraries", "pcattn.bench.ops"),
-    "bench train": Command("a training step beside the textbook PCT", "pcattn.bench.train"),
-    "bench networks": Command("a segmenter's step, up to 100,000 points", "pcattn.bench.networks"),
+    "bench": Command("time and memory of operations, attentions and networks", "pcattn.cli.bench"),
 }
-
-#: What each of all of them does.
-COMMANDS = TRAINING | {name: command.summary for name, command in OTHERS.items()}
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line `args` (default: that of the process); one that fails exits with its status."""
-    with lasting_output():
+    """Run the command line `args` (default: `sys.argv[1:]`).
+
+    A command that fails raises `SystemExit` with its status: 2 for an error of the user, 130 for Ctrl-C.
+    """
+    with ignore_broken_pipes():
         try:
-            _run(list(sys.argv[1:] if args is None else args))
+            _run(normalize(sys.argv[1:] if args is None else args))
+        except (InputError, OSError) as error:
+            fail(" ".join(str(error).split()), error)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None
 
 
-def _run(words: list[str]) -> None:
-    if not words or words in (["-h"], ["--help"]):
-        print(_overview(COMMANDS))
+def _run(args: list[str]) -> None:
+    if not args or args in (["-h"], ["--help"]):
+        print(_overview())
         return
-    if words == ["--version"]:
+    if args == ["--version"]:
         print(f"pcattn {pcattn.__version__}")
         return
-    if words in (["bench"], ["bench", "-h"], ["bench", "--help"]):
-        print(_overview({name: summary for name, summary in COMMANDS.items() if name.startswith("bench ")}))
-        return
-    tell_plainly()
-    for name, command in OTHERS.items():
-        length = len(name.split())
-        if words[:length] == name.split():
-            raise SystemExit(importlib.import_module(command.module).main(words[length:]))
-    # Lightning's parser takes a configuration before the name of the command, too.
-    if words[0] not in TRAINING and not words[0].startswith("-"):
-        given = " ".join(words[:2]) if words[0] == "bench" else words[0]
-        close = difflib.get_close_matches(given, (*COMMANDS, "bench"), n=1)
-        meant = f" (did you mean {close[0]!r}?)" if close else ""
-        fail(f"expected one of {', '.join(COMMANDS)}, but got {given!r}{meant}")
-    importlib.import_module("pcattn.cli.lightning").main(words)
+    configure_warnings()
+    name = "fit" if args[0].startswith("-") else args[0]  # Lightning also takes options before the subcommand
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        fail(f"expected one of {', '.join(COMMANDS)}, but got {name!r}{hint}")
+    module = COMMANDS[name].module
+    status = importlib.import_module(module).main(args if module == LIGHTNING else args[1:])
+    if status is not None:
+        raise SystemExit(status)
 
 
-def _overview(commands: Mapping[str, str]) -> str:
-    width = max(map(len, commands))
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
     usage = "usage: pcattn COMMAND ...   options of a command: pcattn COMMAND --help   version: pcattn --version"
-    return "\n".join([usage, "", *(f"  {name:{width}}   {summary}" for name, summary in commands.items())])
+    return "\n".join([usage, "", *(f"  {name:{width}}   {command.summary}" for name, command in COMMANDS.items())])

@@ -1,36 +1,35 @@
-"""What the command line says on standard error: errors and warnings in one line each."""
+"""Errors, warnings and hints on standard error, one line each."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-import traceback
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 
-# Where the files of this package lie, whose warnings are told as its errors are.
-_HOMES = tuple(
+# Folders of this package. In a checkout of the repository, `pcattn.datasets` lies beside `pcattn`.
+_PACKAGE_FOLDERS = tuple(
     f"{Path(spec.origin).parent}{os.sep}"
     for spec in map(find_spec, ("pcattn", "pcattn.datasets"))
     if spec is not None and spec.origin is not None
 )
-_PYTHONS_FORMAT = warnings.formatwarning
+_python_format = warnings.formatwarning
 
 
-def tell_plainly() -> None:
-    """Warnings of this package in one line from now on; none of Lightning's about what is as it should be."""
+def configure_warnings() -> None:
+    """Show warnings of this package as one line, and hide those of Lightning that do not apply here."""
     warnings.formatwarning = format_warning
     for message in (
-        ".*treespec, LeafSpec.*",  # Lightning's own business with torch
-        ".*does not have many workers.*",  # batches are read from memory by index: workers would only copy them
+        ".*treespec, LeafSpec.*",  # deprecated in torch, used by Lightning
+        ".*does not have many workers.*",  # batches are read from memory by index; workers would only copy them
         "LightningCLI's args parameter.*",
         ".*Precision bf16-mixed is not supported by the model summary.*",
-        ".*directory .* exists and is not empty.*",  # a resumed run's own
+        ".*directory .* exists and is not empty.*",  # expected for a resumed run
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
@@ -38,24 +37,21 @@ def tell_plainly() -> None:
     )
 
 
-def is_told(error: ValueError) -> bool:
-    """Whether an error says what a user gave wrong: one of this package in its words, or one of Lightning's own."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    if raised_in.startswith(_HOMES):
-        return str(error).startswith("expected ")
-    return any(f"{os.sep}{package}{os.sep}" in raised_in for package in ("pytorch_lightning", "lightning_fabric"))
-
-
 def fail(message: str, cause: Exception | None = None) -> NoReturn:
-    """Print one line and exit with status 2."""
-    print(f"pcattn: error: {printable(message)}", file=sys.stderr)
+    """Print an error and exit with status 2."""
+    print(f"pcattn: error: {escape_unprintable(message)}", file=sys.stderr)
     raise SystemExit(2) from cause
+
+
+def hint(message: str) -> None:
+    """Print a hint."""
+    print(f"pcattn: hint: {escape_unprintable(message)}", file=sys.stderr)
 
 
 def format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Warnings of this package in one line, as its errors; those of others as Python shows them."""
-    if filename.startswith(_HOMES):
-        return f"pcattn: warning: {printable(message)}\n"
-    return _PYTHONS_FORMAT(message, category, filename, lineno, line)
+    """Format a warning: one line if it comes from this package, else as Python does."""
+    if filename.startswith(_PACKAGE_FOLDERS):
+        return f"pcattn: warning: {escape_unprintable(message)}\n"
+    return _python_format(message, category, filename, lineno, line)

@@ -1,69 +1,39 @@
-"""`pcattn predict-files`: a trained network on one's own files, point clouds and meshes of any size."""
+"""`pcattn predict-files`: predictions for your own files, point clouds and meshes of any size."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import glob
 import io
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import pcattn
 from pcattn.cli.messages import fail
+from pcattn.cli.options import add_ckpt_path
 from pcattn.data.preprocessing import ESTIMATED_NORMALS
-from pcattn.inference.model import Classes, Model, Parts
+from pcattn.inference.model import Model
 from pcattn.io.cloud import BLOCK, SUFFIXES, Cloud, CloudFile, write_blocks
-from pcattn.tasks import PartSegmentation
+from pcattn.io.find import find_files
+from pcattn.tasks.base import PointCloudTask
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
-from pcattn.utils.text import printable
-from pcattn.visualize.colors import palette
+from pcattn.utils.text import escape_unprintable
 
-#: One file: its path, and where its segmentation goes below the output folder, without suffix.
+#: One file: its path, and that of its result below the output folder.
 Job = tuple[Path, Path]
 
 
-def find_files(arguments: Iterable[str], out: Path | None = None) -> tuple[list[Job], list[tuple[str, str]]]:
-    """The files behind paths, folders (searched through) and patterns, each once and in order of the arguments.
-
-    Args:
-        arguments: of the command line.
-        out: folder of results, in which nothing is looked for.
-
-    Returns:
-        The files, and what was found wrong: pairs of an argument and a reason.
-    """
-    jobs: dict[Path, Path] = {}
-    wrong = []
-    for argument in arguments:
-        matches = sorted(glob.glob(argument, recursive=True)) if not os.path.exists(argument) else [argument]
-        if not matches:
-            wrong.append((argument, "there is no such file or folder, and no file matches"))
-        for path in map(Path, matches):
-            if not path.is_dir():
-                jobs.setdefault(path, Path(path.name))
-                continue
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if out is not None:
-                inside = [file for file in inside if out.resolve() not in file.resolve().parents]
-            if not inside:
-                wrong.append((str(path), f"expected files in this folder, of {', '.join(SUFFIXES)}, but got none"))
-            for file in inside:
-                jobs.setdefault(file, file.relative_to(path))
-    return list(jobs.items()), wrong
-
-
 def name_outputs(jobs: Sequence[Job]) -> list[Path]:
-    """Where each segmentation goes below the output folder: `chair.ply`; `chair-off.ply` where two files share a stem.
+    """The path of each result below the output folder: `chair.ply`; `chair-off.ply` if two files share a stem.
 
     Files that still share a name are numbered.
     """
@@ -83,24 +53,12 @@ def name_outputs(jobs: Sequence[Job]) -> list[Path]:
     return names
 
 
-def segmented(cloud: Cloud, parts: Parts, ids: Sequence[int]) -> Cloud:
-    """A cloud with `label`, `probability` and colors of its parts beside what it had.
+def add_attributes(cloud: Cloud, new: Mapping[str, NDArray]) -> Cloud:
+    """A cloud with new attributes of its points.
 
-    Attributes of these names that it had are kept as `original_label` and so on.
-
-    Args:
-        cloud: as it was read.
-        parts: what the network says.
-        ids: the parts to choose from, in the order of their colors.
+    Attributes of the same names that it had are kept as `original_label` and so on.
     """
-    colors = np.zeros((max(ids) + 1, 3), dtype=np.uint8)
-    colors[list(ids)] = palette(len(ids))
-    new = {
-        "label": parts.labels.astype(np.int32),
-        "probability": parts.probabilities,
-        "colors": colors[parts.labels],
-    }
-    kept = {}
+    kept: dict[str, NDArray] = {}
     for name, values in cloud.attributes.items():
         name = "_".join(name.split())  # PLY has no spaces in names
         while name in new or name in kept:
@@ -109,121 +67,113 @@ def segmented(cloud: Cloud, parts: Parts, ids: Sequence[int]) -> Cloud:
     return Cloud(cloud.pos, {**kept, **new})
 
 
-def classification_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `classify_files` as aligned text, safe to print."""
+def format_table(task: PointCloudTask, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of files as aligned text, safe to print."""
     if not rows:
         return ""
-    cells = [["file", "points", "class", *[""] * (len(rows[0]["classes"]) - 1)]]
+    body = []
     for row in rows:
-        found = [f"{entry['class']} {entry['probability']:.3f}" for entry in row["classes"]]
-        cells.append([row["file"], f"{row['points']:,}", *found])
-    return _align(cells)
-
-
-def segmentation_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `segment_file` as aligned text, safe to print."""
-    cells = [["file", "points", "written to", "parts"]]
-    for row in rows:
-        shares = ", ".join(
-            f"{part['part']} {100 * part['points'] / row['points']:.1f} %" for part in row["parts"] if part["points"]
-        )
-        cells.append([row["file"], f"{row['points']:,}", row["output"], shares])
-    return _align(cells) if rows else ""
+        output = [row["output"]] if "output" in row else []
+        entries = task.format_entries(row[task.ENTRIES], row["points"])
+        body.append([row["file"], f"{row['points']:,}", *output, *entries])
+    header = ["file", "points", *(["written to"] if "output" in rows[0] else []), task.HEADING]
+    width = max(map(len, body))
+    return _align([(cells + [""] * width)[:width] for cells in (header, *body)])
 
 
 def main(args: Sequence[str]) -> int:
     """The command line; status 1 if a file failed, 2 if the call itself is wrong."""
-    parser = _parser()
-    options = parser.parse_args(args)
+    options = _parser().parse_args(args)
     try:
-        model = pcattn.load(options.checkpoint, trust=options.trust, device=options.device)
-        segments = isinstance(model.task, PartSegmentation)
-        category = model.category_index(options.category) if segments else None
-        if not segments and options.category is not None:
-            raise InputError("expected no --category, because this network classifies")
-        if not segments and options.out is not None:
-            raise InputError("expected --csv or --json in place of --out, because this network classifies")
-        for option in ("top_k", "votes", "mesh_points"):
-            if getattr(options, option) < 1:
-                raise InputError(f"expected --{option.replace('_', '-')} >= 1, but got {getattr(options, option)}")
-        for table in (options.json, options.csv):
-            if table is not None and table.exists() and not options.overwrite:
-                raise InputError(f"expected a new file, but {table} exists already: --overwrite replaces it")
+        model = pcattn.load(options.ckpt_path, trust=options.trust, device=options.device)
+        _check(model, options)
+        category = model.category_index(options.category) if model.task.USES_CATEGORY else None
         options.out = options.out or Path("predictions")
-        if segments:
+        if model.task.PER_POINT:
             options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
         fail(str(error), error)
-    jobs, wrong = find_files(options.files, options.out if segments else None)
+    jobs, wrong = find_files(options.files, options.out if model.task.PER_POINT else None)
     failures = [{"file": name, "error": reason} for name, reason in wrong]
     for failure in failures:
-        print(printable(f"{failure['file']}: {failure['error']}"), file=sys.stderr)
+        print(escape_unprintable(f"{failure['file']}: {failure['error']}"), file=sys.stderr)
     rows: list[dict[str, Any]] = []
     interrupted = False
     with tqdm(jobs, unit="file", disable=None) as progress:
         try:
             for (path, _), name in zip(progress, name_outputs(jobs), strict=True):
-                progress.set_description(printable(path.name[-30:]))
+                progress.set_description(escape_unprintable(path.name[-30:]))
                 try:
-                    if category is not None:
-                        rows.append(_segment(model, path, options.out / name, category, options))
+                    if model.task.PER_POINT:
+                        rows.append(_predict_points(model, path, options.out / name, category, options))
                     else:
-                        rows.append(_classify(model, path, options))
+                        rows.append(_predict_cloud(model, path, category, options))
                 except (OSError, MemoryError, RuntimeError, ValueError) as error:
                     reason = " ".join(str(error).split()) or type(error).__name__
                     failures.append({"file": str(path), "error": reason})
-                    named = path.name in reason or printable(path.name) in reason
-                    progress.write(printable(reason if named else f"{path}: {reason}"), file=sys.stderr)
+                    named = path.name in reason or escape_unprintable(path.name) in reason
+                    progress.write(escape_unprintable(reason if named else f"{path}: {reason}"), file=sys.stderr)
         except KeyboardInterrupt:
             interrupted = True
-    return _finish(rows, failures, category is not None, interrupted, options)
+    return _finish(model.task, rows, failures, interrupted, options)
 
 
-def _classify(model: Model, path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    file = _read(model, path, options)
-    found: Classes = model.classify_blocks(file, options.top_k, options.votes, options.seed)
-    return {
-        "file": str(path),
-        "points": file.num_points,
-        "classes": [
-            {"class": name, "label": int(label), "probability": round(float(probability), 6)}
-            for name, label, probability in zip(found.names, found.labels, found.probabilities, strict=True)
-        ],
-    }
+def _check(model: Model, options: argparse.Namespace) -> None:
+    """Refuse options that do not fit the network, or values out of range."""
+    task = model.task
+    if not task.USES_CATEGORY and options.category is not None:
+        raise InputError(f"expected no --category, because {type(task).__name__} does not use one")
+    if not task.PER_POINT and options.out is not None:
+        raise InputError(
+            f"expected --csv or --json in place of --out, because {type(task).__name__} predicts nothing for points"
+        )
+    for option in ("top_k", "votes", "mesh_points"):
+        if getattr(options, option) < 1:
+            raise InputError(f"expected --{option.replace('_', '-')} >= 1, but got {getattr(options, option)}")
+    for table in (options.json, options.csv):
+        if table is not None and table.exists() and not options.overwrite:
+            raise InputError(f"expected a new file, but {table} exists already: --overwrite replaces it")
 
 
-def _segment(model: Model, path: Path, output: Path, category: int, options: argparse.Namespace) -> dict[str, Any]:
+def _predict_cloud(model: Model, path: Path, category: int | None, options: argparse.Namespace) -> dict[str, Any]:
+    file, task = _read(model, path, options), model.task
+    (attributes,) = model.predict_blocks(file, category, options.votes, options.seed)
+    entries = task.entries(attributes[task.OUTPUTS[-1]], category or 0)[: options.top_k]
+    return _row(model, path, file, category) | {task.ENTRIES: entries}
+
+
+def _predict_points(
+    model: Model, path: Path, output: Path, category: int | None, options: argparse.Namespace
+) -> dict[str, Any]:
     if output.exists():
         if not options.overwrite:
             raise FileExistsError(f"expected a new file, but {output} exists already: --overwrite replaces it")
         if output.resolve() == path.resolve():
             raise InputError(f"expected another folder than that of the input for --out, but {output} is the input")
-    file = _read(model, path, options)
-    num_points = file.num_points
-    ids = model.part_ids(category)
-    counts = np.zeros(max(ids) + 1, dtype=np.int64)
+    file, task, index = _read(model, path, options), model.task, category or 0
+    counts = np.zeros(0, dtype=np.int64)
 
     def results() -> Iterator[Cloud]:
-        for block, parts in zip(file, model.segment_blocks(file, category, options.votes, options.seed), strict=True):
-            counts[:] += np.bincount(parts.labels, minlength=len(counts))
-            yield segmented(block, parts, ids)
+        nonlocal counts
+        predicted = model.predict_blocks(file, category, options.votes, options.seed)
+        for block, attributes in zip(file, predicted, strict=True):
+            counts = task.count(attributes, index) + (counts if len(counts) else 0)
+            colors = task.point_colors(attributes, index)
+            yield add_attributes(block, attributes if colors is None else {**attributes, "colors": colors})
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_blocks(output, num_points, results(), overwrite=options.overwrite)
-    return {
-        "file": str(path),
-        "points": num_points,
-        "category": model.class_names[category],
-        "output": str(output),
-        "parts": [
-            {"part": model.part_names[label], "label": label, "color": color.tolist(), "points": int(counts[label])}
-            for label, color in zip(ids, palette(len(ids)), strict=True)
-        ],
-    }
+    write_blocks(output, file.num_points, results(), overwrite=options.overwrite)
+    row = _row(model, path, file, category) | {"output": str(output)}
+    return row | {task.ENTRIES: task.entries(counts, index)}
+
+
+def _row(model: Model, path: Path, file: CloudFile, category: int | None) -> dict[str, Any]:
+    row = {"file": str(path), "points": file.num_points}
+    return row if category is None else row | {"category": model.class_names[category]}
 
 
 def _read(model: Model, path: Path, options: argparse.Namespace) -> CloudFile:
-    """A file block by block, or as a whole where normals are estimated: those of a point depend on others."""
+    """A file in blocks, or as a whole if normals are estimated, because those depend on neighboring points."""
     block = None if ESTIMATED_NORMALS in model.preprocessing["features"] else BLOCK
     return CloudFile(
         path, block=block, num_points=options.mesh_points, seed=options.seed, drop_invalid=options.drop_invalid
@@ -231,21 +181,20 @@ def _read(model: Model, path: Path, options: argparse.Namespace) -> CloudFile:
 
 
 def _finish(
+    task: PointCloudTask,
     rows: list[dict[str, Any]],
     failures: list[dict[str, str]],
-    segments: bool,
     interrupted: bool,
     options: argparse.Namespace,
 ) -> int:
-    """Print the table, write the files that were asked for, and tell how it went."""
-    table = segmentation_table(rows) if segments else classification_table(rows)
-    if table:
+    """Print the table, write the requested files, and return the exit status."""
+    if table := format_table(task, rows):
         print(table)
     try:
         if options.json is not None:
             _write(options.json, json.dumps([*rows, *failures], indent=2) + "\n", options.overwrite)
         if options.csv is not None:
-            _write(options.csv, _to_csv(rows, segments), options.overwrite)
+            _write(options.csv, _to_csv(rows), options.overwrite)
     except OSError as error:
         fail(str(error), error)
     if failures or interrupted:
@@ -254,33 +203,31 @@ def _finish(
     return 130 if interrupted else int(bool(failures))
 
 
-def _to_csv(rows: Sequence[dict[str, Any]], segments: bool) -> str:
-    """A line for each class of each file, or for each part."""
+def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per entry of each file; a column of an entry replaces one of its file with the same name."""
+    lines = []
+    for row in rows:
+        of_file = {name: value for name, value in row.items() if not isinstance(value, list)}
+        entries = next((value for value in row.values() if isinstance(value, list)), []) or [{}]
+        for entry in entries:
+            of_entry = {name: value for name, value in entry.items() if not isinstance(value, list)}
+            lines.append({name: value for name, value in of_file.items() if name not in of_entry} | of_entry)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if segments:
-        writer.writerow(["file", "category", "output", "part", "label", "points"])
-        for row in rows:
-            for part in row["parts"]:
-                head = [row["file"], row["category"], row["output"]]
-                writer.writerow([*head, part["part"], part["label"], part["points"]])
-    else:
-        writer.writerow(["file", "points", "rank", "class", "label", "probability"])
-        for row in rows:
-            for rank, entry in enumerate(row["classes"], 1):
-                writer.writerow([row["file"], row["points"], rank, *entry.values()])
+    writer = csv.DictWriter(text, list(lines[0]) if lines else ["file"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue()
 
 
 def _write(path: Path, text: str, overwrite: bool) -> None:
-    """Write a text file, at once and complete."""
-    if path.exists() and not overwrite:  # it came into being in the meantime
+    """Write a text file atomically."""
+    if path.exists() and not overwrite:  # created in the meantime
         raise FileExistsError(f"expected a new file, but {path} exists already: --overwrite replaces it")
     write_text(path, text)
 
 
 def _align(cells: Sequence[Sequence[str]]) -> str:
-    cells = [[printable(cell) for cell in row] for row in cells]
+    cells = [[escape_unprintable(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -295,33 +242,38 @@ def _align(cells: Sequence[Sequence[str]]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pcattn predict-files",
-        description="Classify or segment point clouds and meshes on disk, with a trained network. Clouds of any size: "
-        "they are normalized as in training, some of their points go through the network, and its predictions are "
-        "carried to all others.",
+        description="Predictions of a trained network for point clouds and meshes on disk, of any size. Clouds are "
+        "normalized as in training, some of their points go through the network, and predictions for the others are "
+        "interpolated.",
         epilog=f"Formats: {', '.join(SUFFIXES)}. Exit status: 0 if all files were predicted, 1 if one failed (the "
-        "others are predicted nevertheless), 2 if nothing was done.",
+        "others are still predicted), 2 if nothing was done.",
     )
-    parser.add_argument("files", nargs="+", help="files, folders (searched through) or quoted patterns: '*.pcd'")
-    parser.add_argument(
-        "--checkpoint", required=True, help="a .ckpt or .safetensors, the folder of a run, or a name of bundled weights"
+    parser.add_argument("files", nargs="+", help="files, folders (searched recursively) or quoted patterns: '*.pcd'")
+    add_ckpt_path(
+        parser, required=True, help="a .ckpt or .safetensors, the folder of a run, or a name of bundled weights"
     )
     parser.add_argument("--category", help="name or index of the objects' category, to choose among its parts")
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of the segmented clouds, PLY with all original attributes, label, probability and colors of the "
-        "parts (default: predictions)",
+        help="folder of the results if the network predicts for points: PLY with all original attributes, and label, "
+        "probability and colors, or normals (default: predictions)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, and what failed, as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write results and failures as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the results as CSV")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are there already")
-    parser.add_argument("--top-k", type=int, default=3, help="classes to tell (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    parser.add_argument("--top_k", type=int, default=3, help="classes to list (default: %(default)s)")
     parser.add_argument(
-        "--votes", type=int, default=1, help="draws of points from larger clouds; more are finer (default: %(default)s)"
+        "--votes",
+        type=int,
+        default=1,
+        help="scaled and resampled views of each cloud, whose predictions are averaged (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--mesh-points", type=int, default=10_000, help="points on a mesh (default: %(default)s)")
-    parser.add_argument("--drop-invalid", action="store_true", help="leave out points with NaN instead of refusing")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws of points (default: %(default)s)")
+    parser.add_argument(
+        "--mesh_points", type=int, default=10_000, help="points drawn from a mesh (default: %(default)s)"
+    )
+    parser.add_argument("--drop_invalid", action="store_true", help="drop points with NaN instead of refusing the file")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU where there is one)")
-    parser.add_argument("--trust", action="store_true", help="import code of one's own that the checkpoint names")
+    parser.add_argument("--trust", action="store_true", help="import the code that the checkpoint names")
     return parser

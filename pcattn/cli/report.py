@@ -1,4 +1,4 @@
-"""`pcattn report`: one page about a run, as HTML in one file and as Markdown. Nothing is trained."""
+"""`pcattn report`: a page about a finished run, as one HTML file and as Markdown."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from pcattn.cli.messages import fail
-from pcattn.inference import evaluate as evaluated
-from pcattn.metrics import predict_parts
-from pcattn.tasks.classification import class_accuracy
-from pcattn.training.runs import run_of_checkpoint
+from pcattn.inference.evaluate import Run, open_run
+from pcattn.tasks.base import PointCloudTask
+from pcattn.training.run_folder import run_of_checkpoint
+from pcattn.training.selection import SPLITS, read_batches, read_split
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
 from pcattn.utils.text import in_html, in_markdown
 from pcattn.visualize import charts
 from pcattn.visualize.montage import montage
-from pcattn.visualize.scene import Cloud
+from pcattn.visualize.scene import Cloud, shown_fields
 
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 24px auto; padding: 0 16px }
 h1 { font-size: 24px; margin-bottom: 4px } h2 { font-size: 18px; margin: 28px 0 8px; border-bottom: 1px solid #ddd }
@@ -36,7 +34,7 @@ img { max-width: 100% } pre { background: #f6f6f6; padding: 10px; overflow-x: au
 
 @dataclass
 class Section:
-    """A heading with lines of text, a table with a header row, a picture, and text as it is."""
+    """A heading with lines of text, a table with a header row, a picture, and preformatted text."""
 
     title: str
     lines: list[str] = field(default_factory=list)
@@ -46,14 +44,14 @@ class Section:
 
 
 def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = False) -> tuple[Path, Path]:
-    """Write `report.html` and `report.md` into a run, and the pictures of the latter into its folder `report`.
+    """Write `report.html` and `report.md` to a run, and the pictures of the latter to its folder `report`.
 
-    The best checkpoint is evaluated once more, by the metrics of its task. A report that is there is replaced.
+    The best checkpoint is evaluated once more by the metrics of its task. An existing report is replaced.
 
     Args:
         run: the folder of the run.
         split: `"val"` or `"test"`; None is test if the run was tested, else val.
-        worst: how many of the worst shapes to draw.
+        worst: how many of the worst clouds to draw.
         trust: import the code that the checkpoint names.
 
     Returns:
@@ -63,7 +61,7 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
         InputError: there is no checkpoint, or it cannot be used.
         DatasetError: the data cannot be read.
     """
-    opened = evaluated.open_run(run, trust)
+    opened = open_run(run, trust)
     folder = run_of_checkpoint(opened.path)
     if folder is None or not run.is_dir():
         raise InputError(f"expected the folder of a run, but got {run}")
@@ -71,21 +69,23 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
     split = split or ("test" if "test" in results else "val")
     pictures = run / "report"
     pictures.mkdir(exist_ok=True)
-    clouds, metrics, confusions = _evaluate(opened, split)
+    clouds, metrics, confusions = evaluate(opened, split)
     sections = [_summary(opened, run, split, metrics, results, len(clouds))]
     curves = charts.draw_curves(charts.read_curves(run), pictures / "curves.png")
     if curves is not None:
         sections.append(Section("Curves", picture=curves))
-    sections.append(_categories(opened.task, opened.data.per_point, pictures))
-    what = "Points by part" if opened.data.per_point else "Shapes by class"
-    drawn = charts.draw_confusion(confusions, pictures / "confusion.png")
-    sections.append(Section("Confusion", [f"{what}, in percent of the truth in each row."], picture=drawn))
+    if (categories := _categories(opened.task, pictures)) is not None:
+        sections.append(categories)
+    if confusions:
+        unit = "Points by part" if opened.task.PER_POINT else "Shapes by class"
+        drawn = charts.draw_confusion(confusions, pictures / "confusion.png")
+        sections.append(Section("Confusion", [f"{unit}, in percent of the truth in each row."], picture=drawn))
     if worst:
         chosen = sorted(clouds, key=lambda cloud: cloud.score)[:worst]
         path = montage(
             chosen,
             pictures / "worst.png",
-            evaluated.default_fields(chosen),
+            shown_fields(chosen, opened.task.FIELDS),
             up=opened.data.up_axis,
             renderer="matplotlib",
         )
@@ -100,49 +100,27 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
     return page, text
 
 
-def _evaluate(run: evaluated.Run, split: str) -> tuple[list[Cloud], dict[str, float], list[charts.Confusion]]:
-    """Clouds with predictions, metrics, and confusion matrices: of the classes, or of the parts of each category."""
-    task: Any = run.task
-    dense, indices = evaluated.read_split(run.data, split)
-    if run.data.per_point:
-        points = np.zeros((len(task.parts), len(task.part_names), len(task.part_names)), dtype=np.int64)
+def evaluate(run: Run, split: str) -> tuple[list[Cloud], dict[str, float], list[charts.Confusion]]:
+    """The clouds of a split with predictions, the metrics of the task, and its confusion matrices."""
+    task = run.task
+    dense, indices = read_split(run.data, split)
     clouds: list[Cloud] = []
-    logits: list[Tensor] = []
-    task.network.register_forward_hook(lambda module, inputs, output: logits.append(output))
-    for batch in evaluated.batches(dense, indices):
+    counts: Any = 0
+    for batch in read_batches(dense, indices):
         with torch.no_grad():
-            task.evaluate(batch)
-        found = logits.pop()
-        clouds += evaluated.describe(task, batch, found)
-        if run.data.per_point:
-            predicted = predict_parts(found, batch.category, task.parts, task.protocol)
-            category, truth, found_parts = torch.broadcast_tensors(batch.category[:, None], batch.label, predicted)
-            np.add.at(points, (category.numpy(), truth.numpy(), found_parts.numpy()), 1)
+            task.check_targets(batch)
+            logits = task.finite_logits(batch)
+            task.update_metrics(logits, batch)
+        clouds += task.describe(batch, logits)
+        counts = counts + task.confusion_counts(batch, logits)
     metrics = {name.partition("/")[2]: float(value) for name, value in task.compute_metrics(split).items()}
-    if run.data.per_point:
-        return clouds, metrics, _by_category(points, task)
-    return clouds, metrics, [charts.Confusion("", task.last_confusion.numpy(), task.class_names, task.class_names)]
-
-
-def _by_category(points: np.ndarray, task: Any) -> list[charts.Confusion]:
-    """The parts of each category that has points, and in a last column what was taken for another's."""
-    confusions = []
-    for matrix, parts, name in zip(points, task.parts, task.class_names, strict=True):
-        if matrix.any():
-            rows = [task.part_names[part].rpartition("/")[2] for part in parts]
-            own = matrix[np.ix_(parts, parts)]
-            elsewhere = matrix[parts].sum(axis=1, keepdims=True) - own.sum(axis=1, keepdims=True)
-            if elsewhere.any():
-                confusions.append(charts.Confusion(name, np.hstack((own, elsewhere)), rows, [*rows, "other"]))
-            else:
-                confusions.append(charts.Confusion(name, own, rows, rows))
-    return confusions
+    return clouds, metrics, task.confusions(counts)
 
 
 def _summary(
-    run: evaluated.Run, folder: Path, split: str, metrics: dict[str, float], results: dict[str, Any], number: int
+    run: Run, folder: Path, split: str, metrics: dict[str, float], results: dict[str, Any], number: int
 ) -> Section:
-    task: Any = run.task
+    task = run.task
     h, data = dict(task.hparams), run.data
     parameters = sum(parameter.numel() for parameter in task.network.parameters())
     network = h.get("network_kwargs") or {}
@@ -157,39 +135,31 @@ def _summary(
         ("checkpoint", str(run.path.relative_to(folder))),
         ("measured on", f"{number} shapes of the {where} split, one vote"),
     ]
-    if data.per_point:
-        rows.append(("protocol", f"{task.protocol}, see pcattn.metrics.part_iou"))
-    rows += [(name.replace("_", " "), _number(name, value)) for name, value in metrics.items()]
+    rows += task.settings()
+    rows += [(name.replace("_", " "), task.METRICS[name].format(value)) for name, value in metrics.items()]
     if "clouds_per_second" in results:
         rows.append(("speed of training", f"{results['clouds_per_second']:.0f} shapes a second"))
     return Section("Summary", table=[("", ""), *rows])
 
 
-def _number(name: str, value: float) -> str:
-    return f"{value:.4f}" if "loss" in name else f"{100 * value:.2f} %"
+def _categories(task: PointCloudTask, folder: Path) -> Section | None:
+    """The score of each category in the last evaluation, the best first; None if the task has none."""
+    label, rows = task.category_scores()
+    if not rows:
+        return None
+    table: list[Sequence[str]] = [("category", label, "shapes")]
+    for name, score, count in sorted(rows, key=lambda row: -(row[1] or 0.0)):
+        table.append((name, "-" if score is None else f"{100 * score:.1f}", str(count)))
+    names, scores, counts = zip(*rows, strict=True)
+    return Section(
+        "Categories", table=table, picture=charts.draw_bars(names, scores, counts, label, folder / "bars.png")
+    )
 
 
-def _categories(task: Any, per_point: bool, folder: Path) -> Section:
-    """Mean IoU, or accuracy, of every category in the last evaluation."""
-    if per_point:
-        what, rows = "mean IoU, %", task.last_summary["categories"]
-        means, counts = [row["miou"] for row in rows], [row["shapes"] for row in rows]
-    else:
-        what, matrix = "accuracy, %", task.last_confusion
-        counts = matrix.sum(dim=1).tolist()
-        means = [mean if count else None for mean, count in zip(class_accuracy(matrix).tolist(), counts, strict=True)]
-    names = task.class_names
-    table: list[Sequence[str]] = [("category", what, "shapes")]
-    for name, mean, count in sorted(zip(names, means, counts, strict=True), key=lambda row: -(row[1] or 0.0)):
-        table.append((name, "-" if mean is None else f"{100 * mean:.1f}", str(count)))
-    return Section("Categories", table=table, picture=charts.draw_bars(names, means, counts, what, folder / "bars.png"))
-
-
-def _describe(task: Any) -> str:
-    words = {"Classification": "classification", "PartSegmentation": "part segmentation"}
+def _describe(task: PointCloudTask) -> str:
     h = dict(task.hparams)
     attention = f", {h['attention']} attention" if h.get("attention") else ""
-    return f"{words.get(type(task).__name__, type(task).__name__)} by {h.get('variant', 'a network')}{attention}"
+    return f"{task.TITLE} by {h.get('variant', type(task.network).__name__)}{attention}"
 
 
 def _html(title: str, sections: Sequence[Section]) -> str:
@@ -200,7 +170,7 @@ def _html(title: str, sections: Sequence[Section]) -> str:
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
         parts += [f"<p>{in_html(line)}</p>" for line in section.lines]
-        # A chart says the same as the table of categories; the table stays in the Markdown.
+        # A chart replaces the table of categories; Markdown has both.
         if section.table and section.picture is None:
             parts.append("<table>")
             for row in section.table[any(section.table[0]) ^ 1 :]:
@@ -236,10 +206,10 @@ def main(args: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="pcattn report",
-        description="One page about a run: configuration, curves, metrics, categories, confusion, the worst shapes.",
+        description="A page about a run: configuration, curves, metrics, categories, confusion, the worst shapes.",
     )
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--split", choices=evaluated.SPLITS, help="default: test if the run was tested, else val")
+    parser.add_argument("--split", choices=SPLITS, help="default: test if the run was tested, else val")
     parser.add_argument("--worst", type=int, default=16, help="shapes to draw; default 16")
     parser.add_argument("--trust", action="store_true", help="import the code that the checkpoint names")
     given = parser.parse_args(args)

@@ -1,4 +1,4 @@
-"""`pcattn robustness`: a trained network under the corruptions of ModelNet40-C; one table, one JSON file."""
+"""`pcattn robustness`: errors of a trained network under the corruptions of ModelNet40-C, as a table and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pcattn.utils.files import write_figure, write_text
 
 Errors = Mapping[str, Mapping[str, float]]
 
-#: Options of the data that an error depends on: results under others do not belong into one table.
+#: Options of the data that errors depend on; one table never mixes results under different ones.
 COMPARED = (
     "dataset_kwargs",
     "num_points",
@@ -35,18 +35,17 @@ COMPARED = (
 
 
 class RobustnessCLI(PointCloudCLI):
-    """`pcattn test` or `validate` with its options, once for the clean clouds and once for every corruption."""
+    """`pcattn test` or `validate`, once for the clean clouds and once for every corruption."""
 
     def __init__(self, args: list[str], suite: argparse.Namespace) -> None:
         self.suite = suite
         super().__init__(args)
 
     def test(self, model: Any, **kwargs: Any) -> None:
-        """Evaluate what has not been evaluated yet, and write every result at once."""
+        """Run the evaluations that are still missing, and write each result immediately."""
         suite = self.suite
-        name = next((name for name in ("oa", "instance_miou") if name in model.METRICS), None)
-        if name is None:
-            fail(f"expected a task that measures accuracy or IoU, but {type(model).__name__} does not")
+        if (name := model.ROBUSTNESS) is None:
+            fail(f"expected a task with a metric for corruptions, but {type(model).__name__} has none")
         metric = f"{'test' if self.subcommand == 'test' else 'val'}/{name}"
         path = suite.out or self.run / "robustness.json"
         setting = {
@@ -59,42 +58,42 @@ class RobustnessCLI(PointCloudCLI):
         baseline = None if suite.baseline is None else read_report(suite.baseline)
         if baseline is not None and baseline["setting"]["metric"] != metric:
             fail(f"expected {suite.baseline} to have {metric}, but it has {baseline['setting']['metric']}")
-        todo = [None, *((name, severity) for name in suite.corruptions for severity in suite.severities)]
+        todo = [None, *((corruption, level) for corruption in suite.corruptions for level in suite.severities)]
         with tqdm(todo, unit="evaluation", desc=str(path)) as progress:
             for step in progress:
-                if already(report, step):
+                if is_done(report, step):
                     continue
                 self.datamodule.corruption = None if step is None else f"{step[0]}:{step[1]}"
                 progress.set_postfix_str(self.datamodule.corruption or "clean")
                 evaluate = self.trainer.test if self.subcommand == "test" else self.trainer.validate
                 (metrics,) = evaluate(model, **kwargs)
-                kwargs["ckpt_path"] = kwargs["weights_only"] = None  # the weights are in place from now on
+                kwargs["ckpt_path"] = kwargs["weights_only"] = None  # the weights are loaded from now on
                 error = 1 - metrics[metric]
                 if step is None:
                     report["clean"] = error
                 else:
                     report["errors"].setdefault(step[0], {})[str(step[1])] = error
                 write(path, report)
-        errors = {name: report["errors"][name] for name in suite.corruptions}
+        errors = {corruption: report["errors"][corruption] for corruption in suite.corruptions}
         report |= summarize(errors, suite.severities, None if baseline is None else baseline["errors"])
         write(path, report)
-        text = format_table(report, errors, suite.severities, suite.baseline)
+        text = format_table(report, errors, suite.severities, suite.baseline, model.METRICS[name].label)
         write_text(path.with_suffix(".md"), text + "\n")
         print(f"\n{text}\n\nwritten to {path} and {path.with_suffix('.md').name}")
 
     validate = test
 
     def after_test(self) -> None:
-        """The table has been printed."""
+        """Nothing: the table has been printed."""
 
     after_validate = after_test
 
 
 def resume(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
-    """The report in a file, to be completed; an empty one if there is no file.
+    """The unfinished report in a file, or an empty one if there is no file.
 
     Raises:
-        InputError: it is of another checkpoint, or was measured in another way.
+        InputError: it belongs to another checkpoint or to other options.
     """
     if not path.exists():
         return {"setting": setting, "errors": {}}
@@ -109,7 +108,7 @@ def resume(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """What `pcattn robustness` has written to a file.
+    """Read a report of `pcattn robustness`.
 
     Raises:
         InputError: it holds something else.
@@ -125,13 +124,13 @@ def read_report(path: Path) -> dict[str, Any]:
     raise InputError(f"expected {path} to be the robustness.json of a run, but {reason}")
 
 
-def already(report: dict[str, Any], step: tuple[str, int] | None) -> bool:
+def is_done(report: dict[str, Any], step: tuple[str, int] | None) -> bool:
     """Whether a report has the result of a step."""
     return "clean" in report if step is None else str(step[1]) in report["errors"].get(step[0], {})
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """Write a report, which appears at once and complete."""
+    """Write a report atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(report, indent=2) + "\n")
 
@@ -147,14 +146,14 @@ def summarize(errors: Errors, severities: Sequence[int], baseline: Errors | None
     Args:
         errors: by corruption and severity.
         severities: the severities that count.
-        baseline: likewise of the baseline.
+        baseline: the same of the baseline.
 
     Returns:
         `by_corruption`, `by_family` and `mean`, the mean error (ER_cor in ModelNet40-C); with a baseline also `ce` by
         corruption and `mce`.
 
     Raises:
-        InputError: the baseline lacks a result, or makes no errors under a corruption.
+        InputError: the baseline lacks a result, or has no errors under a corruption.
 
     Source: Hendrycks and Dietterich 2019, https://arxiv.org/abs/1903.12261, section 4; for point clouds, Ren et al.
         2022, https://arxiv.org/abs/2202.03377.
@@ -180,8 +179,10 @@ def summarize(errors: Errors, severities: Sequence[int], baseline: Errors | None
     return summary | {"ce": ce, "mce": mean(ce.values())}
 
 
-def format_table(report: Mapping[str, Any], errors: Errors, severities: Sequence[int], baseline: Path | None) -> str:
-    """The report as a Markdown table, errors in percent."""
+def format_table(
+    report: Mapping[str, Any], errors: Errors, severities: Sequence[int], baseline: Path | None, metric: str
+) -> str:
+    """The report as a Markdown table, errors in percent, where an error is 1 - `metric`."""
     columns = ["corruption", *(str(s) for s in severities), "mean", *(["CE"] if baseline else [])]
     rows = []
     for name, found in errors.items():
@@ -197,11 +198,11 @@ def format_table(report: Mapping[str, Any], errors: Errors, severities: Sequence
         + " |"
         for line in lines
     ]
-    what = "error = 1 - accuracy" if report["setting"]["metric"].endswith("/oa") else "error = 1 - instance mIoU"
     text = [
         *table,
         "",
-        f"{what} on {report['setting']['dataset']} ({report['setting']['metric']}), in percent, by severity",
+        f"error = 1 - {metric} on {report['setting']['dataset']} ({report['setting']['metric']}), "
+        "in percent, by severity",
         f"clean {100 * report['clean']:.1f}, mean over corruptions {100 * report['mean']:.1f} ("
         + ", ".join(f"{family} {100 * error:.1f}" for family, error in report["by_family"].items())
         + ")",
@@ -222,7 +223,7 @@ def plot(pos: Any, num_points: int, path: Path, seed: int = 0, index: int = 0, u
         for panel, severity in zip(row, SEVERITIES, strict=True):
             cloud, _ = corrupt(pos, name, severity, num_points, seed, index, up)
             upright = np.roll(cloud, 2 - "xyz".index(up), axis=1)
-            # Each at its own scale: some corruptions fit the cloud into a box, others do not.
+            # Scaled one by one: some corruptions fit the cloud into a box, others do not.
             middle, half = (upright.max(0) + upright.min(0)) / 2, np.ptp(upright, axis=0).max() / 2
             height = (upright[:, 2] - middle[2]) / half
             panel.scatter(*upright.T, s=1.6, c=height, cmap="viridis", vmin=-1.1, vmax=1.3, linewidths=0)

@@ -1,4 +1,4 @@
-"""`pcattn show`: clouds from files, or what a run says of its own data, in a window, a picture or a web page."""
+"""`pcattn show`: clouds of files, or predictions of a run, in a window, a picture or a web page."""
 
 from __future__ import annotations
 
@@ -6,32 +6,41 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from pcattn.cli.messages import fail
-from pcattn.inference import evaluate as evaluated
+from pcattn.cli.options import add_ckpt_path
+from pcattn.data.preprocessing import preprocess
 from pcattn.inference.attention_maps import show_attention
+from pcattn.inference.clouds import as_points
+from pcattn.inference.evaluate import Run, open_run
+from pcattn.inference.model import Model, load
+from pcattn.io.cloud import read_cloud
+from pcattn.tasks.voting import draw_views
+from pcattn.training.selection import SPLITS, choose_clouds, read_batches, read_split
 from pcattn.utils.errors import InputError
 from pcattn.utils.registry import resolve
 from pcattn.visualize.camera import AXES
 from pcattn.visualize.montage import RENDERERS, montage
 from pcattn.visualize.offscreen import Open3DError
 from pcattn.visualize.page import page
-from pcattn.visualize.scene import Cloud, Field, field_names, labels, quantity
+from pcattn.visualize.scene import Cloud, Field, field_names, labels, quantity, shown_fields
 from pcattn.visualize.window import open_window
 
 #: Suffixes of pictures.
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
-# Words in the names of attributes of a file that hold labels of points.
+# Fields of a file that are shown first.
+_FILE_FIELDS = ("truth", "prediction", "error")
+
+# Parts of the names of attributes that hold labels of points.
 _LABELS = ("label", "part", "class", "seg", "pred")
 
 
 def clouds_of_run(
-    run: evaluated.Run,
+    run: Run,
     split: str,
     number: int,
     classes: Sequence[str] = (),
@@ -41,32 +50,34 @@ def clouds_of_run(
     """Clouds of a run's validation or test split, as many of each class as possible.
 
     Args:
-        run: see `evaluated.open_run`.
+        run: see `open_run`.
         split: `"val"` or `"test"`.
         number: how many.
         classes: names of the classes to choose from; none is all.
-        indices: these clouds instead, by their place in the data set.
-        worst: those with the smallest IoU, or the surest of a wrong class, first.
+        indices: these clouds instead, by their index in the data set.
+        worst: those with the lowest score, see `pcattn.visualize.scene.Cloud`.
 
     Raises:
         InputError: no such split, class or cloud.
     """
-    names: list[str] = run.task.class_names  # type: ignore[assignment]
-    wanted = [resolve("category", name, {each: i for i, each in enumerate(names)}) for name in classes]
-    dense, members = evaluated.read_split(run.data, split)
+    known = {each: i for i, each in enumerate(run.task.class_names)}
+    wanted = [resolve("category", name, known) for name in classes]
+    dense, members = read_split(run.data, split)
     if indices:
         if unknown := sorted(set(indices) - set(members.tolist())):
             raise InputError(f"expected indices of the {split} split, but got {', '.join(map(str, unknown))}")
         chosen = torch.tensor(list(indices))
     else:
-        chosen = evaluated.choose(dense, members, len(members) if worst else number, wanted or None)
-    clouds = [cloud for batch in evaluated.batches(dense, chosen) for cloud in evaluated.evaluate(run.task, batch)]
+        chosen = choose_clouds(dense, members, len(members) if worst else number, wanted or None)
+    clouds = [cloud for batch in read_batches(dense, chosen) for cloud in run.task.evaluated_clouds(batch)]
     return sorted(clouds, key=lambda cloud: cloud.score)[:number] if worst else clouds
 
 
-def attend(run: evaluated.Run, clouds: Sequence[Cloud], split: str, layer: int, point: int, head: int | None) -> list:
-    """The clouds of `clouds_of_run`, with what a point of each attends to."""
-    dense, _ = evaluated.read_split(run.data, split)
+def add_attention(
+    run: Run, clouds: Sequence[Cloud], split: str, layer: int, point: int, head: int | None
+) -> list[Cloud]:
+    """The clouds of `clouds_of_run` with fields that show what a point of each attends to."""
+    dense, _ = read_split(run.data, split)
     result = []
     for cloud in clouds:
         batch = dense[0, torch.tensor([cloud.index])]
@@ -76,13 +87,11 @@ def attend(run: evaluated.Run, clouds: Sequence[Cloud], split: str, layer: int, 
 
 
 def cloud_of_file(path: Path, up: str) -> Cloud:
-    """A file as it is: colored by the labels and the probability that it holds, or else by height.
+    """A file as it is, colored by the labels and quantities that it holds, or else by height.
 
     Raises:
         DatasetError: it cannot be read.
     """
-    from pcattn.io.cloud import read_cloud
-
     pos, attributes = read_cloud(path)
     fields: dict[str, Field] = {}
     for name, values in attributes.items():
@@ -103,7 +112,7 @@ def cloud_of_file(path: Path, up: str) -> Cloud:
 
 
 class _Names:
-    """Names of labels that have none: `label 3`."""
+    """Names for labels without names: `label 3`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -115,38 +124,26 @@ class _Names:
         return 1 << 62
 
 
-def predicted(
-    model: Any, path: Path, category: str | None, layer: int | None, point: int | None, head: int | None
+def predict_file(
+    model: Model, path: Path, category: str | None, layer: int | None, point: int | None, head: int | None
 ) -> Cloud:
-    """A file with what a trained network (`pcattn.load`) says of it, drawn with those points that went through it."""
-    from pcattn.data.preprocessing import preprocess
-    from pcattn.inference.clouds import as_points
-    from pcattn.inference.model import draw
-    from pcattn.io.cloud import read_cloud
-    from pcattn.tasks import Classification
-
-    whole = read_cloud(path)
-    keep = draw(len(whole.pos), model.num_points, 1, 0)[0].numpy()
-    shown = whole.pos[keep]
-    arguments: list[torch.Tensor] = []
-    if isinstance(model.task, Classification):
-        best = model.classify(whole)
-        fields = {"prediction": labels(np.full(len(keep), best.labels[0]), model.class_names)}
-        note = f"{best.names[0]} {100 * best.probabilities[0]:.0f} %"
-    else:
-        index = model.category_index(category)
-        parts = model.segment(whole, category)
-        fields = evaluated.part_fields(model.task, index, parts.labels[keep], parts.probabilities[keep])
-        note = model.class_names[index]
-        arguments.append(torch.tensor([index]))
+    """A file with the predictions of a trained network, drawn with the points that went through the network."""
+    task, whole = model.task, read_cloud(path)
+    keep = draw_views(len(whole.pos), model.num_points, votes=1, seed=0)[0]
+    shown = whole.pos[keep.numpy()]
+    index = model.category_index(category) if task.USES_CATEGORY else 0
+    attributes = model.predict(whole, index)
+    if task.PER_POINT:
+        attributes = {name: values[keep.numpy()] for name, values in attributes.items()}
+    fields, note = task.fields(attributes, len(shown), index)
     cloud = Cloud((shown - shown.mean(axis=0)).astype(np.float32), path.name, fields, note)
     if layer is None or point is None:
         return cloud
-    pos, channels = preprocess(*as_points(whole, model.channel_names), **model.preprocessing)
+    pos, features = preprocess(*as_points(whole, model.channel_names), **model.preprocessing)
     pos = pos[keep].float().to(model.device)
-    arguments += [] if channels is None else [channels[keep][None].float()]
-    call = [pos[None], *(argument.to(model.device) for argument in arguments)]
-    return show_attention(cloud, model.task.network, lambda: model.task(*call), pos, layer, point, head)
+    of_points = None if features is None else features[keep][None].float().to(model.device)
+    batch = task.unlabeled(pos[None], of_points, torch.tensor([index], device=model.device))
+    return show_attention(cloud, model.network, partial(task.logits, batch), pos, layer, point, head)
 
 
 def main(args: Sequence[str]) -> int:
@@ -161,9 +158,9 @@ def main(args: Sequence[str]) -> int:
     if given.number < 1:
         parser.error(f"expected --number >= 1, but got {given.number}")
     try:
-        clouds, up, heading = _gather(given)
+        clouds, preferred, up, heading = _gather(given)
         known = field_names(clouds)
-        fields = given.fields or evaluated.default_fields(clouds)
+        fields = given.fields or shown_fields(clouds, preferred)
         if given.attention is not None and not given.fields:
             fields = [*(["prediction"] if "prediction" in fields else []), *(n for n in known if n.startswith("layer"))]
         if unknown := [name for name in fields if name not in known]:
@@ -180,35 +177,34 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _gather(given: argparse.Namespace) -> tuple[list[Cloud], str, str]:
-    """The clouds that a command line asks for, which coordinate is up, and a heading."""
+def _gather(given: argparse.Namespace) -> tuple[list[Cloud], Sequence[str], str, str]:
+    """The clouds that a command line asks for, the fields to prefer, which coordinate points up, and a heading."""
     attention = {"layer": given.attention, "point": given.point, "head": given.head}
     sources = [Path(name) for name in given.what]
     for path in sources:
         if not path.exists():
             raise InputError(f"expected a run, or files of clouds, but there is no {path}")
-    if _is_run(sources[0]) and given.checkpoint is None:
+    if _is_run(sources[0]) and given.ckpt_path is None:
         if len(sources) > 1:
             raise InputError(f"expected one run, or files, but got {' '.join(given.what)}")
-        run = evaluated.open_run(sources[0], given.trust)
+        run = open_run(sources[0], given.trust)
         clouds = clouds_of_run(run, given.split, given.number, given.category or (), given.index or (), given.worst)
         if not clouds:
             raise InputError(f"expected clouds of the {given.split} split to show, but there are none")
         if given.attention is not None:
-            clouds = attend(run, clouds, given.split, **attention)
+            clouds = add_attention(run, clouds, given.split, **attention)
         split = "validation" if given.split == "val" else given.split
         heading = f"{sources[0]}, {split}" + (", the worst" if given.worst else "")
-        return clouds, given.up or run.data.up_axis, heading
+        return clouds, run.task.FIELDS, given.up or run.data.up_axis, heading
     up = given.up or "z"
-    if given.checkpoint is None:
+    if given.ckpt_path is None:
         if given.attention is not None:
-            raise InputError("expected a run, or files with --checkpoint, to show attention of")
-        return [cloud_of_file(path, up) for path in sources], up, ""
-    from pcattn.inference.model import load
-
-    model = load(given.checkpoint, given.trust)
+            raise InputError("expected a run, or files with --ckpt_path, to show attention of")
+        return [cloud_of_file(path, up) for path in sources], _FILE_FIELDS, up, ""
+    model = load(given.ckpt_path, given.trust)
     category = given.category[0] if given.category else None
-    return [predicted(model, path, category, **attention) for path in sources], up, f"{given.checkpoint}"
+    clouds = [predict_file(model, path, category, **attention) for path in sources]
+    return clouds, model.task.FIELDS, up, f"{given.ckpt_path}"
 
 
 def _is_run(path: Path) -> bool:
@@ -216,7 +212,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _window(clouds: list[Cloud], fields: list[str], up: str, heading: str) -> None:
-    """A window, or where there can be none, a page in the present folder."""
+    """A window or, if none can be opened, a page in the current folder."""
     try:
         open_window(clouds, fields, up)
     except Open3DError as error:
@@ -246,19 +242,21 @@ def _write(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pcattn show",
-        description="Show clouds of files, or of a run with truth, prediction and error: in a window, or with --out "
-        "in a picture or a web page.",
+        description="Show clouds of files, or of a run with truth, prediction and error, in a window. With --out: in a "
+        "picture or a web page.",
     )
     parser.add_argument("what", nargs="+", help="files of clouds (PLY, PCD, OFF, text, ...), or one run or checkpoint")
     parser.add_argument("--out", type=Path, help="write a picture (.png, .pdf, ...) or a page (.html) instead")
-    parser.add_argument("--checkpoint", help="show what this run or checkpoint says of the files")
-    parser.add_argument("--category", nargs="+", help="of a run: only these; of files to be segmented: theirs")
-    parser.add_argument("--split", choices=evaluated.SPLITS, default="val", help="of a run; default val")
+    add_ckpt_path(parser, help="show what this run or checkpoint predicts for the files")
+    parser.add_argument("--category", nargs="+", help="of a run: only these; of files to segment: theirs")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="of a run; default val")
     parser.add_argument("--number", type=int, default=16, help="clouds of a run; default 16")
-    parser.add_argument("--index", type=int, nargs="+", help="clouds of a run, by their place in the data set")
+    parser.add_argument("--index", type=int, nargs="+", help="clouds of a run, by their index in the data set")
     parser.add_argument("--worst", action="store_true", help="of a run: the clouds with most errors")
     parser.add_argument("--fields", nargs="+", help="what to color by: truth, prediction, error, probability, ...")
-    parser.add_argument("--attention", type=int, metavar="LAYER", help="what --point attends to in this layer, from 0")
+    parser.add_argument(
+        "--attention", type=int, metavar="LAYER", help="show what --point attends to in this layer, from 0"
+    )
     parser.add_argument("--point", type=int, metavar="I", help="the point whose attention is shown, from 0")
     parser.add_argument("--head", type=int, metavar="H", help="one head, slot or gate only, from 0")
     parser.add_argument("--up", choices=AXES, help="coordinate that points up; default: of the data set, else z")

@@ -1,21 +1,21 @@
-"""The border between torch-geometric data sets and dense batches."""
+"""`DenseClouds`: a torch-geometric data set read as dense batches."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torch_geometric.data import InMemoryDataset
 
+from pcattn.data.batch import PointBatch
+from pcattn.data.dataset import PointCloudDataset
 from pcattn.data.normals import estimate_normals
 from pcattn.data.preprocessing import (
     ESTIMATED_NORMALS,
-    FEATURES,
     Placement,
     apply_placement,
     find_channels,
@@ -23,55 +23,38 @@ from pcattn.data.preprocessing import (
     placement,
     select,
 )
+from pcattn.data.seeds import combine_seeds, global_seed
 from pcattn.utils.errors import DatasetError, InputError
 
 SAMPLINGS = ("random", "first", "fps")
 
 
-class PointBatch(NamedTuple):
-    """Clouds of equal size, as the networks take them."""
-
-    pos: Tensor  #: (B, N, 3) positions
-    normals: Tensor | None  #: (B, N, 3) unit normals, which turn with the cloud
-    label: Tensor  #: (B,) class of each cloud, or (B, N) part of each point
-    category: Tensor | None  #: (B,) category of each cloud when `label` is per point
-    indices: Tensor  #: (B,) position of each cloud in its data set
-    seed: int  #: everything random that happens to this batch derives from it
-    features: Tensor | None = None  #: (B, N, F) what else the network is told: color, intensity, height, ...
-    point_indices: Tensor | None = None  #: (B, N) which points of the complete clouds these are
-    mixed_label: Tensor | None = None  #: (B, L) the classes that a mixed cloud is of; None: of `label` alone
-    mixed_weight: Tensor | None = None  #: (B, L) their shares, which add up to 1
-
-    @property
-    def channels(self) -> Tensor | None:
-        """(B, N, C) all that a network is told beside positions: normals first, then the other features."""
-        if self.normals is None or self.features is None:
-            return self.normals if self.features is None else self.features
-        return torch.cat((self.normals, self.features), dim=2)
-
-
 class DenseClouds(Dataset):
-    """A torch-geometric data set seen as dense batches: each is one indexed read, also of clouds that differ in size.
+    """A torch-geometric data set read as dense batches, each by one indexed read, even if clouds differ in size.
 
-    The tensors are those of the data set's own storage, mapped files included; nothing is copied, unless it is a
-    selection of another. Clouds are normalized as they are read. Clouds that differ in size can be read one by one
-    (`cloud`), or with as many points drawn from each (`sampled`).
+    The tensors are those of the data set's own storage, including memory-mapped files. Nothing is copied, unless the
+    data set is a selection of another. Clouds are normalized as they are read. Clouds that differ in size can be read
+    one by one (`cloud`), or with the same number of points drawn from each (`sampled`).
+
+    If the data set has a `transform`, it is applied to every cloud that is read, before points are drawn and the cloud
+    is normalized. Its random numbers follow from the seed of the batch and the index of the cloud; they are fixed in
+    `sampled(..., seed=...)` and `cloud`. `sizes`, `label` and `category` are those of the stored clouds.
 
     Args:
-        dataset: in memory, with `pos`, and `y` (one class or one part a point), `category` and features `x` (N, F) if
-            any. The channels of `x` are named by its attribute `feature_names`; without it, three are normals.
+        dataset: the clouds, a `PointCloudDataset` or any other `InMemoryDataset` (see `PointCloudDataset.wrap`).
         per_point: labels are the parts `y` of the points; otherwise the class of the cloud, which is `category` where
             the data set has it and `y` elsewhere.
-        features: what to read beside positions, see `preprocess`.
-        normalize: likewise.
-        up_axis: likewise.
-        name: what to call the data set in messages.
+        features: input channels besides positions, see `preprocess`.
+        normalize: see `preprocess`.
+        up_axis: see `preprocess`.
+        name: name of the data set for messages.
 
     Attributes:
         pos: positions (M, N, 3), or (P, 3) of all P points where clouds differ in size.
         label: (M,), or labels of points (M, N) or (P,).
         category: (M,) or None.
-        sizes: (M,), number of points of each cloud.
+        sizes: (M,) number of points of each cloud.
+        equal: whether all clouds have the same number of points.
 
     Raises:
         DatasetError: the clouds lack what was asked for.
@@ -93,50 +76,16 @@ class DenseClouds(Dataset):
             )
         if len(dataset) == 0:
             raise DatasetError(f"expected clouds in {name}, but it is empty")
-        if dataset.transform is not None:
-            raise DatasetError(f"expected {name} without a transform: batches are augmented instead (augmentation)")
-        if dataset._indices is not None:  # a part of a data set, or another order: gathered once
+        dataset = PointCloudDataset.wrap(dataset)
+        if dataset._indices is not None:  # a selection or another order: gathered once
             dataset = dataset.copy()
         self.dataset, self.name, self.per_point = dataset, name, per_point
-        self.normalize, self.up_axis = normalize, up_axis
-        data, num_clouds = dataset._data, len(dataset)
-        label = "y" if per_point or "category" not in data else "category"
-        if lacking := [field for field in ("pos", label) if field not in data]:
-            raise DatasetError(f"expected pos and {label} in {name}, but it has no {' and no '.join(lacking)}")
-        self.starts = torch.as_tensor(dataset.slices["pos"][:-1])
-        self.sizes = torch.as_tensor(dataset.slices["pos"]).diff()
-        if data.pos.shape[1:] != (3,):
-            raise DatasetError(f"expected pos (P, 3) in {name}, but got {tuple(data.pos.shape)}")
-        if int(self.starts[0]) != 0 or int(dataset.slices["pos"][-1]) != len(data.pos):
-            first, last = int(self.starts[0]), int(dataset.slices["pos"][-1])
-            raise DatasetError(f"expected clouds of all {len(data.pos)} points of {name}, but got {first} to {last}")
-        if not bool((self.sizes > 0).all()):
-            raise DatasetError(
-                f"expected points in every cloud of {name}, but cloud {int(self.sizes.argmin())} has none"
-            )
-        #: Whether all clouds have the same number of points.
-        self.equal = bool((self.sizes == self.sizes[0]).all())
-        shape = (num_clouds, int(self.sizes[0])) if self.equal else (-1,)
-        self.pos = data.pos.view(*shape, 3)
-        if not self.pos.is_floating_point():
-            raise DatasetError(f"expected pos of {name} to be floating point, but got {self.pos.dtype}")
-        self._read_features(data, features)
-        self.category = data.category.view(num_clouds) if "category" in data else None
-        if per_point:
-            if data.y.numel() != len(data.pos):
-                hint = getattr(dataset, "label_hint", "")
-                raise DatasetError(
-                    f"expected a part label for every point in {name}, but it has labels of clouds{hint}"
-                )
-            self.label = data.y.view(shape)
-        elif self.category is None and data.y.numel() != num_clouds:
-            hint = ": labels of points are for per_point" if data.y.numel() == len(data.pos) else ""
-            raise DatasetError(
-                f"expected a class y for each of {num_clouds} clouds in {name}, but got {data.y.numel()} numbers{hint}"
-            )
-        else:
-            self.label = data.y.view(num_clouds) if self.category is None else self.category
-            self.category = None
+        self.features, self.normalize, self.up_axis = features, normalize, up_axis
+        self._read_positions()
+        self._read_labels()
+        self._find_features()
+        #: Index of each cloud in the data set, which its random numbers depend on.
+        self._ids = torch.arange(len(self))
         self._placements: dict[int, Placement] = {}
         self._estimated: dict[int, Tensor] = {}
         self._num_points: int | None = None
@@ -144,32 +93,87 @@ class DenseClouds(Dataset):
         self._seed: int | None = None
         self._chosen: dict[int, np.ndarray] = {}
 
-    def _read_features(self, data, features: Sequence[str]) -> None:
-        """Find the columns of the chosen features."""
-        x = data.x if "x" in data else None
-        names = getattr(self.dataset, "feature_names", None)
-        if names is None:
-            names = FEATURES["normals"] if x is not None and x.shape == data.pos.shape else ()
-        if x is not None and names and x.shape != (len(data.pos), len(names)):
-            raise DatasetError(f"expected x ({len(data.pos)}, {len(names)}) in {self.name}, but got {tuple(x.shape)}")
-        columns = {name: find_channels(name, names if x is not None else (), self.name) for name in features}
+    def _read_positions(self) -> None:
+        data = self.dataset._data
+        if "pos" not in data:
+            raise DatasetError(f"expected pos in {self.name}, but its clouds have {', '.join(data.keys())}")
+        bounds = self.dataset.bounds
+        if data.pos.shape[1:] != (3,):
+            raise DatasetError(f"expected pos (P, 3) in {self.name}, but got {tuple(data.pos.shape)}")
+        first, last = int(bounds[0]), int(bounds[-1])
+        if first != 0 or last != len(data.pos):
+            raise DatasetError(
+                f"expected clouds of all {len(data.pos)} points of {self.name}, but got {first} to {last}"
+            )
+        self.starts, self.sizes = bounds[:-1], bounds.diff()
+        if not bool((self.sizes > 0).all()):
+            empty = int(self.sizes.argmin())
+            raise DatasetError(f"expected points in every cloud of {self.name}, but cloud {empty} has none")
+        self.equal = bool((self.sizes == self.sizes[0]).all())
+        pos = data.pos if data.pos.dtype in (torch.float32, torch.float64) else data.pos.double()
+        self.pos = pos.view(*self._shape, 3)
+
+    def _read_labels(self) -> None:
+        data, num_clouds = self.dataset._data, len(self)
+        field = "y" if self.per_point or "category" not in data else "category"
+        if field not in data:
+            raise DatasetError(f"expected {field} in {self.name}, but its clouds have {', '.join(data.keys())}")
+        label, num_points = torch.as_tensor(data[field]), len(data.pos)
+        self.category: Tensor | None = None
+        if self.per_point:
+            if label.numel() != num_points:
+                raise DatasetError(
+                    f"expected a part label for every point in {self.name}, but it has labels of clouds"
+                    f"{self.dataset.label_hint}"
+                )
+            self.label = label.view(self._shape)
+            self.category = data.category.view(num_clouds) if "category" in data else None
+            return
+        if label.numel() != num_clouds:
+            hint = ": labels of points are for per_point" if label.numel() == num_points else ""
+            raise DatasetError(
+                f"expected a class {field} for each of {num_clouds} clouds in {self.name}, but got {label.numel()} "
+                f"numbers{hint}"
+            )
+        self.label = label.view(num_clouds)
+
+    def _find_features(self) -> None:
+        """Find the columns of `x` that the features consist of."""
+        x, names = self.dataset._data.get("x"), self.dataset.feature_names
+        num_points = len(self.dataset._data.pos)
+        if x is not None and names and x.shape != (num_points, len(names)):
+            raise DatasetError(f"expected x ({num_points}, {len(names)}) in {self.name}, but got {tuple(x.shape)}")
+        columns = {name: find_channels(name, names if x is not None else (), self.name) for name in self.features}
         self._x = x
         self._normals = columns.pop("normals", None)
         self._estimates_normals = ESTIMATED_NORMALS in columns
         columns.pop(ESTIMATED_NORMALS, None)
         self._features = list(columns.values())
 
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Shape of what belongs to points: (M, N), or (P,) where clouds differ in size."""
+        return (len(self), int(self.sizes[0])) if self.equal else (-1,)
+
     def __len__(self) -> int:
         return len(self.sizes)
 
     @property
+    def transformed(self) -> bool:
+        """Whether a transform of the data set is applied to the clouds as they are read."""
+        return self.dataset.transform is not None
+
+    @property
     def draws_anew(self) -> bool:
-        """Whether the points of a cloud depend on the seed of the batch that it is read with."""
-        return self._num_points is not None and self._seed is None
+        """Whether the points of a cloud depend on the seed of the batch it is read with."""
+        return self._seed is None and (self._num_points is not None or self.transformed)
 
     def __getitem__(self, key: tuple[int, Tensor]) -> PointBatch:
         """The batch of a `(seed, indices)` pair, as `EpochSampler` yields them."""
         seed, indices = key
+        if self.transformed:
+            clouds = self._transform(indices, seed if self._seed is None else 0)
+            return clouds[seed, torch.arange(len(indices))]
         if self._num_points is not None:
             drawn = [self._choose(index, seed, self._num_points) for index in indices.tolist()]
             chosen = torch.from_numpy(np.stack(drawn))
@@ -182,18 +186,20 @@ class DenseClouds(Dataset):
 
     def cloud(self, index: int) -> PointBatch:
         """A complete cloud, all its points in their order, as a batch of one."""
+        if self.transformed:
+            return self._transform(torch.tensor([index]), 0).cloud(0)
         return self._batch(torch.tensor([index]), torch.arange(int(self.sizes[index]))[None], 0)
 
     def sampled(self, num_points: int, sampling: str = "random", seed: int | None = None) -> DenseClouds:
         """The same clouds with `num_points` points drawn from each.
 
-        A cloud with fewer points has each of them once, and random ones of them again.
+        A cloud with fewer points has each of them once, and random ones a second time.
 
         Args:
             num_points: points to draw.
             sampling: `"random"`, without replacement; `"first"`; or `"fps"`, farthest points, which are chosen once and
                 kept.
-            seed: of the draws, which are then a function of the cloud's index alone; None takes the seed of each batch.
+            seed: of the draws, which then depend on the index of the cloud alone; None uses the seed of each batch.
         """
         if sampling not in SAMPLINGS:
             raise InputError(f"expected sampling to be one of {', '.join(SAMPLINGS)}, but got {sampling!r}")
@@ -201,12 +207,25 @@ class DenseClouds(Dataset):
         view._num_points, view._sampling, view._seed, view._chosen = num_points, sampling, seed, {}
         return view
 
+    def _transform(self, indices: Tensor, seed: int) -> DenseClouds:
+        """The clouds `indices` as the transform of the data set returns them."""
+        items = []
+        for index in indices.tolist():
+            with global_seed(combine_seeds(seed, index)):
+                items.append(self.dataset[index])
+        dataset = copy.copy(self.dataset)
+        dataset.transform, dataset._data_list = None, None
+        dataset._data, dataset.slices = dataset.collate(items)
+        clouds = DenseClouds(dataset, self.per_point, self.features, self.normalize, self.up_axis, self.name)
+        clouds._ids = self._ids[indices]
+        return clouds if self._num_points is None else clouds.sampled(self._num_points, self._sampling, self._seed)
+
     def _choose(self, index: int, seed: int, wanted: int) -> np.ndarray:
         """Which `wanted` points of a cloud are drawn."""
         if index in self._chosen:
             return self._chosen[index]
         size = int(self.sizes[index])
-        generator = np.random.default_rng([seed if self._seed is None else self._seed, index])
+        generator = np.random.default_rng([seed if self._seed is None else self._seed, int(self._ids[index])])
         if self._sampling == "fps":
             from pcattn.ops import farthest_point_sample
 
@@ -225,23 +244,24 @@ class DenseClouds(Dataset):
         """Read the chosen points (B, N) of some clouds (B,)."""
         rows = self.starts[indices][:, None] + chosen
         pos = self.pos.view(-1, 3)[rows]
-        channels = None if self._x is None or not (self._normals or self._features) else self._x[rows]
+        channels = None if self._x is None or not (self._normals or self._features) else self._x[rows].float()
         normals = None if channels is None or self._normals is None else channels[..., self._normals]
         if self._estimates_normals:
-            normals = torch.stack(
-                [self._estimate(index)[of] for index, of in zip(indices.tolist(), chosen, strict=True)]
-            )
+            estimated = [self._estimate(index)[of] for index, of in zip(indices.tolist(), chosen, strict=True)]
+            normals = torch.stack(estimated).float()
         features = None
-        if self.normalize != "none" or self._features:
+        # Float64 is placed in any case: `preprocess` moves clouds that float32 would blur.
+        moves = self.normalize != "none" or pos.dtype == torch.float64
+        if moves or self._features:
             place = self._place(indices)
-            features = select(channels, self._features, height_of(pos, place, self.up_axis))
-            pos = pos if self.normalize == "none" else apply_placement(pos, place)
+            features = select(channels, self._features, height_of(pos, place, self.up_axis).float())
+            pos = apply_placement(pos, place) if moves else pos
         return PointBatch(
-            pos=pos,
+            pos=pos.float(),
             normals=normals,
             label=self.label.view(-1)[rows] if self.per_point else self.label[indices],
             category=None if self.category is None else self.category[indices],
-            indices=indices,
+            indices=self._ids[indices],
             seed=seed,
             features=features,
             point_indices=chosen,
@@ -253,138 +273,14 @@ class DenseClouds(Dataset):
         return self.pos.view(-1, 3)[start : start + int(self.sizes[index])]
 
     def _estimate(self, index: int) -> Tensor:
-        """Normals (n, 3) of a complete cloud, estimated when first asked for."""
+        """Normals (n, 3) of a complete cloud, estimated on first use."""
         if index not in self._estimated:
             self._estimated[index] = estimate_normals(self._points(index)[None])[0]
         return self._estimated[index]
 
     def _place(self, indices: Tensor) -> Placement:
-        """Placements of some clouds as tensors (B, ...), each computed from the complete cloud when first asked for."""
+        """Placements of some clouds as tensors (B, ...), each computed from the complete cloud on first use."""
         for index in indices.tolist():
             if index not in self._placements:
                 self._placements[index] = placement([self._points(index)], self.normalize, self.up_axis)
         return Placement(*map(torch.stack, zip(*(self._placements[index] for index in indices.tolist()), strict=True)))
-
-
-class EpochSampler:
-    """Batches of one epoch, as a function of (seed, epoch) alone: a resumed run sees what the first one would have.
-
-    Args:
-        indices: (M,) the clouds to draw from.
-        batch_size: clouds a batch.
-        seed: seed of the order and of the batches' own seeds.
-        shuffle: a new order every epoch, and the last incomplete batch is left out (batch statistics of few clouds
-            are poor); otherwise the order of `indices`, complete.
-        rank: this process.
-        world_size: number of processes; each takes every `world_size`-th batch. Without `shuffle` every cloud comes
-            once, and the batches are smaller where some process would have none.
-
-    Attributes:
-        epoch: the present one.
-        position: how many of its batches have been taken.
-    """
-
-    def __init__(
-        self, indices: Tensor, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.indices, self.batch_size, self.seed, self.shuffle = indices, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
-        if not shuffle:
-            self.batch_size = max(1, min(batch_size, len(indices) // world_size))
-        self.epoch, self.position = 0, 0
-        self._resumed = (0, 0)
-        self._advances, self._begun = False, False
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before every epoch."""
-        self.epoch, self._begun = epoch, False
-
-    def advance(self, before: EpochSampler | None) -> None:
-        """From now on every iteration after the first is the next epoch; where no trainer says which it is.
-
-        Args:
-            before: a sampler whose epochs this one continues.
-        """
-        self._advances = True
-        if before is not None:
-            self.epoch, self._begun = before.epoch, before._begun
-
-    def resume(self, epoch: int, position: int) -> None:
-        """Begin this epoch, and no other, after its first `position` batches."""
-        self.epoch, self.position, self._begun = epoch, position, False
-        self._resumed = (epoch, position)
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of an epoch, of all processes; a data set smaller than one batch is still trained on."""
-        full = len(self.indices) // self.batch_size
-        return max(full, 1) if self.shuffle else -(-len(self.indices) // self.batch_size)
-
-    def __len__(self) -> int:
-        batches = self.num_batches
-        return batches // self.world_size if self.shuffle else -(-(batches - self.rank) // self.world_size)
-
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        if self._advances and self._begun:
-            self.epoch += 1
-        self._begun = True
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
-        order = torch.randperm(len(self.indices), generator=generator) if self.shuffle else slice(None)
-        batches = self.indices[order].split(self.batch_size)
-        first = self._resumed[1] if self.epoch == self._resumed[0] else 0
-        for step in range(first, len(self)):
-            number = step * self.world_size + self.rank
-            self.position = step + 1
-            yield _mix(self.seed, self.epoch, number), batches[number]
-
-
-class EpochLoader(DataLoader):
-    """Batches of an `EpochSampler`. Lightning keeps its state in checkpoints, so that training goes on in an epoch.
-
-    Args:
-        clouds: what to read from.
-        sampler: the batches of an epoch.
-        finish: what to do to each batch, where no trainer does it.
-    """
-
-    sampler: EpochSampler
-
-    def __init__(
-        self, clouds: Dataset, sampler: EpochSampler, finish: Callable[[Any], PointBatch] | None = None
-    ) -> None:
-        # batch_size None: the sampler yields whole batches. Indexing memory needs no worker processes.
-        super().__init__(clouds, sampler=sampler, batch_size=None, collate_fn=finish)
-
-    def state_dict(self) -> dict[str, int]:
-        """Which batch comes next."""
-        return {"epoch": self.sampler.epoch, "position": self.sampler.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with that batch."""
-        self.sampler.resume(**state)
-
-
-def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of a training and a validation part with the same share of every class.
-
-    Args:
-        labels: (M,) class of every cloud.
-        fraction: share of the validation part, 0 < fraction < 1; a class of two or more gives it at least one.
-        seed: seed of the choice.
-
-    Returns:
-        Sorted indices (M_train,) and (M_val,).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    validation = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
-        wanted = round(fraction * len(members))
-        count = min(max(wanted, 1), len(members) - 1)
-        validation[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return (~validation).nonzero().flatten(), validation.nonzero().flatten()
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several numbers, so that neighboring numbers give unrelated streams."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1

@@ -1,4 +1,4 @@
-"""Normals of clouds that come without any."""
+"""Estimated normals for clouds without normals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pcattn.utils.errors import InputError
 
-#: Points whose neighborhoods are in memory at once.
+#: Points whose neighborhoods are held in memory at once.
 _CHUNK = 1 << 16
 
 
@@ -16,22 +16,22 @@ def estimate_normals(pos: Tensor, k: int = 16) -> Tensor:
 
     The normal of a point is the direction in which its k nearest points (itself among them) extend least: the
     eigenvector of the least eigenvalue of :math:`\sum_j (p_j - \bar p)(p_j - \bar p)^T`. Of its two signs, the one with
-    :math:`n \cdot (p - c) \ge 0` is taken, c the centroid of the cloud. That is outwards on convex shapes alone, but
-    the same wherever the cloud lies and however it is turned. At edges the normals of both faces blend; k copies of one
-    point have no normal, and get an arbitrary one.
+    :math:`n \cdot (p - c) \ge 0` is taken, c the centroid of the cloud. Only on convex shapes is that always
+    outward, but it does not depend on the position and rotation of the cloud. At edges the normals of both faces blend.
+    k copies of one point have no normal and get an arbitrary one.
 
-    Open3D's `estimate_normals` is the same estimate. Open3D is not imported here because it cannot be on every machine
-    (it needs system libraries), and a network has to see the same normals wherever it is trained and used.
+    Open3D's `estimate_normals` computes the same. It is not used because Open3D needs system libraries that some
+    machines lack, and a network must see the same normals wherever it is trained and used.
 
     Args:
         pos: (B, N, 3), any N from 1 on.
-        k: points that a normal is fitted to, at most N of them.
+        k: number of points a normal is fitted to, at most N.
 
     Shape:
         (B, N, 3), of the type of `pos`.
 
     Raises:
-        InputError: shapes do not fit, or positions are not finite.
+        InputError: `pos` has another shape or type, or is not finite, or k < 1.
 
     Source: Hoppe et al. 1992, Surface reconstruction from unorganized points, section 3.2.
     """

@@ -1,6 +1,6 @@
-"""From a raw cloud to what a network sees: placed in the unit sphere or box, with the features that were chosen.
+"""From a raw cloud to what a network sees: normalized to the unit sphere or box, with the chosen features.
 
-The same in training, evaluation and use of a network: the data module keeps the arguments in the checkpoint, as
+Training, evaluation and use of a network do the same: the data module stores the arguments in the checkpoint, as
 `datamodule_hyper_parameters["preprocessing"]`.
 """
 
@@ -13,31 +13,29 @@ import torch
 from torch import Tensor
 
 from pcattn.data.normals import estimate_normals
+from pcattn.io.channels import GROUPS, canonical, find, members
 from pcattn.utils.errors import DatasetError, InputError
 
 NORMALIZATIONS = ("sphere", "box", "none")
 
-# Float32 blurs a cloud that is so many times farther from the origin than it is large.
+# Float32 blurs a cloud that is this many times its extent from the origin.
 _FAR = 100
 
-# Points that are computed with in float64 at once: a bound of memory.
+# Points computed in float64 at once, to bound memory.
 _PART = 1 << 18
-
-#: Features of several channels, by the names of these; any other feature is the channel of that name.
-FEATURES = {"normals": ("nx", "ny", "nz"), "color": ("red", "green", "blue")}
 
 #: Features that are computed: height above the lowest point of the cloud, along the up axis, and estimated normals.
 HEIGHT = "height"
 ESTIMATED_NORMALS = "estimated_normals"
-COMPUTED = {HEIGHT: (HEIGHT,), ESTIMATED_NORMALS: FEATURES["normals"]}
+COMPUTED = {HEIGHT: (HEIGHT,), ESTIMATED_NORMALS: GROUPS["normals"]}
 
 
 class Placement(NamedTuple):
-    """Where a cloud lies: `(pos - center) / radius` is its normalized position."""
+    """Position and size of a cloud: `(pos - center) / radius` is normalized."""
 
     center: Tensor  #: (3,), float64
     radius: Tensor  #: (), float64
-    lowest: Tensor  #: (), float64, the least coordinate along the up axis
+    lowest: Tensor  #: (), float64, the smallest coordinate along the up axis
 
 
 def preprocess(
@@ -54,24 +52,23 @@ def preprocess(
 
     Args:
         pos: (N, 3), in any unit.
-        channels: (N, F), what else is known about the points; normals of unit length, colors in [0, 1].
-        channel_names: F names, see `FEATURES`.
-        features: what to choose: `"normals"`, `"color"`, `"height"`, or the name of any other channel. In place
-            of `"normals"`, `"estimated_normals"` are computed from the positions (`estimate_normals`), whether or not
-            the cloud has some.
+        channels: (N, F) other channels of the points; normals of unit length, colors in [0, 1].
+        channel_names: F names, see `pcattn.io.channels`.
+        features: the chosen features: `"normals"`, `"color"`, `"height"`, or the name of any other channel. Instead of
+            `"normals"`, `"estimated_normals"` are computed from the positions (`estimate_normals`), whether or not the
+            cloud has normals.
         normalize: `"sphere"`: centroid at the origin, the farthest point at distance 1; `"box"`: the center of the
-            bounding box at the origin, the largest coordinate 1; `"none"`: as it is, but for a cloud in float64 that is
-            more than 100 times as far from the origin as it is large: float32 would blur it, and its centroid is moved
-            to the origin.
+            bounding box at the origin, the largest coordinate 1; `"none"`: unchanged, except that a cloud in float64
+            more than 100 times its extent from the origin is moved to its centroid, because float32 would blur it.
         up_axis: `"x"`, `"y"` or `"z"`; the axis that height is measured along.
-        place: where the cloud lies that these points are some of; None: they are all of it.
+        place: placement of the complete cloud if these are only some of its points; None if they are all.
 
     Shape:
-        pos (N, 3), and features (N, C) with the normals first, then the others as listed; None where none is chosen.
+        pos (N, 3), and features (N, C) with the normals first, then the others as listed; None if none is chosen.
 
     Raises:
         DatasetError: a feature is not among the channels.
-        InputError: positions of another shape or type, no point, or NaN and infinity among those that are normalized.
+        InputError: positions have another shape or type, there are none, or some are NaN or infinite.
     """
     if pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
         raise InputError(f"expected pos (N, 3) and at least one point, but got shape {tuple(pos.shape)}")
@@ -89,11 +86,9 @@ def preprocess(
 
 
 def check(features: Sequence[str], normalize: str, up_axis: str) -> None:
-    """Refuse arguments out of range.
-
-    Raises:
-        InputError: with what was expected.
-    """
+    """Raise `InputError` if an argument is out of range."""
+    if misspelled := [name for name in features if canonical(name) == "normals" != name]:
+        raise InputError(f"expected the feature normals, but got {misspelled[0]}")
     if len(set(features)) < len(features):
         raise InputError(f"expected features without repetition, but got {list(features)}")
     if {"normals", ESTIMATED_NORMALS} <= set(features):
@@ -105,14 +100,13 @@ def check(features: Sequence[str], normalize: str, up_axis: str) -> None:
 
 
 def count_channels(features: Sequence[str]) -> int:
-    """Channels of the chosen features together."""
+    """Number of channels of the chosen features."""
     return len(name_channels(features))
 
 
 def name_channels(features: Sequence[str]) -> list[str]:
     """Names of the channels of the chosen features, in the order in which a network takes them."""
-    groups = {**FEATURES, **COMPUTED}
-    return [channel for name in in_order(features) for channel in groups.get(name, (name,))]
+    return [channel for name in in_order(features) for channel in COMPUTED.get(name, members(name))]
 
 
 def in_order(features: Sequence[str]) -> list[str]:
@@ -121,35 +115,35 @@ def in_order(features: Sequence[str]) -> list[str]:
 
 
 def find_channels(feature: str, channel_names: Sequence[str], source: str = "the cloud") -> list[int] | None:
-    """The columns that a feature consists of; None for one that is computed.
+    """The columns of a feature; None if it is computed.
 
     Raises:
-        DatasetError: it is not there; the message lists what is.
+        DatasetError: the feature is missing; the message lists those that exist.
     """
     if feature in COMPUTED:
         return None
-    wanted = FEATURES.get(feature, (feature,))
-    if not set(wanted) <= set(channel_names):
-        groups = [name for name, names in FEATURES.items() if set(names) <= set(channel_names)]
-        grouped = {channel for name in groups for channel in FEATURES[name]}
+    found = [find(name, channel_names) for name in members(feature)]
+    if None in found:
+        groups = [name for name, names in GROUPS.items() if set(names) <= set(channel_names)]
+        grouped = {channel for name in groups for channel in GROUPS[name]}
         there = [*groups, *(name for name in channel_names if name not in grouped), *COMPUTED]
         raise DatasetError(f"expected {feature} among the features of {source}, but it has {', '.join(there)}")
-    return [list(channel_names).index(name) for name in wanted]
+    return [list(channel_names).index(name) for name in found if name is not None]
 
 
 def select(channels: Tensor | None, columns: Sequence[list[int] | None], height: Tensor | None) -> Tensor | None:
-    """The chosen columns of channels (..., F), the height (...) for None, as one tensor; None if none is chosen."""
+    """The chosen columns of channels (..., F), with the height (...) in place of None; None if none is chosen."""
     chosen = [height[..., None] if c is None else channels[..., c] for c in columns]  # type: ignore[index]
     return torch.cat(chosen, dim=-1) if chosen else None
 
 
 def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placement:
-    """Where a cloud lies; a cloud in one place is not scaled.
+    """Position and size of a cloud. A cloud whose points coincide is not scaled.
 
     Args:
-        blocks: its points, (N, 3) at a time; gone through twice.
+        blocks: its points, in blocks (N, 3), which are iterated over twice.
         normalize: see `preprocess`.
-        up_axis: likewise.
+        up_axis: see `preprocess`.
     """
     total, low, high = (torch.full((3,), value, dtype=torch.float64) for value in (0.0, torch.inf, -torch.inf))
     number, blurs = 0, False
@@ -171,7 +165,7 @@ def placement(blocks: Iterable[Tensor], normalize: str, up_axis: str) -> Placeme
     elif blurs and bool(torch.maximum(low.abs(), high.abs()).max() > _FAR * (high - low).max().clamp(min=1e-30)):
         center = total / number
     if not bool(radius.isfinite()):
-        raise InputError("expected finite positions whose squares are in range, but the cloud has others")
+        raise InputError("expected finite positions whose squares are in range, but got others")
     radius = torch.where(radius > 0, radius, 1.0)
     return Placement(center, radius, low["xyz".index(up_axis)])
 

@@ -1,32 +1,35 @@
-"""Batches of clouds that lie on the device as a whole."""
+"""Batches selected on the device, where all clouds are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from pcattn.data.dense import DenseClouds, EpochLoader, EpochSampler, PointBatch
+from pcattn.data.batch import PointBatch
+from pcattn.data.dense import DenseClouds
+from pcattn.data.loader import EpochLoader, EpochSampler
 from pcattn.utils.errors import InputError
 
-#: The share of a GPU's free memory that clouds may take without being asked to.
+#: The share of a GPU's free memory that clouds may take with `resident: auto`.
 MEMORY_SHARE = 0.25
 
 
 class ResidentLoader(EpochLoader):
-    """The batches of `EpochLoader(dataset, sampler)`, each selected where the clouds lie.
+    """The batches of `EpochLoader(dataset, sampler)`, selected on a device that stores all clouds.
 
-    The clouds of the sampler are read once, when the first batch is asked for, and moved to the device. The order of an
-    epoch follows in one piece; from there on a batch is one `index_select` a field, and nothing passes from host to
-    device. The values are those of the `EpochLoader`, to the last bit.
+    The clouds of the sampler are read once, for the first batch, and moved to the device. The order of each epoch
+    follows in one transfer. From then on, a batch is one `index_select` per field, and nothing passes from host to
+    device. The values equal those of the `EpochLoader` exactly.
 
     Args:
-        dataset: clouds of which every read gives the same points, see `DenseClouds.draws_anew`.
+        dataset: clouds whose points are the same in every read, see `DenseClouds.draws_anew`.
         sampler: the batches of an epoch.
-        device: where the clouds lie.
+        device: where the clouds are stored.
         finish: see `EpochLoader`.
 
     Raises:
@@ -41,7 +44,7 @@ class ResidentLoader(EpochLoader):
         finish: Callable[[Any], PointBatch] | None = None,
     ) -> None:
         if dataset.draws_anew:
-            raise InputError("expected clouds of which every read gives the same points, but they are drawn anew")
+            raise InputError("expected clouds whose points are the same in every read, but they are drawn anew")
         super().__init__(dataset, sampler, finish)
         self.device = device
         self._indices = sampler.indices
@@ -70,3 +73,23 @@ def fits(dataset: DenseClouds, sampler: EpochSampler, device: torch.device) -> b
     example = dataset[0, sampler.indices[:1]]
     size = sum(field.nbytes for field in example if isinstance(field, Tensor)) * len(sampler.indices)
     return size <= MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def why_not_resident(
+    dataset: Dataset, sampler: EpochSampler, device: torch.device, resident: bool | Literal["auto"]
+) -> str | None:
+    """The reason why clouds are read on the host for every batch; None if they are to be stored on the device.
+
+    Args:
+        dataset: the clouds of a loader.
+        sampler: the batches of an epoch.
+        device: where the network is.
+        resident: store them if that is possible; `"auto"` only if they also fit (`fits`).
+    """
+    if not isinstance(dataset, DenseClouds):
+        return "they come corrupted"
+    if dataset.draws_anew:
+        return "their points are drawn for each batch"
+    if resident == "auto" and not fits(dataset, sampler, device):
+        return f"they take more than {MEMORY_SHARE:.0%} of the free memory of {device}"
+    return None

@@ -1,61 +1,60 @@
-"""Trained networks as files: what a checkpoint, a run or bundled weights hold, read without running code of theirs.
+"""Trained networks as files, read without running any code in them.
 
-Three kinds of files are read: `.ckpt` of a training, `.safetensors` written by `save_weights`, and the weights that
-come with this package (`.safetensors` in `pcattn/weights/`), which are known by name.
+Three kinds are read: the `.ckpt` of a training, a `.safetensors` written by `save_weights`, and the bundled weights
+(`.safetensors` in `pcattn/weights/`), which are known by name.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pickle
 import re
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import pcattn
-from pcattn.training import runs
+from pcattn.models.pct import is_fused_after_mix
+from pcattn.models.pretrained import bundled
+from pcattn.tasks import TASKS
+from pcattn.tasks.base import FROM_DATA, PointCloudTask
+from pcattn.training import run_folder
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_bytes
 from pcattn.utils.registry import construct, names_only, resolve
 from pcattn.utils.tensors import load_tensors
 
-if TYPE_CHECKING:
-    from pcattn.tasks.base import PointCloudTask
-
 #: Floating point numbers of the matrices in a `.safetensors` file.
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
-# What one JSON string in the metadata of a `.safetensors` file is kept under.
+# The key of our JSON in the metadata of a `.safetensors` file.
 _KEY = "pcattn"
 _NETWORK = "network."
 
-_MAX_ITEMS = 100_000  # of a description; more are a few that name each other
+_MAX_ITEMS = 100_000  # in a description; more come from a few that refer to each other
+
+# Arguments that a checkpoint may hold although its task does not take them.
+_OPTIONAL = (*FROM_DATA, "compile")
 
 
 class Checkpoint(NamedTuple):
     """Weights of a network and what is known about them: tensors and plain data alone."""
 
-    task: str  #: name of the task, `"Classification"`, or the import path of one's own
+    task: str  #: name of the task, like `"Classification"`, or its import path
     hyper_parameters: dict[str, Any]  #: arguments of the task
     data: dict[str, Any]  #: arguments of the data module that it was trained with
-    training: dict[str, Any]  #: epochs, metrics, command: whatever is known
-    version: str | None  #: of this package, as it wrote the file
-    state: dict[str, Tensor]  #: of the network
-
-
-def bundled() -> dict[str, Path]:
-    """The weights that come with this package, by name."""
-    folder = Path(str(files("pcattn"))) / "weights"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    training: dict[str, Any]  #: what is known about the training: epochs, metrics, command
+    version: str | None  #: version of this package that wrote the file
+    state: dict[str, Tensor]  #: weights of the network
 
 
 def find(source: str | os.PathLike[str]) -> Path:
-    """The file behind a path of a checkpoint, the folder of a run (its best checkpoint) or a name of bundled weights.
+    """The file behind the path of a checkpoint, the folder of a run (its best checkpoint) or a name of bundled weights.
 
     Raises:
         InputError: there is none.
@@ -63,9 +62,9 @@ def find(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if path.is_dir():
         for name in ("best", "last"):
-            if runs.checkpoint_path(path, name).is_file():
-                return runs.checkpoint_path(path, name)
-        raise InputError(f"expected the folder of a run with {runs.CHECKPOINTS}/best.ckpt, but got {path}")
+            if run_folder.checkpoint_path(path, name).is_file():
+                return run_folder.checkpoint_path(path, name)
+        raise InputError(f"expected the folder of a run with {run_folder.CHECKPOINTS}/best.ckpt, but got {path}")
     if path.is_file():
         return path
     names = bundled()
@@ -76,14 +75,20 @@ def find(source: str | os.PathLike[str]) -> Path:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a file of either kind.
+    """Read a `.ckpt` or `.safetensors` file.
 
     Raises:
-        InputError: it is neither, is broken, or holds more than tensors and plain data.
+        InputError: the file is neither, is broken, or holds more than tensors and plain data.
     """
     if path.suffix not in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise InputError(f"expected a .ckpt or .safetensors file, but got {path}")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
+    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_ckpt(path)
+    if is_fused_after_mix(checkpoint.state):
+        options = checkpoint.hyper_parameters.get("network_kwargs") or {}
+        checkpoint.hyper_parameters["network_kwargs"] = {**options, "fuse_after_mix": True}
+        state = {name.replace("embedding.mix.", "mix."): tensor for name, tensor in checkpoint.state.items()}
+        checkpoint = checkpoint._replace(state=state)
+    return checkpoint
 
 
 def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = False) -> PointCloudTask:
@@ -92,22 +97,22 @@ def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = 
     Args:
         checkpoint: as `read` returns it.
         source: where it comes from, for messages.
-        trust: import the code that it names, as an attention or task of one's own; refused otherwise.
+        trust: import the code that it names, like your own attention or task; refused otherwise.
 
     Raises:
         InputError: it names code, its arguments make no task, or its weights do not fit them.
     """
-    from pcattn.tasks import Classification, PartSegmentation
-
-    tasks = {task.__name__: task for task in (Classification, PartSegmentation)}
-    arguments = {**checkpoint.hyper_parameters, "compile": False}
     with names_only(None if trust else source):
         try:
-            task = construct("task", checkpoint.task, resolve("task", checkpoint.task, tasks), **arguments)
+            factory = resolve("task", checkpoint.task, TASKS)
+            arguments = _accepted(factory, {**checkpoint.hyper_parameters, "compile": False})
+            task = construct("task", checkpoint.task, factory, **arguments)
         except ValueError:
             raise
-        except Exception as error:  # whatever arguments of other types make the parts of a task raise
+        except Exception as error:  # anything that arguments of a wrong type make a constructor raise
             raise InputError(f"the arguments in {source} make no task: {_reason(error)}") from error
+    if complex_names := [name for name, tensor in checkpoint.state.items() if tensor.is_complex()]:
+        raise InputError(f"expected real weights in {source}, but got complex ones in {complex_names[0]}")
     try:
         task.network.load_state_dict(checkpoint.state)
     except RuntimeError as error:
@@ -123,17 +128,17 @@ def save_weights(
     training: dict[str, Any] | None = None,
     dtype: str = "float16",
 ) -> Path:
-    """Write the network of a task as `.safetensors`, with everything in its metadata that `pcattn.load` needs.
+    """Write the network of a task as `.safetensors`, with all metadata that `pcattn.load` needs.
 
     The file holds no optimizer and no code. Its metadata has one JSON object under `pcattn`: `task`,
     `hyper_parameters`, `data`, `training` and `version`, see `Checkpoint`. The folder of the data set is left out.
 
     Args:
         task: the trained task.
-        path: the file, which is written at once and complete, in place of one of this name.
-        data: arguments of the data module: number of points, normalization, features. None takes those of the data
-            module that the task was trained with, where its trainer is at hand.
-        training: what is worth knowing about the training, as plain data: command, seed, metrics.
+        path: the file, written atomically; an existing file is replaced.
+        data: arguments of the data module: number of points, normalization, features. None takes them from the task's
+            trainer, if it has one.
+        training: facts about the training, as plain data: command, seed, metrics.
         dtype: `"float16"` or `"float32"`. In float16 only matrices are rounded: vectors (biases, batch statistics)
             are few and need the range.
 
@@ -158,11 +163,10 @@ def save_weights(
             if not bool(stored.isfinite().all()):
                 raise InputError(f"expected finite weights within the range of {dtype}, but got others in {name}")
         state[name] = stored
-    name = task_name(f"{type(task).__module__}.{type(task).__qualname__}")
     about = {
         "version": pcattn.__version__,
-        "task": name,
-        "hyper_parameters": _hyper_parameters(name, dict(task.hparams)),
+        "task": task_name(f"{type(task).__module__}.{type(task).__qualname__}"),
+        "hyper_parameters": _accepted(type(task), _arguments(dict(task.hparams))),
         "data": {name: value for name, value in _arguments(data).items() if name != "root"},
         "training": training or {},
     }
@@ -180,18 +184,17 @@ def _read_ckpt(path: Path) -> Checkpoint:
             f"expected {path} to hold tensors and plain data alone, but it holds other objects{what}, which could run "
             "code: refused"
         ) from error
-    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+    except Exception as error:  # anything that torch raises for a file that is no checkpoint
         raise InputError(f"expected {path} to be a checkpoint, but reading it failed: {_reason(error)}") from error
     if not isinstance(stored, dict) or not {"hyper_parameters", "state_dict"} <= stored.keys():
         raise InputError(f"expected {path} to be a checkpoint of pcattn, but it lacks hyper_parameters or state_dict")
     hyper_parameters = _table(path, stored, "hyper_parameters")
-    # From Python there is no class path.
-    own = "PartSegmentation" if "parts" in hyper_parameters else "Classification"
-    task = task_name(str(hyper_parameters.get("_class_path", own)))
+    task = task_name(str(hyper_parameters.get("_class_path", stored.get("task") or _guess_task(hyper_parameters))))
+    arguments = _arguments(hyper_parameters)
     state = _table(path, stored, "state_dict", Tensor)
     return Checkpoint(
         task,
-        _hyper_parameters(task, hyper_parameters),
+        _accepted(TASKS[task], arguments) if task in TASKS else arguments,
         _arguments(_table(path, stored, "datamodule_hyper_parameters")),
         _course(path, stored),
         None,
@@ -223,14 +226,19 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _arguments(stored: dict[str, Any]) -> dict[str, Any]:
-    """Without what Lightning keeps beside them: how its command line would import the class."""
+    """Without Lightning's own entries: how its command line imports the class."""
     return {name: value for name, value in stored.items() if not name.startswith("_")}
 
 
-def _hyper_parameters(task: str, stored: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a task; without what the command line stored from the data for one that does not take it."""
-    foreign = {"Classification": ("parts", "part_names"), "PartSegmentation": ("num_classes",)}.get(task, ())
-    return {name: value for name, value in _arguments(stored).items() if name not in foreign}
+def _accepted(task: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments without those that the command line stores from the data for every task, if this one lacks them."""
+    parameters = inspect.signature(task).parameters
+    return {name: value for name, value in arguments.items() if name not in _OPTIONAL or name in parameters}
+
+
+def _guess_task(arguments: dict[str, Any]) -> str:
+    """The task of an old checkpoint that was saved from Python: the one that takes most of its arguments."""
+    return max(TASKS, key=lambda name: len(arguments.keys() & inspect.signature(TASKS[name]).parameters.keys()))
 
 
 def task_name(class_path: str) -> str:
@@ -239,11 +247,11 @@ def task_name(class_path: str) -> str:
 
 
 def _course(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
-    """How far the training was, and the score of the checkpoint where one was kept."""
+    """Epochs and steps of the training, and the score of the checkpoint if there is one."""
     try:
         course: dict[str, Any] = {"epochs": stored.get("epoch", -1) + 1, "steps": stored.get("global_step", 0)}
         for callback in (stored.get("callbacks") or {}).values():
-            # The score is that of the checkpoint that was saved for it. last.ckpt holds it, too, but deserves its own.
+            # The score belongs to the checkpoint that was saved for it; last.ckpt stores it as well.
             own = os.path.basename(str(callback.get("best_model_path"))) == path.name
             if own and callback.get("monitor") and callback.get("current_score") is not None:
                 course["metrics"] = {callback["monitor"]: float(callback["current_score"])}
@@ -253,10 +261,10 @@ def _course(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(path: Path, stored: dict[str, Any], key: str, kind: type | None = None) -> dict[str, Any]:
-    """A dictionary that a file holds: of plain data, or of objects of one kind.
+    """A dictionary in a file: of plain data, or of objects of one kind.
 
     Raises:
-        InputError: it is something else, or refers to itself over and over.
+        InputError: it is something else, or refers to itself.
     """
     table = stored.get(key) or {}
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
@@ -275,5 +283,5 @@ def _table(path: Path, stored: dict[str, Any], key: str, kind: type | None = Non
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of a message, or the kind of an error without one."""
+    """The first sentence of an error message, or the type of an error without one."""
     return str(error).partition(". ")[0].strip() or type(error).__name__

@@ -1,4 +1,4 @@
-"""Point clouds as users hold them: NumPy, torch, Open3D and torch-geometric, seen as positions and named channels."""
+"""Point clouds of NumPy, torch, Open3D and torch-geometric as positions and named channels."""
 
 from __future__ import annotations
 
@@ -11,29 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcattn.io.channels import GROUPS, canonical, find, members
 from pcattn.utils.errors import InputError
-
-#: Attributes of several channels, by the names of these.
-_GROUPS = {
-    "normals": ("nx", "ny", "nz"),
-    "normal": ("nx", "ny", "nz"),
-    "colors": ("red", "green", "blue"),
-    "color": ("red", "green", "blue"),
-}
 
 
 class Points(NamedTuple):
     """One cloud, on the CPU."""
 
-    pos: Tensor  #: (N, 3), float32 or float64 as it came
-    channels: Tensor | None  #: (N, F), what else was asked for and is known
+    pos: Tensor  #: (N, 3), float32 or float64, as given
+    channels: Tensor | None  #: (N, F) the requested channels that the cloud has
     names: list[str]  #: F names
 
 
 def several(clouds: Any) -> Sequence[Any] | None:
     """The clouds of a list, an array (B, N, C), or a `Batch` or data set of torch-geometric; None if this is one cloud.
 
-    The last two have a `pos` as well: that of all their clouds in one piece.
+    The last two also have a `pos`, which holds the points of all their clouds.
     """
     from torch_geometric.data import Batch, Dataset
 
@@ -46,25 +39,25 @@ def several(clouds: Any) -> Sequence[Any] | None:
 
 
 def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
-    """Positions and channels of one cloud; nothing is copied that need not be.
+    """Positions and channels of one cloud, without needless copies.
 
     Args:
-        cloud: a NumPy array, torch tensor or nested list (N, 3), or (N, 3 + F) with the channels asked for; an Open3D
+        cloud: a NumPy array, torch tensor or nested list (N, 3), or (N, 3 + F) with the requested channels; an Open3D
             `PointCloud`, legacy or tensor, with normals and colors; or an object with `pos`, as torch-geometric's
-            `Data` (channels `x` (N, F) as asked for, or `normal`) and what `read_cloud` returns (`attributes`).
+            `Data` (channels `x` (N, F) as requested, or `normal`) and what `read_cloud` returns (`attributes`).
             `Points` are returned as they are.
-        names: of the channels asked for: `nx`, `ny`, `nz`, `red`, ... Colors are in [0, 1].
-        first: number of its first point in error messages: of a block of a larger cloud.
+        names: names of the requested channels: `nx`, `ny`, `nz`, `red`, ... Colors are in [0, 1].
+        first: number of its first point in error messages, if it is a block of a larger cloud.
 
     Raises:
-        InputError: none of these, several clouds in one piece, no points, or coordinates that are not finite. Missing
+        InputError: another type, several clouds in one object, no points, or coordinates that are not finite. Missing
             channels are not an error.
     """
     if isinstance(cloud, Points):
         return cloud
-    of_cloud = getattr(cloud, "batch", None)  # as in torch-geometric: the number of the cloud of every point
+    of_cloud = getattr(cloud, "batch", None)  # as in torch-geometric: the index of the cloud of every point
     if isinstance(of_cloud, Tensor) and of_cloud.numel() and bool((of_cloud != of_cloud[0]).any()):
-        raise InputError(f"expected one cloud, but got {int(of_cloud.max()) + 1} in one piece, told apart by batch")
+        raise InputError(f"expected one cloud, but got {int(of_cloud.max()) + 1} in one object, separated by `batch`")
     attributes: Mapping[str, Any] = {}
     if hasattr(cloud, "pos"):
         pos, attributes = _tensor(cloud.pos), _attributes_of(cloud, names)
@@ -82,11 +75,11 @@ def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
             hint = ""
             if array.dim() == 2 and array.shape[1] > 3:
                 transposed = array.shape[1] > len(array)
-                hint = "; with one row a point it is points.T" if transposed else "; positions alone are points[:, :3]"
+                hint = "; with one row per point it is points.T" if transposed else "; the positions are points[:, :3]"
             raise InputError(f"expected points {expected}, but got shape {tuple(array.shape)}{hint}")
         pos, attributes = array[:, :3], dict(zip(names, array[:, 3:].T, strict=False))
     else:
-        hint = ": pcattn.datasets.read_cloud reads a file" if isinstance(cloud, (str, Path)) else ""
+        hint = ": pcattn.io.read_cloud reads a file" if isinstance(cloud, (str, Path)) else ""
         raise InputError(
             "expected a cloud as NumPy array, torch tensor, Open3D PointCloud or torch-geometric Data, "
             f"but got {type(cloud).__name__}{hint}"
@@ -104,9 +97,9 @@ def as_points(cloud: Any, names: Sequence[str] = (), first: int = 0) -> Points:
 
 
 def _attributes_of(cloud: Any, names: Sequence[str]) -> dict[str, Any]:
-    """What an object with `pos` has beside it."""
+    """The attributes of an object with `pos`."""
     attributes = dict(getattr(cloud, "attributes", {}))
-    for name in _GROUPS:
+    for name in ("normal", "normals", "color", "colors"):
         if (values := getattr(cloud, name, None)) is not None:
             attributes[name] = values
     x = getattr(cloud, "x", None)
@@ -116,18 +109,19 @@ def _attributes_of(cloud: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _columns(attributes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
-    """Those of the named channels that are among the attributes, each (N,); integer colors in [0, 1]."""
+    """The named channels that the attributes have, each (N,), with integer colors scaled to [0, 1]."""
     columns: dict[str, Tensor] = {}
     for name, values in attributes.items():
-        members = _GROUPS.get(name, (name,))
-        if not set(members) & set(names):
+        own = members(name)
+        wanted = {member: found for member in own if (found := find(member, names)) is not None}
+        if not wanted:
             continue
         tensor = _tensor(values)
         kind = values.numpy().dtype if isinstance(values, Tensor) else np.asarray(values).dtype
-        if "red" in members and kind.kind in "ui":
+        if set(GROUPS["colors"]) & set(map(canonical, own)) and kind.kind in "ui":
             tensor = tensor / np.iinfo(kind).max
         parts = [tensor] if tensor.dim() == 1 else list(tensor.T)
-        columns.update((member, part) for member, part in zip(members, parts, strict=False) if member in names)
+        columns.update((wanted[member], part) for member, part in zip(own, parts, strict=False) if member in wanted)
     return columns
 
 
@@ -142,6 +136,8 @@ def _check_finite(name: str, values: Tensor, first: int) -> None:
 
 def _tensor(array: Any) -> Tensor:
     """A floating point tensor on the CPU."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise InputError(f"expected points without masked values, but got {np.ma.count_masked(array)} of them")
     try:
         tensor = array.detach().cpu() if isinstance(array, Tensor) else torch.from_numpy(_native(np.asarray(array)))
     except (TypeError, ValueError) as error:
@@ -154,13 +150,13 @@ def _tensor(array: Any) -> Tensor:
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """Numbers as torch takes them: in the machine's byte order, with positive strides, and its own."""
+    """An array that torch accepts: writable, in native byte order, with positive strides."""
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return native if native.flags.writeable and min(native.strides, default=0) >= 0 else native.copy()
 
 
 def _is_list(item: Any) -> bool:
-    """Whether this is a plain list; what `read_cloud` returns is a tuple with `pos`."""
+    """Whether this is a plain list. `read_cloud` returns a tuple with `pos`."""
     return isinstance(item, Sequence) and not isinstance(item, str) and not hasattr(item, "pos")
 
 

@@ -1,8 +1,8 @@
 """The operations of this package that ONNX lacks, written in its operators (opset 18).
 
-Imported only where a network is exported. Every function has the signature of the operation in `pcattn.ops` or
-`pcattn.attention` whose place it takes. Equal distances are ordered by index here, not by coordinates: results differ
-where different points lie at exactly the same distance.
+Imported only to export a network. Every function has the signature of the operation in `pcattn.ops` or
+`pcattn.attention` that it replaces. Equal distances are ordered by index here, not by coordinates, so results differ if
+different points lie at exactly the same distance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOCAL = onnxscript.values.Opset("pcattn", 1)
 
 
 def offset_attention(q: Any, v: Any) -> tuple[Any, Any]:
-    """See `pcattn.attention.offset`."""
+    """See `pcattn.ops.offset_attention`."""
     weights = op.Softmax(op.MatMul(q, op.Transpose(q, perm=[0, 2, 1])), axis=-1)  # (B, keys, queries)
     totals = op.Unsqueeze(op.ReduceSum(weights, _ints(1), keepdims=0), _ints(2))
     out = op.MatMul(op.Transpose(weights, perm=[0, 2, 1]), v)
@@ -30,7 +30,7 @@ def offset_attention(q: Any, v: Any) -> tuple[Any, Any]:
 
 
 def neighborhood_attention(q: Any, k: Any, v: Any, neighbors: Any, bias: Any = None, *_: Any) -> tuple[Any, Any]:
-    """See `pcattn.ops.neighborhood_attention.op`; keys and values of all neighbors are held at once."""
+    """See `pcattn.ops.neighborhood_attention`; keys and values of all neighbors are held at once."""
     at = op.Unsqueeze(neighbors, _ints(3))  # (B, N, K, 1)
     keys, values = (op.GatherND(rows, at, batch_dims=1) for rows in (k, v))  # (B, N, K, H, D)
     products = op.ReduceSum(op.Mul(op.Unsqueeze(q, _ints(2)), keys), _ints(4), keepdims=0)
@@ -85,7 +85,7 @@ def _farthest_points(pos: FLOAT[...], count: INT64) -> INT64[...]:  # type: igno
     return chosen
 
 
-#: What takes the place of each operation.
+#: The replacement of each operation.
 TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.pcattn.offset_attention.default: offset_attention,
     torch.ops.pcattn.neighborhood_attention.default: neighborhood_attention,
@@ -96,7 +96,7 @@ TRANSLATIONS: dict[Callable, Callable] = {
 
 
 def obstacles(nodes: Iterable[torch.fx.Node]) -> list[str]:
-    """Why a graph cannot be written in ONNX: operations of this package, or uses of them, that have no translation."""
+    """Why a graph cannot be written in ONNX: operations of this package without a translation."""
     found = set()
     for node in nodes:
         name = str(node.target)

@@ -1,4 +1,4 @@
-"""Point clouds and meshes on disk: one format a file; `read_cloud` reads any of them, `write_ply` writes."""
+"""Point clouds and meshes on disk, one module per format: `read_cloud` reads all of them, `write_ply` writes PLY."""
 
 from pcattn.io.cloud import Cloud, read_cloud, write_ply
 

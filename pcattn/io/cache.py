@@ -1,4 +1,4 @@
-"""What took long to read is kept as raw arrays, which later starts map instead of reading."""
+"""Caches: what is slow to read is kept as raw arrays, which later runs map into memory."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from numpy.typing import NDArray
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, InputError
 
 VERSION = 1
-"""Part of the key of every cache; grows with this file's own format."""
+"""Part of the key of every cache; increase it when the format of this file changes."""
 
 _INDEX = "index.json"
-_STALE = 24 * 3600  # seconds after which an unfinished cache belongs to no living process
+_STALE = 24 * 3600  # seconds after which no process can still be writing a cache
 
 
 class CacheElsewhereWarning(UserWarning):
-    """The folder of a data set cannot be written: where its cache goes. Nothing is wrong with the data."""
+    """The folder of a data set is read-only, so its cache is stored elsewhere. The data is fine."""
 
 
 class Cached(NamedTuple):
-    """What a cache holds."""
+    """The content of a cache."""
 
     arrays: dict[str, NDArray[Any]]  #: mapped copy-on-write: read on access, never written back
     info: dict[str, Any]  #: plain data
-    folder: Path  #: where it lies
+    folder: Path  #: the folder of the cache
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Within it, what is missing or does not fit is told of the cache, which may have come from a stranger.
+        """Turn errors into ones that name the cache, which may come from a stranger and hold anything.
 
         Raises:
-            DatasetBrokenError: something else than a `DatasetError` went wrong.
+            DatasetBrokenError: anything but a `DatasetError` was raised in the block.
         """
         try:
             yield
@@ -53,17 +53,17 @@ class Cached(NamedTuple):
             raise
         except MemoryError as error:
             raise DatasetBrokenError(self.folder, "it is too large for the memory of this machine") from error
-        except Exception as error:  # whatever wrong names, types and sizes make numpy and torch raise
-            reason = f"this cache holds something else than it should ({type(error).__name__}: {error}): delete it"
+        except Exception as error:  # whatever wrong names, types and sizes make NumPy and PyTorch raise
+            reason = f"expected a cache of this version, but got {type(error).__name__}: {error}; delete the folder"
             raise DatasetBrokenError(self.folder, reason) from error
 
 
 class ArrayWriter:
-    """Arrays that grow on disk, so that they need not fit in memory.
+    """Arrays that grow on disk, so that they do not have to fit in memory.
 
     Attributes:
         info: plain data to keep beside the arrays.
-        folder: the unfinished cache; files that `build` removes again may lie there.
+        folder: the unfinished cache; `build` may keep temporary files there and has to remove them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +73,7 @@ class ArrayWriter:
         self._arrays: dict[str, dict[str, Any]] = {}
 
     def append(self, name: str, rows: NDArray[Any]) -> None:
-        """Add rows (n, ...) to the array `name`, whose type and further sizes are those of its first rows."""
+        """Add rows (n, ...) to the array `name`; the first rows set its type and its other sizes."""
         layout = {"dtype": rows.dtype.str, "shape": list(rows.shape)}
         if name not in self._files:
             self._files[name] = (self.folder / f"{name}.bin").open("wb")
@@ -86,7 +86,7 @@ class ArrayWriter:
         self._files[name].write(np.ascontiguousarray(rows).data)
 
     def close(self) -> None:
-        """Finish the files; the index, which makes the cache valid, is written last."""
+        """Finish the files. The index is written last, because it makes the cache valid."""
         for file in self._files.values():
             file.close()
         (self.folder / _INDEX).write_text(json.dumps({"arrays": self._arrays, "info": self.info}))
@@ -95,26 +95,27 @@ class ArrayWriter:
 def cached(
     name: str, root: Path, files: Sequence[Path], build: Callable[[ArrayWriter], None], options: Any = None
 ) -> Cached:
-    """The arrays that `build` makes of some files, built once.
+    """The arrays that `build` makes of some files; later calls find them on disk.
 
-    They lie in `<root>/processed/<name>-<key>/`, or where that cannot be written in `pcattn/` of the user's cache
-    folder. The key covers names, sizes and times of the files, and the options; in the user's cache folder, which all
-    data sets share, also where the data lies. A cache appears at once and complete: it is built under another name, so
-    a killed process leaves none, and of two that build at once the first one's counts. It may be deleted at any time.
+    They are stored in `<root>/processed/<name>-<key>/`, or if that is not writable, in `pcattn/` of the user's cache
+    folder. The key covers the names, sizes and times of the files, and the options; in the user's cache folder, which
+    all data sets share, it also covers the path of the data. A cache is built under another name and renamed when it
+    is complete, so a killed process leaves none, and if two processes build the same one, the first one to finish wins.
+    A cache may be deleted at any time.
 
     Args:
-        name: of the cache; tells a person what it is.
+        name: of the cache, for people who look at the folder.
         root: folder of the data set.
-        files: everything that is read, below `root`.
+        files: all files that are read, below `root`.
         build: writes the arrays.
-        options: plain data that the arrays depend on, the version of their format included.
+        options: plain data that the arrays depend on, including the version of their format.
 
     Raises:
         DatasetError: no folder can be written.
     """
     key = _key(root, files, options)
     places = {
-        root / "processed": f"{name}-{key}",  # the same when the data is moved
+        root / "processed": f"{name}-{key}",  # stays valid when the data is moved
         user_cache(): f"{name}-{sha256(os.fsencode(root.resolve()) + key.encode()).hexdigest()[:16]}",
     }
     own, shared = places
@@ -124,7 +125,7 @@ def cached(
     for place, folder_name in places.items():
         try:
             if place == own and not root.stat().st_mode & 0o222:
-                continue  # meant to stay as it is, also by a superuser, whom nothing would stop
+                continue  # respected for a superuser as well, who could write there
             place.mkdir(parents=True, exist_ok=True)
             unfinished = place / f"{folder_name}.{uuid.uuid4().hex}.tmp"
             unfinished.mkdir()
@@ -142,7 +143,7 @@ def cached(
                 writer.close()
             _publish(unfinished, place / folder_name)
         except OSError as error:
-            if error.filename is None:  # of what is read the system tells the name, not so where a disk is full
+            if error.filename is None:  # reading errors name a file, a full disk does not
                 reason = error.strerror or str(error)
                 raise DatasetError(f"expected to write the cache {place / folder_name}, but {reason}") from error
             raise
@@ -161,15 +162,15 @@ def cached(
 
 
 def user_cache() -> Path:
-    """The folder for caches of data that lie where nothing can be written: `$XDG_CACHE_HOME/pcattn`.
+    """The folder for the caches of data in read-only folders: `$XDG_CACHE_HOME/pcattn`.
 
-    Without that variable it is in the user's home, and for a user without one among the temporary files.
+    Without that variable it is in the user's home, or for a user without a home, among the temporary files.
     """
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "pcattn"
     try:
         return Path.home() / ".cache" / "pcattn"
-    except RuntimeError:  # a user that the system does not know, as in a container
+    except RuntimeError:  # a user that the system does not know, as in some containers
         return Path(tempfile.gettempdir()) / f"pcattn-{os.getuid()}"
 
 
@@ -182,14 +183,14 @@ def _key(root: Path, files: Sequence[Path], options: Any) -> str:
 
 
 def _open(folder: Path) -> Cached | None:
-    """The cache in a folder, if it is complete."""
+    """The cache in a folder, or None if it is not complete."""
     try:
         index = json.loads((folder / _INDEX).read_text())
         arrays = {}
         for name, layout in index["arrays"].items():
             shape, dtype = tuple(map(operator.index, layout["shape"])), np.dtype(layout["dtype"])
             path = folder / f"{name}.bin"
-            # It may have come with the data, from a stranger: neither pointers nor files elsewhere.
+            # It may come from a stranger, along with the data: no pointers, and no files elsewhere.
             if not name.isidentifier() or dtype.kind not in "biuf" or min(shape) < 0:
                 return None
             if path.stat().st_size != dtype.itemsize * prod(shape):
@@ -197,7 +198,7 @@ def _open(folder: Path) -> Cached | None:
             # An empty file cannot be mapped.
             arrays[name] = np.memmap(path, dtype, "c", shape=shape) if 0 not in shape else np.empty(shape, dtype)
         return Cached(arrays, dict(index["info"]), folder)
-    except Exception:  # whatever damaged text makes json and numpy raise
+    except Exception:  # whatever damaged text makes json and NumPy raise
         return None
 
 
@@ -208,13 +209,13 @@ def _publish(unfinished: Path, folder: Path) -> None:
     except OSError:
         if _open(folder) is not None:
             return
-        folder.rename(unfinished.with_suffix(".broken.tmp"))  # cut short by whoever copied it
+        folder.rename(unfinished.with_suffix(".broken.tmp"))  # an incomplete copy
         unfinished.rename(folder)
         shutil.rmtree(unfinished.with_suffix(".broken.tmp"), ignore_errors=True)
 
 
 def _remove_stale(place: Path, name: str) -> None:
-    """Remove what killed processes began long ago."""
+    """Remove the unfinished caches of processes that were killed long ago."""
     for folder in place.glob(f"{name}-*.tmp"):
         newest = max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
         if newest < time.time() - _STALE:

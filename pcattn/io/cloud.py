@@ -1,6 +1,6 @@
-"""Single clouds on disk: `read_cloud` reads every usual format, `write_ply` writes the one that keeps everything.
+"""Single clouds on disk: `read_cloud` reads all common formats, and `write_ply` writes the one that keeps everything.
 
-PLY, PCD, text and numpy need nothing but numpy; OFF, OBJ and STL need trimesh; LAS and LAZ need laspy.
+OBJ and STL need trimesh, LAS and LAZ need laspy, and all other formats need only NumPy.
 """
 
 from __future__ import annotations
@@ -14,42 +14,47 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcattn.io import arrays as file_arrays
-from pcattn.io import mesh as file_mesh
-from pcattn.io import pcd as file_pcd
-from pcattn.io import ply as file_ply
-from pcattn.io.columns import assemble, color_scale
+from pcattn.io import kitti, las, obj, off, pcd, ply, stl, text
+from pcattn.io import mesh as meshes
+from pcattn.io import numpy as arrays
+from pcattn.io.columns import Content, assemble, color_scale
 from pcattn.utils.errors import DatasetBrokenError, DatasetError, InputError
-from pcattn.utils.files import replacing
+from pcattn.utils.files import atomic_write
 
 
 class Cloud(NamedTuple):
     """A point cloud as its file holds it."""
 
-    pos: np.ndarray  #: (N, 3) positions: float32 where the file says so, else float64 (georeferenced data needs it)
-    attributes: dict[
-        str, np.ndarray
-    ]  #: (N,) or (N, C) each, in the file's type: normals, colors (see `read_cloud`), intensity, label, ...
+    #: (N, 3) positions: float32 where the file says so, else float64 (georeferenced data needs it).
+    pos: np.ndarray
+    #: (N,) or (N, C) each, in the file's type: normals, colors (see `read_cloud`), intensity, label, ...
+    attributes: dict[str, np.ndarray]
 
 
-#: Reader of each suffix: `(path, columns) -> columns by name`, or `-> (columns by name, faces or None)`.
-READERS: dict[str, Callable[[Path, Sequence[str] | None], Any]] = {
-    ".ply": file_ply.read,
-    ".pcd": file_pcd.read,
-    ".npy": file_arrays.read_npy,
-    ".npz": file_arrays.read_npz,
-    **dict.fromkeys((".xyz", ".xyzn", ".xyzrgb", ".txt", ".pts", ".csv", ".asc"), file_arrays.read_text),
-    **dict.fromkeys((".off", ".obj", ".stl"), file_mesh.read),
-    **dict.fromkeys((".las", ".laz"), file_arrays.read_las),
+#: The reader of each suffix.
+READERS: dict[str, Callable[[Path, Sequence[str] | None], Content]] = {
+    ".ply": ply.read,
+    ".pcd": pcd.read,
+    ".npy": arrays.read_npy,
+    ".npz": arrays.read_npz,
+    **dict.fromkeys((".xyz", ".xyzn", ".xyzrgb", ".txt", ".pts", ".csv", ".asc"), text.read),
+    ".off": off.read,
+    ".obj": obj.read,
+    ".stl": stl.read,
+    **dict.fromkeys((".las", ".laz"), las.read),
+    ".bin": kitti.read,
 }
 
 #: File name suffixes that `read_cloud` takes.
 SUFFIXES = tuple(READERS)
 
-#: Points of a block that is read at once: as many as `preprocess` takes, so that sums are those of a whole cloud.
+#: Points of a block: as many as `preprocess` adds up at a time, so that the sums are those of a whole cloud.
 BLOCK = 1 << 18
 
-#: First bytes of files, what they are, and the suffixes under which that is right.
+# Single precision has steps of 1/8 at one million.
+_MILLION = 1e6
+
+#: First bytes of files, what they are, and the suffixes under which they are right.
 _SIGNATURES: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
     (b"ply\n", "PLY", (".ply",)),
     (b"ply\r", "PLY", (".ply",)),
@@ -78,36 +83,46 @@ def read_cloud(
 ) -> Cloud:
     """Read one cloud, or sample one mesh.
 
-    `nx, ny, nz` become the attribute `normals` (N, 3), `red, green, blue` (or the packed `rgb` of PCD) `colors` (N, 3);
-    every other property keeps its name. Colors are integers that span their type, or floats in [0, 1]: what a file
-    holds as floats or wide integers of 0 to 255 becomes uint8, or is divided by 255 if it is not whole. Text without a
-    line of names is understood as x, y, z and then: three columns of unit vectors are `normals`, three of 0 to 255
-    `colors`, one in a `.pts` file `intensity`; the fourth column is otherwise called `column_4`, and so on. Pickled
-    numpy arrays are refused, never unpickled.
+    Channels become `normals` (N, 3) and `colors` (N, 3) where the file has them under any of their names
+    (`pcattn.io.channels`); every other attribute keeps its name. Colors are integers that span their type, or floats in
+    [0, 1]: values of 0 to 255 in floats or wide integers become uint8, or are divided by 255 if they are not whole.
+
+    A text table without a line of names is understood as x, y, z and then: three columns of unit vectors are `normals`,
+    three of 0 to 255 are `colors`, and one in a `.pts` file is `intensity`. Other columns are called `column_4` and so
+    on. Where names and columns do not fit together, or two choices of columns may be the colors, the file is refused,
+    and `columns` names them. Pickled NumPy arrays are refused, never unpickled.
 
     Args:
         path: the file; its suffix (one of `SUFFIXES`) names the format, and the content must agree.
-        columns: names of the columns of a text file or of an (N, C) array; `x`, `y`, `z` must be among them.
+        columns: names of the columns of a text file, an (N, C) array or a `.bin` file; `x`, `y`, `z` must be among
+            them. Lines above the numbers of a text file are then passed over.
         num_points: points sampled from a mesh, uniformly by area.
-        mesh: "sample" gives points on the faces with the normals of the faces, other attributes from the nearest
-            corner; "vertices" gives the vertices of the mesh as they are.
+        mesh: `"sample"` gives points on the faces with the normals of the faces, and other attributes from the nearest
+            corner; `"vertices"` gives the vertices of the mesh as they are, with their own attributes.
         seed: of the sampling.
         drop_invalid: leave out points with NaN or infinite coordinates (depth cameras write them) instead of raising.
 
     Raises:
         DatasetBrokenError: the file is missing, empty, truncated, of another format, or has NaN or infinite
-            coordinates; the message names file and reason.
+            coordinates; the message names the file and the reason.
+
+    Warns:
+        PrecisionWarning: the file holds coordinates of millions in single precision.
     """
     options: dict[str, Any] = {"num_points": num_points, "mesh": mesh, "seed": seed, "drop_invalid": drop_invalid}
     (cloud,) = CloudFile(path, block=None, columns=columns, **options)
     return cloud
 
 
-class CloudFile:
-    """A cloud in a file, to be gone through block by block, as often as need be; the points keep their order.
+class PrecisionWarning(UserWarning):
+    """A file stores coordinates in a type that is too coarse for them."""
 
-    Binary PLY and PCD and `.npy` are mapped: no more of them is in memory than what is looked at. What other formats
-    hold is read as a whole, and so is a mesh.
+
+class CloudFile:
+    """A cloud in a file, read block by block and as often as needed; the points keep their order.
+
+    Binary PLY and PCD, `.npy` and `.bin` are mapped: only the current block is in memory. Other formats, and meshes,
+    are read as a whole.
 
     Args:
         path: the file.
@@ -115,7 +130,7 @@ class CloudFile:
         columns, num_points, mesh, seed, drop_invalid: see `read_cloud`.
 
     Raises:
-        DatasetBrokenError: see `read_cloud`; what is wrong with a point is found where its block is read.
+        DatasetBrokenError: see `read_cloud`; an invalid point is found when its block is read.
     """
 
     def __init__(
@@ -142,20 +157,20 @@ class CloudFile:
         with self._reading():
             _check_signature(self.path)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # numpy on empty lines; what matters is raised
-                content = reader(self.path, columns)
-            self._fields, faces = content if isinstance(content, tuple) else (content, None)
+                warnings.simplefilter("ignore", UserWarning)  # of numpy, on empty lines
+                self._fields, faces = reader(self.path, columns)
             self._scale = color_scale(self._fields)
             if faces is not None and mesh == "sample":
                 pos, attributes = assemble(self._fields)
                 check_finite(self.path, "coordinates", pos)
-                self._whole = Cloud(*file_mesh.sample(pos, attributes, faces, num_points, seed))
+                self._whole = Cloud(*meshes.sample(pos, attributes, faces, num_points, seed))
                 self._rows = len(self._whole.pos)
             else:
                 self._rows = len(next(iter(self._fields.values())))
         if not self._rows:
             raise DatasetBrokenError(self.path, "expected points, but it has none")
         self._block = block or self._rows
+        self._warn_of_lost_digits()
 
     @property
     def num_points(self) -> int:
@@ -188,9 +203,22 @@ class CloudFile:
             cloud.attributes["colors"] = self._scale(cloud.attributes["colors"])
         return cloud
 
+    def _warn_of_lost_digits(self) -> None:
+        """The first block decides: reading all of a mapped file would take long."""
+        with self._reading():
+            pos = assemble({name: values[:BLOCK] for name, values in self._fields.items()})[0]
+        pos = pos[np.isfinite(pos).all(axis=1)]
+        if pos.dtype != np.float32 or not len(pos):
+            return
+        largest = float(np.abs(pos).max())
+        if largest >= _MILLION and largest > 10 * float(np.ptp(pos, axis=0).max()):
+            message = f"{self.path} holds coordinates up to {largest:,.0f} in single precision, in steps of "
+            message += f"{np.spacing(np.float32(largest)):.2g}: store them in double precision, or move them first"
+            warnings.warn(message, PrecisionWarning, stacklevel=4)
+
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Whatever goes wrong as an error that names the file."""
+        """Turn whatever goes wrong into an error that names the file."""
         try:
             yield
         except DatasetBrokenError:
@@ -203,13 +231,13 @@ class CloudFile:
             raise DatasetBrokenError(self.path, "it is too large for the memory of this machine") from error
         except ImportError as error:
             raise DatasetError(f"reading {self.path} needs {error.name}: pip install {error.name}") from error
-        except Exception as error:  # whatever damaged bytes make the libraries below raise
+        except Exception as error:  # whatever damaged bytes make the libraries raise
             reason = " ".join(str(error).split())
             raise DatasetBrokenError(self.path, f"it cannot be read ({type(error).__name__}: {reason})") from error
 
 
 def _release(array: np.ndarray) -> None:
-    """Let go of the pages of a mapped file that have been looked at; they are read again when needed."""
+    """Free the pages of a mapped file that were read; they are read again when needed."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -218,9 +246,16 @@ def _release(array: np.ndarray) -> None:
 
 
 def check_finite(path: Path, name: str, values: np.ndarray, first: int = 0) -> None:
-    """Raise `DatasetBrokenError` if one of the values (N,) or (N, C), called `name`, is NaN or infinite.
+    """Refuse values that are NaN or infinite.
 
-    `first` is the number of the point that they begin with.
+    Args:
+        path: the file that they come from.
+        name: what they are called in the message.
+        values: (N,) or (N, C).
+        first: number of their first point in the file.
+
+    Raises:
+        DatasetBrokenError: a value is NaN or infinite.
     """
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():
@@ -232,7 +267,7 @@ def check_finite(path: Path, name: str, values: np.ndarray, first: int = 0) -> N
 
 
 def write_ply(path: str | Path, cloud: Cloud, *, overwrite: bool = False) -> None:
-    """Write a cloud as binary little-endian PLY with all its attributes; the file appears at once and complete.
+    """Write a cloud as binary little-endian PLY with all its attributes; the file appears only when it is complete.
 
     Args:
         path: the file; its folder must exist.
@@ -250,16 +285,16 @@ def write_ply(path: str | Path, cloud: Cloud, *, overwrite: bool = False) -> Non
 
 
 def write_blocks(path: Path, num_points: int, blocks: Iterable[Cloud], *, overwrite: bool = False) -> None:
-    """`write_ply` of a cloud that comes block by block, and takes its time.
+    """`write_ply` of a cloud that comes block by block.
 
     Raises:
-        OSError: it cannot be written; or a file has come into being there meanwhile, and `overwrite` is false.
-        InputError: the blocks cannot be stored, differ in their attributes, or have more or fewer points together.
+        OSError: it cannot be written, or a file has appeared there meanwhile and `overwrite` is false.
+        InputError: the blocks cannot be stored, differ in their attributes, or have more or fewer points in all.
     """
-    with replacing(path) as temporary:
-        file_ply.write(temporary, num_points, blocks)
+    with atomic_write(path) as temporary:
+        ply.write(temporary, num_points, blocks)
         if path.exists() and not overwrite:
-            raise FileExistsError("it exists already")
+            raise FileExistsError("it exists already")  # `atomic_write` adds the path
 
 
 def _check_signature(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Arrays of HDF5 files, checked: a file may name others, and promise more than any memory holds."""
+"""Arrays of HDF5 files, checked: a file can refer to other files, and claim to hold more than fits in memory."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def read_arrays(
     optional: Mapping[str, DTypeLike] | None = None,
     finite: bool = True,
 ) -> dict[str, NDArray[Any]]:
-    """Whole arrays of a file, which is opened read-only. What lies outside of it is not read.
+    """Read whole arrays of a file, and nothing outside of it.
 
     Args:
         path: the file.
-        wanted: the type of each array that has to be there, by name.
-        optional: the same of those that may be there.
-        finite: refuse NaN and infinity.
+        wanted: the type of each required array, by name.
+        optional: the type of each array that may be missing, by name.
+        finite: whether to refuse NaN and infinity.
 
     Raises:
-        DatasetBrokenError: the file is truncated or none of HDF5; an array is missing, lies in another file (external
-            and soft links, external storage, virtual data sets), is larger than its bytes can hold, is none of
-            numbers, holds others than integers where those are wanted, or NaN or infinity where `finite`.
+        DatasetBrokenError: the file is truncated or is not HDF5; or an array is missing, is stored in another file
+            (external and soft links, external storage, virtual data sets), is larger than its bytes can hold, does not
+            hold numbers, or holds NaN, infinity or fractions where they are refused.
     """
-    import h5py  # imported here: only this format needs it
+    import h5py  # only this format needs it
 
     arrays = {}
     try:
@@ -54,26 +54,26 @@ def read_arrays(
 
 
 def _convert(name: str, array: NDArray[Any], dtype: np.dtype) -> NDArray[Any]:
-    """In the wanted type; integers are not made by rounding."""
+    """The array in the wanted type; fractions are not rounded to integers."""
     with np.errstate(invalid="ignore"):
         converted = array.astype(dtype, copy=False)
     if dtype.kind == "i" and array.dtype.kind == "f" and (changed := converted != array).any():
-        raise InputError(f"{array[changed][0]} in {name}, which is to hold integers")
+        raise InputError(f"{array[changed][0]} in {name}, which must hold integers")
     return converted
 
 
 def _read(file: Any, name: str, file_size: int) -> NDArray[Any]:
-    """An array that lies in the file itself."""
+    """An array that is stored in the file itself."""
     import h5py
 
     if name in file and not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise InputError(f"a link in place of {name}")
     array = file[name]
     if not isinstance(array, h5py.Dataset) or not array.shape or array.dtype.kind not in "biuf":
-        raise InputError(f"something else than numbers in {name}")
+        raise InputError(f"something other than numbers in {name}")
     if array.is_virtual or array.external:
         raise InputError(f"{name} in another file")
     stored = min(array.id.get_storage_size(), file_size)
-    if array.size:  # a chunk is decompressed as a whole, however little of it belongs to the array
+    if array.size:  # a chunk is decompressed as a whole, even if little of it belongs to the array
         check_expansion(name, max(array.size, prod(array.chunks or ())) * array.dtype.itemsize, stored, file_size)
     return array[:]

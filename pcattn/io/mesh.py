@@ -1,78 +1,89 @@
-"""Triangle meshes: OFF, OBJ and STL by trimesh, and points on any mesh."""
+"""Triangle meshes: what their formats share, and points drawn from them."""
 
 from __future__ import annotations
 
 import io
 import logging
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pcattn.io.columns import Content
 from pcattn.utils.errors import InputError
 from pcattn.utils.surface import Surface
 
 
-def read(path: Path, columns: Sequence[str] | None) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Columns of the vertices, and the triangles (T, 3) if there are faces.
+def load(body: bytes, kind: str) -> Content:
+    """Vertices and triangles of a file, read by trimesh.
 
-    OFF files whose first line runs into the counts (`OFF490 518 0`, many of ModelNet40's) are read as well.
+    Args:
+        body: the content of the file.
+        kind: `"obj"` or `"stl"`.
 
     Raises:
-        InputError: the file is no such mesh.
+        InputError: it is not such a mesh.
     """
-    import trimesh  # imported here: only meshes need it
+    import trimesh  # slow to import, and only meshes need it
 
-    kind = path.suffix.lower()[1:]
-    body = path.read_bytes()
-    if kind == "obj" and not any(line.lstrip().startswith(b"f ") for line in body.splitlines()):
-        return _read_vertices(body), None
-    if kind == "off" and not body.lstrip().startswith((b"OFF", b"COFF", b"#")):
-        raise InputError("expected an OFF file, whose first word is `OFF`")
-    if kind == "off" and (counts := re.search(rb"OFF\s*(?:#.*\s+)*(\d+)\s+(\d+)", body)) is not None:
-        expected, lines = int(counts[1]) + int(counts[2]), len(body.splitlines())
-        if lines <= expected:  # the library would take what is there
-            raise InputError(
-                f"expected a mesh of {expected} vertices and faces as the header says, but got {lines} lines"
-            )
     logger = logging.getLogger("trimesh.util")
-    silent, logger.disabled = logger.disabled, True  # it tells of damaged files in tracebacks
+    silent, logger.disabled = logger.disabled, True  # it prints tracebacks of damaged files
     try:
-        # No materials: they lie in other files, and the points have no use for them. No merging of vertices either.
-        mesh = trimesh.load_mesh(io.BytesIO(_in_utf8(body, kind)), file_type=kind, process=False, skip_materials=True)
+        # No materials: they are in other files, and points do not use them. No merging of vertices either.
+        mesh = trimesh.load_mesh(io.BytesIO(body), file_type=kind, process=False, skip_materials=True)
         pos, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
         visual: Any = mesh.visual
         colors = visual.vertex_colors[:, :3] if visual.kind == "vertex" else None
-    except Exception as error:  # whatever a file that is no mesh makes the library raise
+    except Exception as error:  # whatever damaged content makes the library raise
         raise InputError(f"expected a mesh ({kind.upper()}), but reading it failed: {error}") from error
     finally:
         logger.disabled = silent
     if not len(pos):
         raise InputError(f"expected a mesh ({kind.upper()}), but it holds no vertices")
-    if len(faces) and not 0 <= faces.min() <= faces.max() < len(pos):
-        raise InputError(
-            f"expected a mesh with faces of vertices 0 to {len(pos) - 1}, but got {faces.min()} to {faces.max()}"
-        )
-    fields: dict[str, np.ndarray] = {axis: pos[:, index] for index, axis in enumerate("xyz")}
+    columns = {"pos": pos}
     if colors is not None and len(colors) == len(pos):
-        fields["colors"] = colors
-    return fields, faces if len(faces) else None
+        columns["colors"] = colors
+    return Content(columns, triangulate([faces], len(pos)) if len(faces) else None)
+
+
+def triangulate(polygons: Sequence[np.ndarray] | np.ndarray, num_vertices: int) -> np.ndarray:
+    """Triangles (T, 3) of polygons, each a fan around its first corner.
+
+    Args:
+        polygons: (P, S) indices of the vertices; or a list of such arrays and of (S,) for single polygons.
+        num_vertices: number of vertices of the mesh.
+
+    Raises:
+        InputError: an index is not that of a vertex.
+    """
+    if isinstance(polygons, np.ndarray):  # (P, S): all of one size
+        polygons = [polygons]
+    by_size: dict[int, list[np.ndarray]] = {}
+    for polygon in polygons:
+        by_size.setdefault(polygon.shape[-1], []).append(polygon)
+    groups = [np.concatenate([np.atleast_2d(p) for p in same]) for size, same in sorted(by_size.items()) if size >= 3]
+    fans = [group[:, [0, i, i + 1]] for group in groups for i in range(1, group.shape[1] - 1)]
+    triangles = np.concatenate(fans).astype(np.int64) if fans else np.empty((0, 3), np.int64)
+    if len(triangles) and not 0 <= triangles.min() <= triangles.max() < num_vertices:
+        wrong = triangles.min() if triangles.min() < 0 else triangles.max()
+        raise InputError(f"expected a mesh with faces of vertices 0 to {num_vertices - 1}, but got {wrong}")
+    return triangles
 
 
 def sample(
     pos: np.ndarray, attributes: dict[str, np.ndarray], faces: np.ndarray, num_points: int, seed: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Points on the faces, uniformly by area: positions (N, 3), the normals of the faces, and what the nearest corner
-    has of the other attributes.
+    """Draw points from the faces, uniformly by area.
 
     Args:
         pos: (V, 3) vertices.
         attributes: (V,) or (V, C) each.
         faces: (T, 3) indices of the vertices.
         num_points: number N of points.
-        seed: of the sampling.
+        seed: of the random numbers.
+
+    Returns:
+        Positions (N, 3), and attributes: the normals of the faces, and the others from the nearest corner.
 
     Raises:
         InputError: the faces have no area.
@@ -89,26 +100,3 @@ def sample(
     vertex = faces[chosen, nearest]
     carried = {name: values[vertex] for name, values in attributes.items() if name != "normals"}
     return points.astype(pos.dtype), {"normals": point_normals.astype(np.float32), **carried}
-
-
-def _read_vertices(body: bytes) -> dict[str, np.ndarray]:
-    """Vertices of an OBJ file without faces, with their colors if any."""
-    lines = [line.lstrip()[2:] for line in body.splitlines() if line.lstrip().startswith(b"v ")]
-    if not lines:
-        raise InputError("expected vertices (lines `v x y z`), but got none")
-    table = np.loadtxt(lines, np.float64, comments=None, ndmin=2)
-    names = {3: "xyz", 4: "xyzw", 6: "xyzrgb"}.get(table.shape[1])
-    if names is None:
-        raise InputError(f"expected vertices of 3, 4 or 6 numbers, but got {table.shape[1]}")
-    return {name: table[:, index] for index, name in enumerate(names) if name != "w"}
-
-
-def _in_utf8(body: bytes, kind: str) -> bytes:
-    """The same in UTF-8. The library would guess the alphabet of anything else, which takes longer than to read it, and
-    concerns names alone, none of which is kept."""
-    binary = kind == "stl" and len(body) >= 84 and len(body) == 84 + 50 * int.from_bytes(body[80:84], "little")
-    try:
-        (body[:80] if binary else body).decode()
-    except UnicodeDecodeError:
-        return bytes(80) + body[80:] if binary else body.decode(errors="replace").encode()
-    return body

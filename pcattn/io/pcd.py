@@ -8,20 +8,23 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from pcattn.io.columns import Content
+from pcattn.io.text import parse_rows
 from pcattn.utils.errors import InputError
 
 _MAX_HEADER = 1 << 16
 
 
-def read(path: Path, names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """Columns by name; the packed `rgb` becomes `colors` (N, 3) uint8.
+def read(path: Path, columns: Sequence[str] | None) -> Content:
+    """Fields by name; the packed `rgb` becomes `colors` (N, 3) uint8.
 
     Raises:
-        InputError: the file is no PCD, or holds less than its header says.
+        InputError: the file is not a PCD file, or holds less than its header says.
     """
     with path.open("rb") as file:
         header = _read_header(file)
@@ -32,23 +35,23 @@ def read(path: Path, names: Sequence[str] | None) -> dict[str, np.ndarray]:
         body = path.stat().st_size - file.tell()
         encoding = header["DATA"][0]
         if encoding == "ascii":
-            columns = _read_ascii(file, dtype, count, body)
+            fields = _read_ascii(file, dtype, count, body)
         elif encoding == "binary":
             _check_size(count * dtype.itemsize, body)
             rows = np.memmap(file, dtype, "r", file.tell(), count) if count else np.empty(0, dtype)
-            columns = {name: rows[name] for name in dtype.names or ()}
+            fields = {name: rows[name] for name in dtype.names or ()}
         elif encoding == "binary_compressed":
-            columns = _read_compressed(file.read(), dtype, count)
+            fields = _read_compressed(file.read(), dtype, count)
         else:
             raise InputError(f"expected DATA ascii, binary or binary_compressed, but got {encoding!r}")
-    for name in [name for name in columns if name.partition("#")[0] == "_"]:
-        del columns[name]  # padding
+    for name in [name for name in fields if name.partition("#")[0] == "_"]:
+        del fields[name]  # padding
     for name in ("rgb", "rgba"):
-        if name in columns and columns[name].dtype.itemsize == 4 and columns[name].ndim == 1:
-            packed = columns.pop(name)  # bytes blue, green, red, alpha: seen, not copied
+        if name in fields and fields[name].dtype.itemsize == 4 and fields[name].ndim == 1:
+            packed = fields.pop(name)  # bytes blue, green, red, alpha: a view, not a copy
             octets = np.lib.stride_tricks.as_strided(packed.view("<u4"), (len(packed), 1), (packed.strides[0], 4))
-            columns["colors"] = octets.view(np.uint8)[:, 2::-1]
-    return columns
+            fields["colors"] = octets.view(np.uint8)[:, 2::-1]
+    return Content(fields)
 
 
 def _read_header(file: io.BufferedReader) -> dict[str, list[str]]:
@@ -75,8 +78,10 @@ def _row_type(header: dict[str, list[str]]) -> np.dtype:
     for index, (name, size, kind, count) in enumerate(zip(fields, sizes, types, counts, strict=True)):
         if (kind, size) not in {*((k, s) for k in "IU" for s in "1248"), ("F", "4"), ("F", "8")}:
             raise InputError(f"expected a type of PCD for {name}, but got TYPE {kind} SIZE {size}")
-        if not count.isdecimal() or not 1 <= int(count) <= 4096:
-            raise InputError(f"expected COUNT of {name} from 1 to 4096, but got {count}")
+        if not count.isdecimal() or int(count) > 4096:
+            raise InputError(f"expected COUNT of {name} from 0 to 4096, but got {count}")
+        if int(count) == 0:  # some programs write fields that take no bytes
+            continue
         shape = () if count == "1" else (int(count),)
         parts.append((f"_#{index}" if name == "_" else name, f"<{kind.lower()}{size}", shape))
     return np.dtype(parts)
@@ -99,7 +104,7 @@ def _read_ascii(file: io.BufferedReader, dtype: np.dtype, count: int, body: int)
     values = sum(max(int(np.prod(dtype[name].shape)), 1) for name in names)
     _check_size(2 * count * values - 1, body)
     # PCL writes integers without and floats with a point, and packed colors as either: text is read as numbers first.
-    table = np.loadtxt(file, np.float64, comments=None, ndmin=2, max_rows=count) if count else np.empty((0, values))
+    table = parse_rows(list(islice(file, count))) if count else np.empty((0, values))
     if table.shape != (count, values):
         raise InputError(f"expected {count} lines of {values} numbers, but got {table.shape[0]} of {table.shape[1]}")
     columns, start = {}, 0
@@ -114,7 +119,7 @@ def _read_ascii(file: io.BufferedReader, dtype: np.dtype, count: int, body: int)
 def _read_compressed(body: bytes, dtype: np.dtype, count: int) -> dict[str, np.ndarray]:
     """Compressed by LZF, and stored field by field."""
     if len(body) < 8:
-        raise InputError("it ends before its compressed points")
+        raise InputError("expected compressed points, but the file ends before them")
     packed, size = (int(number) for number in np.frombuffer(body, "<u4", 2))
     if size != count * dtype.itemsize:
         raise InputError(f"expected {count * dtype.itemsize} bytes of points, but got {size}")
@@ -123,7 +128,7 @@ def _read_compressed(body: bytes, dtype: np.dtype, count: int) -> dict[str, np.n
         raise InputError(f"expected compressed points, but {packed} bytes cannot hold {size}")
     raw = np.empty(size, np.uint8)
     if _lzf()(np.frombuffer(body, np.uint8, packed, 8), raw) != size:
-        raise InputError("expected points compressed by LZF, but they are damaged")
+        raise InputError("expected points compressed by LZF, but got damaged ones")
     columns, start = {}, 0
     for name in dtype.names or ():
         stop = start + count * dtype[name].itemsize
@@ -134,7 +139,10 @@ def _read_compressed(body: bytes, dtype: np.dtype, count: int) -> dict[str, np.n
 
 @cache
 def _lzf() -> Callable[[np.ndarray, np.ndarray], int]:
-    """`(packed, out) -> number of bytes written`, -1 if the input makes no sense; compiled at first use."""
+    """`(packed, out) -> number of bytes written`, or -1 for damaged input; compiled at the first use.
+
+    Own code: there is no pure Python package for LZF, and the compiled ones lack wheels for many systems.
+    """
     from pcattn.ops.threads import jit
 
     return jit(_lzf_decompress)

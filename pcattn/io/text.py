@@ -1,39 +1,69 @@
-"""Tables of numbers in text files (`.txt`, `.xyz`, `.pts`, `.csv` and their like), parsed by compiled code in threads.
-
-Measured against the readers of numpy, pandas, pyarrow and polars: README.md of this folder.
-"""
+"""Text tables: `.txt`, `.xyz`, `.csv`, `.pts` and their like, one point per line."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from os import cpu_count
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcattn.ops.threads import jit
-from pcattn.utils.errors import DatasetBrokenError
+from pcattn.io.channels import GROUPS, canonical
+from pcattn.io.columns import Content, check_names, name_columns
+from pcattn.utils.errors import DatasetBrokenError, InputError
 
-T = TypeVar("T")
-S = TypeVar("S")
+_CHUNK = 1 << 20  # bytes that are cleaned at a time
+_HEADER = 1 << 17  # bytes in which the first line of numbers must begin
 
-_OK, _COLUMNS, _NUMBER, _FINITE = range(4)
+_BOM = b"\xef\xbb\xbf"
+_WINDOWS_NAN = re.compile(rb"[+-]?(?:1\.#(?:QNAN|SNAN|IND)\d*|nan\((?:ind|snan|qnan)\))", re.IGNORECASE)
+_WINDOWS_INFINITY = re.compile(rb"1\.#INF\d*", re.IGNORECASE)
+_COMMENT = re.compile(rb"(?:#|//)[^\r\n]*")
+_UNIT = re.compile(r"\[[^\]]*\]|\([^)]*\)")
+_SEPARATORS = bytes.maketrans(b",;", b"  ")
 
-#: Exact in double precision.
-_POWERS = 10.0 ** np.arange(23)
-_MANY = 10**17  # beyond this a further digit may not fit an integer, and tells a float nothing
+
+class _Header(NamedTuple):
+    lines: int  # above the first line of numbers
+    names: list[str] | None
+    num_points: int | None  # as a `.pts` file says
+
+
+def read(path: Path, columns: Sequence[str] | None) -> Content:
+    """Columns of a text file, separated by blanks, tabs, commas or semicolons.
+
+    A line of names is understood, also behind `#` or `//` and below a title, and so is the number of points at the top
+    of a `.pts` file. With `columns`, all lines above the first number are passed over.
+
+    Raises:
+        InputError: a line is not a row of as many numbers as the first one, the names do not fit the columns, or the
+            file holds another number of points than it says.
+    """
+    header = _read_header(path, titles_allowed=columns is not None)
+    table = _parse(path, header.lines)
+    if header.num_points is not None and len(table) != header.num_points:
+        raise InputError(f"expected {header.num_points} points as its first line says, but got {len(table)}")
+    if columns is not None:
+        names = check_names(columns, table.shape[1])
+    elif header.names is None:
+        names = name_columns(table, intensity=path.suffix.lower() == ".pts")
+    elif len(header.names) == table.shape[1]:
+        names = check_names(header.names, table.shape[1])
+    else:
+        raise InputError(
+            f"expected {table.shape[1]} names, one per column, but got {len(header.names)} "
+            f"({', '.join(header.names)}); `columns` names them"
+        )
+    return Content({name: table[:, index] for index, name in enumerate(names)})
 
 
 def read_table(path: Path, min_columns: int = 3) -> NDArray[np.float32]:
-    """The numbers of a text file, one row a line.
+    """The numbers of a text file without names, one row per line.
 
-    Numbers are separated by spaces, tabs, commas or semicolons. Empty lines, and what follows a `#`, are passed over.
-    The parser is compiled and runs without the interpreter's lock, so that threads read files side by side.
+    Empty lines and whatever follows `#` or `//` are passed over.
 
     Args:
         path: the file.
@@ -43,157 +73,150 @@ def read_table(path: Path, min_columns: int = 3) -> NDArray[np.float32]:
         (rows, columns), at least one row.
 
     Raises:
-        DatasetBrokenError: the file is empty, a line has too few numbers or another number of them than the first one,
-            or holds something else than finite numbers. The message names the line.
+        DatasetBrokenError: the file is empty, a line has too few numbers or not as many as the first one, or a value
+            is not a finite number. The message names the line.
     """
     if not path.is_file():
-        raise DatasetBrokenError(path, "expected a file, but there is none, or a folder or a device")
+        raise DatasetBrokenError(path, "expected a file, but it does not exist, or is a folder or a device")
     try:
-        text = np.fromfile(path, dtype=np.uint8)
+        table = _parse(path, 0)
+        if table.shape[1] < min_columns:
+            raise InputError(f"expected lines of at least {min_columns} numbers, but got {table.shape[1]}")
+        with np.errstate(over="ignore"):
+            single = table.astype(np.float32)
+        if not np.isfinite(single).all():
+            row, column = np.argwhere(~np.isfinite(single))[0]
+            number, words = next(islice(_rows(path, 0), int(row), None))
+            raise InputError(f"expected finite numbers, but got {_shown(words[column])} on line {number}")
     except OSError as error:
         raise DatasetBrokenError(path, error.strerror or str(error)) from error
-    returns = np.flatnonzero(text[:-1] == ord("\r"))
-    if not np.isin(text[returns + 1], (ord("\r"), ord("\n"))).all():  # its lines would run into each other
-        raise DatasetBrokenError(path, "expected lines that end in LF or CR LF, but some end in CR alone")
-    columns = _count_columns(text)
-    if columns == 0:
-        raise DatasetBrokenError(path, "expected lines of numbers, but got none")
-    if columns < min_columns:
-        raise DatasetBrokenError(path, f"expected lines of at least {min_columns} numbers, but got {columns}")
-    # No more rows than there are lines, and than so many bytes can hold; one more, which a broken one may begin.
-    rows = min(np.count_nonzero(text == ord("\n")) + 1, (len(text) + 1) // (2 * columns) + 1)
-    table = np.empty((rows, columns), dtype=np.float32)
-    status, rows, line, found = _parse(text, table)
-    if status == _COLUMNS:
-        reason = f"expected {columns} numbers on every line as on the first, but got {found} on line {line}"
-        raise DatasetBrokenError(path, reason)
-    if status != _OK:
-        start = int(found)
-        word = re.split(rb"[ \t\r\n]", bytes(text[start : start + 40]))[0].decode("utf-8", "replace")
-        kind = "finite numbers" if status == _FINITE else "numbers"
-        raise DatasetBrokenError(path, f"expected {kind}, but got {word!r} on line {line}")
-    return table[:rows]
+    except InputError as error:
+        raise DatasetBrokenError(path, str(error)) from error
+    return single
 
 
-def in_threads(function: Callable[[T], S], items: Sequence[T], description: str | None = None) -> Iterator[S]:
-    """`function` of every item, in order, computed side by side, with a progress bar if there is a description.
+def parse_rows(lines: Sequence[bytes]) -> NDArray[np.float64]:
+    """The numbers (N, C) of lines that are separated by blanks.
 
-    No more results than a few for each core wait for the caller: what comes of many files need not fit in memory.
+    Raises:
+        InputError: a line is not a row of as many numbers as the first one.
     """
-    from tqdm import tqdm
+    try:
+        return np.loadtxt(map(spell_nan, lines), np.float64, comments=None, ndmin=2)
+    except ValueError as error:
+        width = len(lines[0].split())
+        wrong = next((line for line in lines if not _is_row(line, width)), lines[0])
+        raise InputError(f"expected rows of {width} numbers, but got {_shown(wrong)}") from error
 
-    workers = cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(items), desc=description, disable=not description) as bar:
-        left: Iterable[T] = iter(items)
-        waiting: list[Future[Any]] = [pool.submit(function, item) for item in islice(left, 4 * workers)]
+
+def _is_row(line: bytes, width: int) -> bool:
+    words = spell_nan(line).split()
+    return len(words) == width and all(_is_number(word.decode("utf-8", "replace")) for word in words)
+
+
+def spell_nan(text: bytes) -> bytes:
+    """The text with Windows' spellings of NaN and infinity, such as `-nan(ind)` and `1.#QNAN`, in the usual one."""
+    if b"#" in text or b"(" in text:
+        text = _WINDOWS_INFINITY.sub(b"inf", _WINDOWS_NAN.sub(b"nan", text))
+    return text
+
+
+def _read_header(path: Path, titles_allowed: bool) -> _Header:
+    """What stands above the first line of numbers."""
+    with path.open("rb") as file:
+        start = file.read(_HEADER).removeprefix(_BOM)
+    lines = spell_nan(start).splitlines()
+    names, title, count = None, None, None
+    for index, raw in enumerate(lines):
+        line = raw.decode("utf-8", "replace").strip()
+        commented = line.startswith(("#", "//"))
+        words = _split(line.lstrip("#/").rpartition(":")[2] if commented else line.partition("#")[0].partition("//")[0])
+        if {canonical(word) for word in words} >= set(GROUPS["pos"]):
+            if names is not None and not commented:
+                raise InputError(f"expected numbers on line {index + 1}, but got {line[:60]!r}")
+            names = [word or f"column_{number}" for number, word in enumerate(words, start=1)]
+        elif commented or not words:
+            continue
+        elif not all(map(_is_number, words)):
+            if names is not None or _is_number(words[0]):
+                raise InputError(f"expected numbers on line {index + 1}, but got {line[:60]!r}")
+            title = title or f"on line {index + 1}, but got {line[:60]!r}"
+        elif len(words) == 1 and words[0].isdecimal() and len(_following(lines, index)) > 1:
+            count = int(words[0])
+        else:
+            if title and names is None and not titles_allowed:
+                raise InputError(f"expected numbers, or names with x, y and z, {title}; `columns` names the columns")
+            return _Header(index, names, count)
+    raise InputError(f"expected numbers {title}" if title else "expected lines of numbers, but got none")
+
+
+def _following(lines: Sequence[bytes], index: int) -> list[str]:
+    return next((_split(line.decode("utf-8", "replace")) for line in lines[index + 1 :] if line.strip()), [])
+
+
+def _split(line: str) -> list[str]:
+    """The words of a line, without units and quotes; an empty word where a name is missing."""
+    line = _UNIT.sub("", line).strip()
+    separator = next((mark for mark in ";,\t" if mark in line), None)
+    words = [word.strip().strip("\"'") for word in line.split(separator)]
+    while words and not words[-1]:  # a separator at the end of the line
+        words.pop()
+    return words
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse(path: Path, skip: int) -> NDArray[np.float64]:
+    """The numbers (N, C) below the first `skip` lines."""
+    with path.open("rb") as file:
+        lines = (line for line in islice(_lines(file), skip, None) if line.strip())
+        first = next(lines, None)
+        if first is None:
+            raise InputError("expected lines of numbers, but got none")
         try:
-            while waiting:
-                yield waiting.pop(0).result()
-                waiting.extend(pool.submit(function, item) for item in islice(left, 1))
-                bar.update()
-        finally:  # the caller stopped, or a file is broken: what has not begun is not begun
-            for future in waiting:
-                future.cancel()
+            return np.loadtxt(chain((first,), lines), np.float64, comments=None, ndmin=2)
+        except ValueError as error:
+            raise InputError(_first_error(path, skip) or str(error)) from error
 
 
-@jit
-def _is_separator(byte):  # type: ignore[no-untyped-def]
-    # Space, comma, tab, carriage return, semicolon: the most frequent first.
-    return byte == 32 or byte == 44 or byte == 9 or byte == 13 or byte == 59
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """All lines, with blanks as their only separators and without comments and quotes."""
+    start = True
+    while lines := file.readlines(_CHUNK):
+        text = spell_nan(b"".join(lines))
+        if start:
+            text, start = text.removeprefix(_BOM), False
+        if b"#" in text or b"//" in text:
+            text = _COMMENT.sub(b"", text)
+        yield from text.translate(_SEPARATORS, b'"').splitlines()
 
 
-@jit
-def _count_columns(text):  # type: ignore[no-untyped-def]
-    """Words on the first line that has any."""
-    count, inside, comment = 0, False, False
-    for byte in text:
-        if byte == 10:
-            if count:
-                return count
-            comment = inside = False
-        elif byte == 35:
-            comment = True
-        elif comment:
-            continue
-        elif _is_separator(byte):
-            inside = False
-        elif not inside:
-            count, inside = count + 1, True
-    return count
+def _rows(path: Path, skip: int) -> Iterator[tuple[int, list[bytes]]]:
+    """The words of every line that has some, and its number."""
+    with path.open("rb") as file:
+        for number, line in islice(enumerate(_lines(file), start=1), skip, None):
+            if words := line.split():
+                yield number, words
 
 
-@jit
-def _parse(text, table):  # type: ignore[no-untyped-def]
-    """Fill the table: status, rows, and in case of an error the line and the number of words or where the word is."""
-    columns, end = table.shape[1], text.size
-    i, line, row, column = 0, 1, 0, 0
-    while True:
-        while i < end and _is_separator(text[i]):
-            i += 1
-        if i < end and text[i] == 35:  # '#': a comment
-            while i < end and text[i] != 10:
-                i += 1
-        if i == end or text[i] == 10:
-            if column:
-                if column != columns:
-                    return _COLUMNS, row, line, column
-                row, column = row + 1, 0
-            if i == end:
-                return _OK, row, line, 0
-            i, line = i + 1, line + 1
-            continue
-        # A number: sign, digits with at most one point, exponent.
-        start = i
-        negative = text[i] == 45
-        if text[i] in (43, 45):
-            i += 1
-        mantissa, exponent, digits = 0, 0, 0
-        point = False
-        while i < end:
-            byte = text[i]
-            if 48 <= byte <= 57:
-                digits += 1
-                if mantissa < _MANY:
-                    mantissa = mantissa * 10 + (byte - 48)
-                    if point:
-                        exponent -= 1
-                elif not point:  # further digits than a float can tell
-                    exponent += 1
-            elif byte == 46 and not point:
-                point = True
-            else:
-                break
-            i += 1
-        if digits and i < end and text[i] in (69, 101):  # 'E', 'e'
-            i += 1
-            down = i < end and text[i] == 45
-            if i < end and text[i] in (43, 45):
-                i += 1
-            power, first = 0, i
-            while i < end and 48 <= text[i] <= 57:
-                power = min(power * 10 + (text[i] - 48), 9999)
-                i += 1
-            if i == first:
-                digits = 0
-            exponent += -power if down else power
-        if not digits or (i < end and text[i] != 10 and text[i] != 35 and not _is_separator(text[i])):
-            word = text[start : start + 4]
-            if word.size and word[0] in (43, 45):
-                word = word[1:]
-            named = word.size >= 3 and word[0] | 32 in (105, 110)  # i(nf), n(an)
-            return _FINITE if named else _NUMBER, row, line, start
-        # Exact up to 10^22, within an ulp of a double beyond; a float of half that precision is kept.
-        value = float(mantissa)
-        while exponent < 0 and value != 0.0:
-            step = min(-exponent, 22)
-            value /= _POWERS[step]
-            exponent += step
-        while exponent > 0 and 0.0 < value <= 1e39:
-            step = min(exponent, 22)
-            value *= _POWERS[step]
-            exponent -= step
-        if value > 3.4028234e38:
-            return _FINITE, row, line, start
-        if column < columns:
-            table[row, column] = -value if negative else value
-        column += 1
+def _first_error(path: Path, skip: int) -> str | None:
+    """What is wrong with a table that numpy refuses, by line."""
+    width = None
+    for number, words in _rows(path, skip):
+        for word in words:
+            if not _is_number(word.decode("utf-8", "replace")):
+                return f"expected numbers, but got {_shown(word)} on line {number}"
+        width = width or len(words)
+        if len(words) != width:
+            return f"expected {width} numbers on every line as on the first, but got {len(words)} on line {number}"
+    return None
+
+
+def _shown(word: bytes) -> str:
+    return repr(word[:40].decode("utf-8", "replace"))

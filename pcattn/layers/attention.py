@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.registry import build_attention
+from pcattn.attention.registry import AttentionName, build_attention
 from pcattn.layers.lbr import LBR
 
 
@@ -21,14 +21,14 @@ class AttentionLayer(nn.Module):
 
     Args:
         dim: channels C.
-        attention: name of a mechanism in `ATTENTION`, or import path of another class.
+        attention: name in `ATTENTION`, import path or class of an attention.
         attention_kwargs: further arguments of the mechanism.
 
     Shape:
         x (B, N, C) -> (B, N, C).
     """
 
-    def __init__(self, dim: int, attention: str, attention_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, dim: int, attention: AttentionName, attention_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.core = build_attention(attention, dim, **(attention_kwargs or {}))
         self.lbr = LBR(dim, dim, bias=True)
@@ -53,7 +53,7 @@ class AttentionBlock(nn.Module):
 
     Args:
         dim: channels C.
-        attention: name of a mechanism in `ATTENTION`, or import path of another class.
+        attention: name in `ATTENTION`, import path or class of an attention.
         attention_kwargs: further arguments of the mechanism.
         mlp_ratio: width of the MLP's hidden layer, in units of C.
         layer_scale: initial value of both lambdas.
@@ -69,7 +69,7 @@ class AttentionBlock(nn.Module):
     def __init__(
         self,
         dim: int,
-        attention: str,
+        attention: AttentionName,
         attention_kwargs: dict[str, Any] | None = None,
         mlp_ratio: float = 2.0,
         layer_scale: float = 0.1,

@@ -9,15 +9,26 @@ from torch import Tensor
 from pcattn.utils.checks import check_device, is_integer, reads_values
 from pcattn.utils.errors import InputError
 
-#: "category": the prediction is chosen among the parts of the shape's own category; a part absent from truth and
-#: prediction has IoU 1 (PointNet++, PCT and the figures of most papers). "all50": chosen among all parts of the data
-#: set; absent parts have IoU 1 (DGCNN). "present": chosen among all parts; only parts in the truth count (PAConv,
-#: PointMLP).
-PROTOCOLS = ("category", "all50", "present")
+
+class Protocol(NamedTuple):
+    """What published part IoUs differ in."""
+
+    own_parts: bool  #: predict only parts of the shape's category; otherwise any part of the data set
+    count_absent: bool  #: a part absent from truth and prediction has IoU 1; otherwise only parts in the truth count
+
+
+#: Protocols by name, and code that uses them. "category": PointNet++, DGCNN, PCT and most papers. "all50":
+#: AnTao97/dgcnn.pytorch, Pointcept, PointNeXt. "present": PAConv, PointMLP. "category_present": KPConv, openpoints.
+PROTOCOLS = {
+    "category": Protocol(own_parts=True, count_absent=True),
+    "all50": Protocol(own_parts=False, count_absent=True),
+    "present": Protocol(own_parts=False, count_absent=False),
+    "category_present": Protocol(own_parts=True, count_absent=False),
+}
 
 
 class PartIoUResult(NamedTuple):
-    """Part IoU of a set of shapes, in [0, 1]. What no shape contributes to is NaN."""
+    """Part IoU of a set of shapes, in [0, 1]; NaN where there are no shapes."""
 
     instance: Tensor  #: (), mean over shapes: the instance mIoU
     classes: Tensor  #: (), mean over the categories that have shapes: the class mIoU
@@ -60,7 +71,8 @@ def predict_parts(
         logits: (B, N, num_parts), or anything that orders the parts as they do.
         category: (B,), integers; may be None where there is one category.
         parts: part ids of each category.
-        protocol: `"category"` chooses among the parts of the shape's category, the others among all parts.
+        protocol: a key of `PROTOCOLS`; `"category"` and `"category_present"` choose among the parts of the shape's
+            category, the others among all parts.
 
     Shape:
         (B, N), int64.
@@ -73,9 +85,17 @@ def predict_parts(
 
 
 def shape_iou(
-    logits: Tensor, target: Tensor, category: Tensor | None, table: PartTable, protocol: str
+    logits: Tensor,
+    target: Tensor,
+    category: Tensor | None,
+    table: PartTable,
+    protocol: str,
+    ignore_index: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """IoU (B,) of each shape in float64, and its category (B,); arguments as `part_iou`."""
+    """IoU (B,) of each shape in float64 and its category (B,); for arguments see `part_iou`.
+
+    A shape whose points are all ignored has IoU NaN.
+    """
     category = _check(logits, category, table, protocol)
     check_device(logits=logits, target=target)
     if target.shape != logits.shape[:2] or not is_integer(target):
@@ -85,7 +105,8 @@ def shape_iou(
         )
     ids, real = table.ids.to(logits.device)[category], table.real.to(logits.device)[category]  # (B, P)
     in_truth = target[:, :, None] == ids[:, None]  # (B, N, P)
-    foreign = ~in_truth.any(dim=2)
+    known = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index  # (B, N)
+    foreign = ~in_truth.any(dim=2) & known
     if bool(foreign.any()):
         shape, point = foreign.nonzero()[0].tolist()
         raise InputError(
@@ -93,15 +114,24 @@ def shape_iou(
             f"{shape} of category {int(category[shape])}), but got {int(target[shape, point])}"
         )
     in_prediction = _predict(logits, category, table, protocol)[:, :, None] == ids[:, None]
+    in_truth, in_prediction = in_truth & known[:, :, None], in_prediction & known[:, :, None]
     intersection = (in_truth & in_prediction).sum(dim=1)
     union = (in_truth | in_prediction).sum(dim=1)
     iou = torch.where(union == 0, 1.0, intersection.double() / union)  # (B, P)
-    counted = real & in_truth.any(dim=1) if protocol == "present" else real
-    return iou.where(counted, 0.0).sum(dim=1) / counted.sum(dim=1), category
+    counted = real if PROTOCOLS[protocol].count_absent else real & in_truth.any(dim=1)
+    mean = iou.where(counted, 0.0).sum(dim=1) / counted.sum(dim=1)
+    return mean.where(known.any(dim=1), torch.nan), category
+
+
+def count_shapes(shapes: Tensor, category: Tensor, num_categories: int) -> tuple[Tensor, Tensor]:
+    """Sum (C,) and number (C,) of the shape IoUs (B,) of each category; NaN is left out."""
+    sums = shapes.new_zeros(num_categories).index_add(0, category, shapes.nan_to_num())
+    counts = category.new_zeros(num_categories).index_add(0, category, (~shapes.isnan()).long())
+    return sums, counts
 
 
 def summarize(sums: Tensor, counts: Tensor, shapes: Tensor | None = None) -> PartIoUResult:
-    """The result from the sum of shape IoUs (C,) and the number of shapes (C,) of each category."""
+    """The result from the sum and the number of shape IoUs of each category, (C,) both."""
     per_class = sums / counts
     return PartIoUResult(sums.sum() / counts.sum(), per_class.nanmean(), per_class, counts, shapes)
 
@@ -112,6 +142,7 @@ def part_iou(
     category: Tensor | None,
     parts: Sequence[Sequence[int]],
     protocol: str = "category",
+    ignore_index: int | None = None,
 ) -> PartIoUResult:
     r"""Part IoU of segmented shapes.
 
@@ -128,25 +159,28 @@ def part_iou(
         parts: part ids of each category. ShapeNetPart: `[[0, 1, 2, 3], [4, 5], ...]`.
         protocol: which parts are predicted, and which count:
 
-            ========== ======================== ===================================
-            protocol   argmax over              a part absent from both
-            ========== ======================== ===================================
-            category   the category's own parts IoU 1
-            all50      all parts                IoU 1
-            present    all parts                left out, as all parts absent from
-                                                the truth are
-            ========== ======================== ===================================
+            ================ ======================== ============================= ====================================
+            protocol         argmax over              a part absent from both       used by
+            ================ ======================== ============================= ====================================
+            category         the category's own parts IoU 1                         PointNet++, DGCNN, PCT, most papers
+            all50            all parts                IoU 1                         AnTao97/dgcnn.pytorch, Pointcept,
+                                                                                    PointNeXt
+            present          all parts                only parts in the truth count PAConv, PointMLP
+            category_present the category's own parts only parts in the truth count KPConv, openpoints
+            ================ ======================== ============================= ====================================
+        ignore_index: points with this target are left out; a shape without other points counts nowhere.
 
     Returns:
         `PartIoUResult` in float64, with `instance`, `classes`, `per_class`, `counts` and the IoU of each of the
         `shapes`.
 
     Raises:
-        InputError: shapes do not fit, an argument is out of range, a target is no part of its shape's category, or on
-            the CPU a logit is NaN.
+        InputError: shapes do not fit, an argument is out of range, a target is not a part of its shape's category, or
+            on the CPU a logit is NaN.
 
-    Source: the protocols are those of the released code of PointNet++ (Qi et al. 2017), DGCNN (Wang et al. 2019) and
-        PAConv (Xu et al. 2021).
+    Source: the evaluation code of the projects in the table. PointNet++: Qi et al. 2017,
+        https://arxiv.org/abs/1706.02413; PAConv: Xu et al. 2021, https://arxiv.org/abs/2103.14635; KPConv: Thomas et
+        al. 2019, https://arxiv.org/abs/1904.08889.
 
     Example:
         Two categories, with the parts 0, 1, 2 and the part 3 alone. A shape of the first has four points: two of part
@@ -175,6 +209,11 @@ def part_iou(
         >>> print(f"{part_iou(logits, target, category, parts, 'present').instance:.4f}")
         0.4167
 
+        `"category_present"`, prediction 0 1 1 1: (1/2 + 2/3) / 2 = 7/12 = 0.5833.
+
+        >>> print(f"{part_iou(logits, target, category, parts, 'category_present').instance:.4f}")
+        0.5833
+
         With a shape of the second category that is right everywhere, and two more like the first: the mean over shapes
         is (3 * 13/18 + 1) / 4 = 0.7917, the mean over categories (13/18 + 1) / 2 = 0.8611.
 
@@ -186,14 +225,13 @@ def part_iou(
         [3, 1]
     """
     table = PartTable(parts)
-    shapes, category = shape_iou(logits, target, category, table, protocol)
-    sums = shapes.new_zeros(len(table)).index_add(0, category, shapes)
-    return summarize(sums, category.bincount(minlength=len(table)), shapes)
+    shapes, category = shape_iou(logits, target, category, table, protocol, ignore_index)
+    return summarize(*count_shapes(shapes, category, len(table)), shapes)
 
 
 def _predict(logits: Tensor, category: Tensor, table: PartTable, protocol: str) -> Tensor:
     """`predict_parts` of checked arguments."""
-    if protocol != "category":
+    if not PROTOCOLS[protocol].own_parts:
         return logits.argmax(dim=2)
     ids = table.ids.to(logits.device)[category][:, None].expand(-1, logits.shape[1], -1)  # (B, N, P)
     # A repeated part changes nothing in an argmax over parts. Reading the allowed logits, rather than setting the

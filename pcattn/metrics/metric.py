@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from pcattn.metrics.functional import PROTOCOLS, PartIoUResult, PartTable, shape_iou, summarize
+from pcattn.metrics.functional import PROTOCOLS, PartIoUResult, PartTable, count_shapes, shape_iou, summarize
 from pcattn.utils.errors import InputError
 
 
@@ -22,7 +22,8 @@ class PartIoU(Metric):
 
     Args:
         parts: part ids of each category.
-        protocol: `"category"`, `"all50"` or `"present"`.
+        protocol: a key of `pcattn.metrics.PROTOCOLS`.
+        ignore_index: points with this target are left out.
         **kwargs: of `torchmetrics.Metric`.
 
     Raises:
@@ -46,20 +47,28 @@ class PartIoU(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, parts: Sequence[Sequence[int]], protocol: str = "category", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Sequence[int]],
+        protocol: str = "category",
+        ignore_index: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if protocol not in PROTOCOLS:
             raise InputError(f"expected protocol to be one of {', '.join(PROTOCOLS)}, but got {protocol!r}")
         self.protocol = protocol
+        self.ignore_index = ignore_index
         self.table = PartTable(parts)
         self.add_state("sums", torch.zeros(len(parts), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(parts), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor, category: Tensor | None = None) -> None:
         """Add shapes: logits (B, N, num_parts), parts (B, N) and categories (B,)."""
-        shapes, category = shape_iou(logits, target, category, self.table, self.protocol)
-        self.sums = self.sums.index_add(0, category, shapes)
-        self.counts = self.counts + category.bincount(minlength=len(self.counts))
+        shapes, category = shape_iou(logits, target, category, self.table, self.protocol, self.ignore_index)
+        sums, counts = count_shapes(shapes, category, len(self.counts))
+        self.sums = self.sums + sums
+        self.counts = self.counts + counts
 
     def compute(self) -> PartIoUResult:
         """The result over all shapes; its `shapes` is None."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from pcattn.attention import Geometry, accepted, layer_kwargs
+from pcattn.attention import AttentionName, Geometry, accepted, layer_kwargs
 from pcattn.layers import LBR, AttentionBlock, LocalAggregation, network_input
 from pcattn.models.levels import Level, build_levels
 from pcattn.models.pct import ClassificationHead
@@ -76,7 +76,7 @@ class HierarchicalBackbone(nn.Module):
     def __init__(
         self,
         variant: str = "hierarchical_tiny",
-        attention: str | Sequence[str] | None = None,
+        attention: AttentionName | Sequence[AttentionName] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         num_features: int = 0,
         dims: Sequence[int] | None = None,
@@ -198,7 +198,7 @@ class HierarchicalClassifier(nn.Module):
         self,
         num_classes: int = 40,
         variant: str = "hierarchical_tiny",
-        attention: str | Sequence[str] | None = None,
+        attention: AttentionName | Sequence[AttentionName] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         dropout: float = 0.5,
         pool_dim: int = 128,

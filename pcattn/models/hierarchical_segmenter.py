@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcattn.attention import AttentionName
 from pcattn.layers import LBR
 from pcattn.models.hierarchical import HierarchicalBackbone
 from pcattn.models.segmenter import SegmentationHead, one_hot
@@ -47,7 +48,7 @@ class HierarchicalSegmenter(nn.Module):
         num_parts: int = 50,
         num_categories: int | None = 16,
         variant: str = "hierarchical_tiny",
-        attention: str | Sequence[str] | None = None,
+        attention: AttentionName | Sequence[AttentionName] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         dropout: float = 0.5,
         stem_stride: int = 1,

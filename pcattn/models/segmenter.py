@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcattn.attention import AttentionName
 from pcattn.layers import LBR
 from pcattn.models.pct import PCTBackbone
 from pcattn.ops import interpolate
@@ -58,7 +59,7 @@ class PCTSegmenter(nn.Module):
         num_parts: int = 50,
         num_categories: int | None = 16,
         variant: str = "pct",
-        attention: str | None = None,
+        attention: AttentionName | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         dropout: float = 0.5,
         **backbone: Any,
@@ -156,7 +157,7 @@ class PCTNormals(nn.Module):
     def __init__(
         self,
         variant: str = "pct",
-        attention: str | None = None,
+        attention: AttentionName | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         dropout: float = 0.5,
         **backbone: Any,

@@ -1,4 +1,4 @@
-"""Threads for the compiled CPU kernels, which release the interpreter's lock."""
+"""Compiling CPU kernels with numba, and running them in threads."""
 
 import functools
 import os
@@ -12,29 +12,29 @@ from torch import Tensor
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compile with numba on the first call, without the interpreter's lock, and keep the machine code on disk."""
+    """Compile on the first call, to code that releases the interpreter's lock, and cache it on disk."""
     import numba
 
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
-    except RuntimeError:  # no folder for the cache can be written: compile in every process
+    except RuntimeError:  # no cache folder is writable: compile in every process
         return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile as a part of the functions that call it: a call with arrays costs as much as a scan of one leaf."""
+    """Compile into the calling functions: a call with arrays costs as much as scanning one leaf."""
     import numba
 
     return numba.njit(inline="always", error_model="numpy")(function)
 
 
 def run_split(kernel: Callable[[int, int], Any], total: int, grain: int = 1) -> None:
-    """Call `kernel(start, stop)` on consecutive parts of `range(total)`, one for each of torch's threads.
+    """Call `kernel(start, stop)` on consecutive parts of `range(total)`, one per thread of torch.
 
     No part is smaller than `grain`, the least work that is worth a thread.
 
-    The threads are Python's: numba's own pools abort the process when it forks (a DataLoader does) or when two threads
-    of the user search at once. Kernels call no others, so that none waits for a thread.
+    These are Python threads, because numba's pools abort the process when it forks, as a DataLoader does, or when two
+    user threads search at once. Kernels must not call `run_split`, so that none waits for a thread.
     """
     bounds = split(total, grain)
     parts = len(bounds) - 1
@@ -100,5 +100,5 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process, started as they are needed. They do not outlive a fork, hence one for each process."""
+    """The threads of a process. They do not survive a fork, so every process has its own."""
     return ThreadPoolExecutor(os.cpu_count(), f"pcattn-{process}")

@@ -1,12 +1,19 @@
-"""What every task shares: optimizer and schedule, randomness, and the course of an evaluation."""
+"""The interface of a task: a network with its loss, metrics and optimizer, and everything other modules ask it.
+
+Inference, export, drawing and the command line know no task by name. They call the methods below, so that a new task
+is one file and one line, see `pcattn.tasks`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import move_data_to_device
@@ -14,6 +21,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from pcattn.data import PointBatch
 from pcattn.tasks.optimization import (
     OPTIMIZERS,
     AveragedWeights,
@@ -22,43 +30,88 @@ from pcattn.tasks.optimization import (
     check_mode,
     compile_network,
 )
-from pcattn.tasks.voting import draw_votes
+from pcattn.tasks.voting import resample
 from pcattn.tasks.watch import FiniteWatch, NonFiniteError
 from pcattn.utils.errors import InputError
-from pcattn.utils.files import write_bytes
+from pcattn.utils.files import atomic_write, write_bytes
 from pcattn.utils.tensors import pack
+from pcattn.visualize.scene import Cloud, Field
 
 if TYPE_CHECKING:
-    from pcattn.data import PointBatch
+    from pcattn.visualize.charts import Confusion
+
+#: Arguments that a task takes from the data, where it has an argument of this name.
+FROM_DATA = ("num_classes", "num_features", "class_names", "parts", "part_names")
+
+
+class MetricInfo(NamedTuple):
+    """How a metric is named, written and compared."""
+
+    label: str  #: in tables: "mean class accuracy"
+    mode: Literal["max", "min"] = "max"  #: which values are better
+    unit: str = "%"  #: "%" for a share in [0, 1], which is written times 100; "°"; "" for none
+
+    def format(self, value: float) -> str:
+        """A value with its unit."""
+        if self.unit == "%":
+            return f"{100 * value:.2f} %"
+        return f"{value:.2f}{self.unit}" if self.unit else f"{value:.4f}"
 
 
 class PointCloudTask(LightningModule):
-    """A network with its loss, metrics and optimizer.
+    """Base class of tasks.
 
-    A task keeps its arguments, plain data all of them, as hyper-parameters: `optimizer`, `lr`, `momentum`,
-    `weight_decay`, `warmup_epochs`, `min_lr` and `ema_decay` are read from there. It has the methods that raise
-    `NotImplementedError` here, and `training_step` and `predict_step` of Lightning.
+    A task has a `network`, a `loss` and metrics (`update_metrics`, `compute_metrics`). The other methods say how its
+    predictions are stored, tabulated and drawn; their defaults suit a task that predicts plain numbers. Constructor
+    arguments are plain data and saved as hyperparameters, from which the optimizer takes `optimizer`, `lr`, `momentum`,
+    `weight_decay`, `warmup_epochs`, `min_lr` and `ema_decay`.
+
+    Three kinds of values occur. *Logits* are the outputs of the network. *Predictions* are what logits mean, in numbers
+    that can be averaged over votes and interpolated between points (probabilities, normals). *Attributes* are NumPy
+    arrays by name, as files store them (`label`, `probability`, `normals`).
 
     Args:
-        label_smoothing, optimizer, lr, min_lr, ema_decay: arguments of the task, to be checked.
-        votes: likewise; more than one look at every cloud by `validate` and `test`, beside the evaluation by one.
-        all_points: likewise; carry predictions to all points of every cloud, likewise.
-        compile: likewise; compile the network when a trainer takes it to its device.
+        label_smoothing, optimizer, lr, min_lr, ema_decay: arguments of the task, checked here.
+        votes: votes per cloud in `validate` and `test`, see `pcattn.tasks.voting`.
+        all_points: also evaluate at all points of every cloud.
+        compile: compile the network when a trainer moves it to its device.
 
     Raises:
-        InputError: one of them is out of range.
+        InputError: an argument is out of range.
     """
 
-    #: names of what `compute_metrics` returns
-    METRICS: ClassVar[tuple[str, ...]] = ()
+    #: What the task is called in reports.
+    TITLE: ClassVar[str] = "task"
+    #: What `compute_metrics` returns, by name.
+    METRICS: ClassVar[Mapping[str, MetricInfo]] = {"loss": MetricInfo("loss", "min", "")}
+    #: The metric that `best.ckpt` is chosen by.
+    PRIMARY: ClassVar[str] = "loss"
+    #: The metric that corruptions are judged by (`pcattn robustness`), a share in [0, 1]; None: they are not.
+    ROBUSTNESS: ClassVar[str | None] = None
+    #: Whether predictions are those of points; otherwise each is that of a whole cloud.
+    PER_POINT: ClassVar[bool] = False
+    #: Names of the `attributes`; of a task for whole clouds, the last holds what `entries` is made from.
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("prediction",)
+    #: Whether a prediction depends on the category of the cloud.
+    USES_CATEGORY: ClassVar[bool] = False
+    #: Fields that pictures show unless others are asked for.
+    FIELDS: ClassVar[tuple[str, ...]] = ("truth", "prediction", "error")
+    #: Name of the list of `entries` in JSON, and the heading of its column in tables.
+    ENTRIES: ClassVar[str] = "predictions"
+    HEADING: ClassVar[str] = "prediction"
+
     network: nn.Module
+    #: Names of the classes of clouds, or of their categories.
+    class_names: list[str]
+    #: Names of the parts of points.
+    part_names: list[str]
 
     def __init__(
         self,
-        label_smoothing: float,
-        optimizer: str,
-        lr: float,
-        min_lr: float,
+        label_smoothing: float = 0.0,
+        optimizer: str = "adamw",
+        lr: float = 0.001,
+        min_lr: float = 0.0,
         ema_decay: float | None = None,
         votes: int = 1,
         all_points: bool = False,
@@ -77,102 +130,281 @@ class PointCloudTask(LightningModule):
             raise InputError(f"expected votes >= 1, but got {votes}")
         if compile:
             check_mode(compile)
+        self.class_names, self.part_names = [], []
         self.votes, self.all_points = votes, all_points
         self._to_compile = compile
         self.eval_loss = MeanMetric()
         self._train_loss = torch.zeros(2)  # sum over the clouds of the epoch so far, and their number
         self.watch = FiniteWatch()
 
-    def setup(self, stage: str) -> None:
-        """Compile the network, once, where that is asked for and pays on the device of the trainer."""
-        mode, self._to_compile = self._to_compile, False
-        if mode:
-            compile_network(self.network, mode, self.trainer.strategy.root_device.type)
+    # What goes through the network ------------------------------------------------------------------------------------
+
+    @property
+    def num_features(self) -> int:
+        """Channels of a point that the network takes beside its position."""
+        return int(self.hparams.get("num_features") or 0)
+
+    @property
+    def num_categories(self) -> int:
+        """Categories that the network is conditioned on; 0 if it takes none."""
+        return 0
+
+    def inputs(self, batch: PointBatch) -> dict[str, Tensor]:
+        """The arguments of the network for a batch, by name: `pos`, then `category` and `features` if it takes them."""
+        inputs = {"pos": batch.pos}
+        if self.num_categories and batch.category is not None:
+            inputs["category"] = batch.category
+        if (features := self.features(batch)) is not None:
+            inputs["features"] = features
+        return inputs
+
+    def features(self, batch: PointBatch) -> Tensor | None:
+        """Channels (B, N, F) of the points of a batch that the network takes beside their positions."""
+        return batch.channels
+
+    def example(self, batch_size: int, num_points: int) -> PointBatch:
+        """A random batch that the network accepts, always the same one: clouds in the unit ball."""
+        generator = torch.Generator().manual_seed(batch_size)
+        directions = torch.randn(batch_size, num_points, 3, generator=generator)
+        pos = nn.functional.normalize(directions, dim=2) * torch.rand(batch_size, num_points, 1, generator=generator)
+        features = torch.randn(batch_size, num_points, self.num_features, generator=generator)
+        category = torch.arange(batch_size) % max(self.num_categories, 1)
+        return self.unlabeled(pos, features if self.num_features else None, category)
+
+    def unlabeled(self, pos: Tensor, features: Tensor | None = None, category: Tensor | None = None) -> PointBatch:
+        """A batch of clouds (B, N, 3) without a truth."""
+        unknown = torch.zeros(len(pos), dtype=torch.long, device=pos.device)
+        return PointBatch(pos, None, unknown, category, torch.arange(len(pos)), 0, features)
 
     def logits(self, batch: PointBatch) -> Tensor:
-        """What the network answers to a batch."""
-        raise NotImplementedError
+        """The network's outputs for a batch."""
+        return self(**self.inputs(batch))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The network's outputs."""
+        return self.network(*args, **kwargs)
 
     def finite_logits(self, batch: PointBatch) -> Tensor:
-        """`logits`, which metrics would take for any class where they are NaN.
+        """`logits`, checked: metrics would take NaN for some class.
 
         Raises:
-            NonFiniteError: some are not finite; on a GPU with the next batch, or when the metrics are computed.
+            NonFiniteError: some are not finite. On a GPU it comes with the next batch or when metrics are computed.
         """
         logits = self.logits(batch)
         self.watch.see(logits.detach().isfinite().all(), lambda _: self._explain(batch, logits))
         return logits
 
-    def evaluate(self, batch: PointBatch) -> None:
-        """Add a batch to the metrics."""
+    # Training and evaluation ------------------------------------------------------------------------------------------
+
+    def check_targets(self, batch: PointBatch) -> None:
+        """Refuse a batch whose targets the network has no output for.
+
+        Raises:
+            InputError: on the CPU.
+        """
+
+    def loss(self, logits: Tensor, batch: PointBatch) -> Tensor:
+        """The loss of a training batch, a scalar."""
         raise NotImplementedError
 
-    def evaluate_looks(self, cloud: PointBatch, own: Tensor, looks: PointBatch) -> None:
-        """Add several looks at one cloud to the metrics that are measured with them.
+    def update_metrics(self, logits: Tensor, batch: PointBatch) -> None:
+        """Add a batch to the metrics."""
+        self.eval_loss.update(self.loss(logits, batch), len(batch.pos))
+
+    def update_voted_metrics(self, cloud: PointBatch, own: Tensor, views: PointBatch, predictions: Tensor) -> None:
+        """Add one cloud to the metrics with votes and at all points.
 
         Args:
             cloud: the complete cloud, a batch of one.
-            own: (N,) the points of it that were evaluated by one look.
-            looks: see `pcattn.tasks.voting.draw_votes`.
+            own: (N,) the points of it that are evaluated without votes.
+            views: a view of the cloud per vote, see `pcattn.tasks.voting.resample`.
+            predictions: (V, ...) of the views.
         """
         raise NotImplementedError
 
     def compute_metrics(self, split: str) -> dict[str, Tensor]:
         """The metrics over all batches since the last call, named `<split>/<metric>`."""
-        raise NotImplementedError
+        self.last_metrics = {"loss": self.eval_loss.compute()}
+        self.eval_loss.reset()
+        return {f"{split}/{name}": value for name, value in self.last_metrics.items()}
 
     def report(self, split: str) -> str:
-        """The last evaluation in words."""
-        raise NotImplementedError
+        """The last evaluation as text."""
+        values = ", ".join(f"{info.label} {info.format(float(v))}" for info, v in self._last_values())
+        return f"{split}: {values}"
+
+    def _last_values(self) -> list[tuple[MetricInfo, Tensor]]:
+        return [(self.METRICS[name], value) for name, value in self.last_metrics.items() if name in self.METRICS]
 
     def save_report(self, split: str, folder: Path) -> list[Path]:
-        """Write the last evaluation as files into a folder, which is made if need be; which ones."""
+        """Write the last evaluation to files in a folder, if the task has more to say than its metrics.
+
+        Returns:
+            The files.
+        """
         return []
 
-    def save_predictions(self, batches: list[dict[str, Tensor]], folder: Path) -> Path:
-        """Write what `predict_step` returned to a file in a folder, likewise; which one."""
-        raise NotImplementedError
+    def evaluate(self, batch: PointBatch) -> None:
+        """Run the network on a batch and add the result to the metrics."""
+        self.check_targets(batch)
+        self.update_metrics(self.finite_logits(batch), batch)
+
+    # Predictions ------------------------------------------------------------------------------------------------------
+
+    def predictions(self, logits: Tensor, category: int = 0) -> Tensor:
+        """What logits mean, in numbers that can be averaged over votes and interpolated between points.
+
+        Args:
+            logits: (B, K) of clouds, or (B, N, K) of points.
+            category: of all these clouds, if the task uses it.
+        """
+        return logits
+
+    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray]:
+        """Predictions as arrays by name.
+
+        Args:
+            predictions: (K,) of one cloud, or (N, K) of points of one cloud.
+            category: of the cloud.
+        """
+        return {"prediction": predictions.cpu().numpy()}
+
+    def point_colors(self, attributes: Mapping[str, NDArray], category: int = 0) -> NDArray[np.uint8] | None:
+        """Colors (N, 3) of the points of one cloud by their `attributes`, to be stored with them."""
+        return None
+
+    def count(self, attributes: Mapping[str, NDArray], category: int = 0) -> NDArray[np.int64]:
+        """Points of each kind, which add up over the blocks of a cloud; what `entries` is made from."""
+        return np.zeros(0, dtype=np.int64)
+
+    def entries(self, result: NDArray, category: int = 0) -> list[dict[str, Any]]:
+        """What tables and files say of one cloud, as plain data, a dictionary per line.
+
+        Args:
+            result: predictions (K,) of a cloud, or the `count` of the predictions of points.
+            category: of the cloud.
+        """
+        return [{"output": output, "value": round(float(value), 6)} for output, value in enumerate(result)]
+
+    def format_entries(self, entries: Sequence[Mapping[str, Any]], num_points: int) -> list[str]:
+        """The same as cells of a table."""
+        return [f"{entry['value']:.4g}" for entry in entries]
+
+    def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Indices of the clouds of a batch with their predictions, and with the points that these are of if known."""
+        predictions = self.predictions(self.finite_logits(batch))
+        result = {"indices": batch.indices, "predictions": predictions}
+        return result if batch.point_indices is None else result | {"points": batch.point_indices}
+
+    def save_predictions(self, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Path:
+        """Write the results of `predict_step` to `predictions.npz` in a folder: an array per name.
+
+        Returns:
+            The file.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "predictions.npz"
+        arrays: dict[str, Any] = {name: torch.cat([b[name] for b in batches]).cpu().numpy() for name in batches[0]}
+        with atomic_write(path) as temporary:
+            np.savez_compressed(temporary, **arrays)
+        return path
+
+    # Pictures and reports ---------------------------------------------------------------------------------------------
+
+    def describe(self, batch: PointBatch, logits: Tensor) -> list[Cloud]:
+        """The clouds of a batch with truth, prediction and error, ready to be drawn."""
+        pos = batch.pos.cpu().numpy()
+        return [Cloud(pos[i], f"cloud {index}", index=index) for i, index in enumerate(batch.indices.tolist())]
+
+    @torch.no_grad()
+    def evaluated_clouds(self, batch: PointBatch) -> list[Cloud]:
+        """`describe` a batch by what the network predicts in evaluation mode."""
+        batch = move_data_to_device(batch, self.device)
+        training = self.training
+        self.eval()
+        try:
+            return self.describe(batch, self.logits(batch))
+        finally:
+            self.train(training)
+
+    def fields(
+        self, attributes: Mapping[str, NDArray], num_points: int, category: int = 0
+    ) -> tuple[dict[str, Field], str]:
+        """Fields that color the points of a cloud without a truth by its `attributes`, and a short note on it."""
+        return {}, ""
+
+    def confusion_counts(self, batch: PointBatch, logits: Tensor) -> NDArray[np.int64]:
+        """How often each truth of a batch was predicted as what; counts add up over batches."""
+        return np.zeros(0, dtype=np.int64)
+
+    def confusions(self, counts: NDArray[np.int64]) -> list[Confusion]:
+        """Confusion matrices to draw from the sum of `confusion_counts`; none if there is nothing to confuse."""
+        return []
+
+    def category_scores(self) -> tuple[str, list[tuple[str, float | None, int]]]:
+        """A score of the last evaluation for each category: its label, and rows of name, score and number of clouds."""
+        return "", []
+
+    def settings(self) -> list[tuple[str, str]]:
+        """Names and values of settings that a report should mention beside those that all tasks have."""
+        return []
+
+    # Lightning's hooks ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Compile the network, once, if that was asked for and pays on the trainer's device."""
+        mode, self._to_compile = self._to_compile, False
+        if mode:
+            compile_network(self.network, mode, self.trainer.strategy.root_device.type)
+
+    def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        self.check_targets(batch)
+        loss = self.loss(self.training_logits(batch), batch)
+        self.log_train_loss(loss, batch)
+        return loss
 
     def on_train_batch_start(self, batch: PointBatch, batch_idx: int) -> None:
-        """Tie the network's own randomness to the batch, so that a resumed run repeats it."""
+        """Seed the network's own randomness by the batch, so that a resumed run repeats it."""
         torch.manual_seed(batch.seed)
 
     def on_validation_batch_start(self, batch: PointBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refuse clouds with NaN or infinity; on a GPU `finite_logits` finds out, without waiting for it."""
+        """Refuse clouds with NaN or infinity. On a GPU `finite_logits` finds them, without a synchronization."""
         if batch.pos.device.type == "cpu" and (cause := _not_finite(batch)):
             raise NonFiniteError(f"expected finite clouds, but {cause}")
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
-        """Add a batch to the metrics; further looks only where validation is all that is done."""
+        """Add a batch to the metrics. Votes and all points count in `validate` alone, not during training."""
         self.evaluate(batch)
-        if self._looks_again and self.trainer.state.fn == TrainerFn.VALIDATING:
-            self._look_again(batch, "val")
+        if self._votes and self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._evaluate_votes(batch, "val")
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Add a batch to the metrics."""
         self.evaluate(batch)
-        if self._looks_again:
-            self._look_again(batch, "test")
+        if self._votes:
+            self._evaluate_votes(batch, "test")
 
     @property
-    def _looks_again(self) -> bool:
-        """Whether there is more than one look at every cloud, or it is judged at all its points."""
+    def _votes(self) -> bool:
         return self.votes > 1 or self.all_points
 
-    def _look_again(self, batch: PointBatch, split: str) -> None:
+    def _evaluate_votes(self, batch: PointBatch, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         points: Any = batch.point_indices
         for position, index in enumerate(batch.indices.tolist()):
             cloud, own = move_data_to_device(data.complete_cloud(split, index), self.device), points[position]
-            self.evaluate_looks(cloud, own, draw_votes(cloud, own, self.votes))
+            views = resample(cloud, own, self.votes)
+            category = 0 if cloud.category is None else int(cloud.category)
+            predictions = self.predictions(self.logits(views).float(), category)
+            self.update_voted_metrics(cloud, own, views, predictions)
 
     def on_validation_epoch_start(self) -> None:
-        """Let all processes validate the network that the checkpoint will hold: with the same running statistics.
+        """Average the running statistics over all processes, so that each validates what the checkpoint will hold.
 
-        Each process has those of its own batches, unless batch normalization is synchronized. The mean over the
-        processes is what a single one would have seen on average.
+        Unless batch normalization is synchronized, each process has the statistics of its own batches.
         """
         self.watch.flush()
         if self.trainer.world_size > 1:
@@ -191,18 +423,19 @@ class PointCloudTask(LightningModule):
         self.log_dict(self.compute_metrics("test"), prog_bar=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save no weights that the last step has spoiled, and the loss of an epoch that has not ended."""
+        """Store the task and the loss of an unfinished epoch; weights that the last step made NaN are not saved."""
         self.watch.flush()
+        checkpoint["task"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["train_loss"] = self._summed_train_loss().cpu()
 
     def on_train_end(self) -> None:
-        """Look at the last step."""
+        """Check the last step."""
         self.watch.flush()
 
     on_predict_end = on_train_end
 
     def configure_callbacks(self) -> list[Callback]:
-        """The averaging of the weights, where it is asked for."""
+        """`AveragedWeights` if `ema_decay` is set."""
         decay = self.hparams.get("ema_decay")
         return [] if decay is None else [AveragedWeights(decay)]
 
@@ -210,7 +443,7 @@ class PointCloudTask(LightningModule):
         """The optimizer, with a cosine schedule stepped after every batch.
 
         Raises:
-            InputError: the training has no end that is known.
+            InputError: the number of steps is not known.
         """
         h: Any = self.hparams
         optimizer = build_optimizer(h["optimizer"], self.parameters(), h["lr"], h["momentum"], h["weight_decay"])
@@ -230,8 +463,8 @@ class PointCloudTask(LightningModule):
         """`logits` in training.
 
         Raises:
-            NonFiniteError: the network refuses the batch, as ours do on the CPU, and it holds NaN or infinity. It lies
-                in a file in the run then.
+            NonFiniteError: the network refuses the batch because it holds NaN or infinity. The batch is saved in the
+                run.
         """
         try:
             return self.logits(batch)
@@ -242,20 +475,20 @@ class PointCloudTask(LightningModule):
             raise NonFiniteError(self._save_batch(loss, batch, self.current_epoch, self.global_step, False)) from error
 
     def log_train_loss(self, loss: Tensor, batch: PointBatch) -> None:
-        """Count a loss in `train/loss`, the mean over the epoch, once it is known to be a number.
+        """Add a loss to `train/loss`, the mean over the epoch.
 
         Raises:
-            NonFiniteError: it is not. The batch lies in a file in the run then. On the CPU the weights are those before
-                it; on a GPU the error comes with the next batch, and no checkpoint holds what the weights became.
+            NonFiniteError: it is not finite. The batch is saved in the run. On the CPU the weights are those before the
+                step; on a GPU the error comes with the next batch, and no checkpoint is saved in between.
         """
         value, epoch, step = loss.detach(), self.current_epoch, self.global_step
         self.watch.see(value.isfinite(), lambda late: self._save_batch(value, batch, epoch, step, late))
         size = len(batch.pos)
-        # Added up where the loss is: reading it would wait for the GPU in every step.
+        # Summed on the device: reading the loss would synchronize in every step.
         self._train_loss = self._train_loss.to(value.device) + torch.stack((value * size, torch.full_like(value, size)))
 
     def on_train_epoch_end(self) -> None:
-        """Log `train/loss`, before the checkpoint of the epoch is saved: killed in between, a run would lack it."""
+        """Log `train/loss` before the checkpoint of the epoch is saved, so that a killed run has it."""
         total, number = self._summed_train_loss().tolist()
         self._train_loss = torch.zeros(2)
         metrics = {"train/loss": total / max(number, 1)}
@@ -264,18 +497,25 @@ class PointCloudTask(LightningModule):
             logger.log_metrics(metrics | {"epoch": self.current_epoch}, step=self.global_step - 1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with that loss, in one of the processes."""
+        """Restore the loss of an unfinished epoch, in one process."""
         if "train_loss" in checkpoint and self._trainer is not None and self._trainer.is_global_zero:
             self._train_loss = checkpoint["train_loss"]
 
     def _summed_train_loss(self) -> Tensor:
-        """Of all processes."""
+        """Sum of losses and number of clouds, over all processes."""
         return self.trainer.strategy.reduce(self._train_loss.to(self.device).clone(), reduce_op="sum")
 
     def _save_batch(self, loss: Tensor, batch: PointBatch, epoch: int, step: int, late: bool) -> str:
-        """Save a batch whose loss is not finite; what happened, in words. Late means after a step that it spoiled."""
+        """Save a batch whose loss is not finite.
+
+        Args:
+            late: the weights have been updated since.
+
+        Returns:
+            The error message.
+        """
         folder = Path(self.trainer.default_root_dir)
-        # The processes of one training have batches of their own.
+        # Each process has its own batches.
         rank = f"-rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         path = folder / f"nonfinite-epoch{epoch}-step{step}{rank}.pt"
         fields = {name: value for name, value in batch._asdict().items() if value is not None}
@@ -290,7 +530,7 @@ class PointCloudTask(LightningModule):
         )
 
     def _explain(self, batch: PointBatch, logits: Tensor) -> str:
-        """What is wrong with logits that are not finite, in words."""
+        """Why logits are not finite: the error message."""
         clouds = batch.indices[~logits.isfinite().flatten(1).all(dim=1)]
         cause = _not_finite(batch) or self._not_finite_weights() or "clouds and weights are finite, products are not"
         return f"expected finite logits, but the network has others for clouds {_listed(clouds)}: {cause}"
@@ -301,7 +541,7 @@ class PointCloudTask(LightningModule):
 
 
 def _not_finite(batch: PointBatch) -> str | None:
-    """Which clouds of a batch hold NaN or infinity, in words; None if none does."""
+    """Which clouds of a batch hold NaN or infinity; None if none does."""
     for name in ("pos", "normals", "features"):
         field = getattr(batch, name)
         if field is not None and not bool((finite := field.isfinite().all(dim=2).all(dim=1)).all()):

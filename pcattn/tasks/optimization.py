@@ -131,7 +131,7 @@ def compile_network(network: nn.Module, mode: bool | str, device: str) -> None:
 
 
 def _why_not_compiled(network: nn.Module, device: str) -> str | None:
-    """What speaks against compilation, in words; None if nothing does.
+    """Why a network should not be compiled; None if it should.
 
     On the CPU it needs a C++ compiler (`CXX`, else the platform's own), and a network with local aggregation is faster
     with the blocks of `pcattn.ops.local_aggregation.op`, which a compiled one goes without.

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pcattn.utils.errors import InputError
 
-class NonFiniteError(ValueError):
+
+class NonFiniteError(InputError):
     """A batch holds NaN or infinity, or leads to a loss that is one."""
 
 

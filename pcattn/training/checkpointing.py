@@ -1,4 +1,4 @@
-"""Checkpoints of a training: complete or not there, up to date, and saved before it stops."""
+"""Checkpoints of a training: written atomically, up to date, and saved before the training stops."""
 
 from __future__ import annotations
 
@@ -15,46 +15,52 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from pcattn.training.runs import CHECKPOINTS
+from pcattn.training.run_folder import CHECKPOINTS
 from pcattn.utils.files import write_bytes
 from pcattn.utils.tensors import pack
 
-# A terminal is closed; Windows does not tell.
+# Sent when a terminal is closed; Windows does not have it.
 _HANG_UP = getattr(signal, "SIGHUP", None)
 
 #: Signals that ask a training to stop.
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, *([_HANG_UP] if _HANG_UP else []))
 
-#: Several processes have to agree that it is time to save, which holds all of them up: they ask only now and then.
-_STEPS_BETWEEN_QUESTIONS = 32
+#: Several processes must agree to save, which makes them wait for each other: they synchronize only every few steps.
+_SYNC_EVERY_N_STEPS = 32
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that take their name when they are complete and on disk.
+    """Writes checkpoints atomically.
 
-    Lightning writes to the system's folder of temporary files and moves the result. Where that is another file system
-    the move is a copy, which a killed process leaves half done in place of the checkpoint before.
+    Lightning writes to the system's temporary folder and moves the file. Across file systems that move is a copy, and a
+    process that is killed during the copy leaves half a checkpoint in place of the previous one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            OSError: it cannot be written; the one before is as it was.
+            OSError: the file cannot be written. The previous checkpoint is unchanged.
         """
         path, content = Path(path), pack(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write_bytes(path, content)
         except OSError as error:
-            before = "the one before is as it was" if path.is_file() else "there is none before it"
-            raise OSError(f"{error} ({len(content) / 1e6:.1f} MB); {before}") from error
+            previous = "the previous checkpoint is unchanged" if path.is_file() else "there is no previous checkpoint"
+            raise OSError(f"{error} ({len(content) / 1e6:.1f} MB); {previous}") from error
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint under one name in the run, replaced whenever a newer one counts.
+    """Keeps one checkpoint under a fixed name, `<run>/checkpoints/<name>.ckpt`.
 
-    A run may be moved, or be named by another path: what is restored on resumption refers to where it lies now.
+    A run may be moved between two trainings: the paths that a checkpoint restores point to the present folder.
+
+    Args:
+        run: folder of the run.
+        name: file name without suffix.
+        monitor: metric that chooses the best checkpoint at validation; None saves at the end of every epoch.
+        mode: "max" or "min".
     """
 
     def __init__(self, run: Path, name: str, monitor: str | None = None, mode: str = "max") -> None:
@@ -65,14 +71,14 @@ class RunCheckpoint(ModelCheckpoint):
             mode=mode,
             save_top_k=1,
             enable_version_counter=False,
-            # The best is chosen at validation. The last is the end of an epoch, validation included.
+            # The end of an epoch comes after its validation.
             save_on_train_epoch_end=monitor is None,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score, with paths of the present folder.
+        """Restore the best score with paths in the present folder.
 
-        A training that goes on in another folder has no best checkpoint of its own yet.
+        A training that continues in a new folder has no best checkpoint there yet, and starts without one.
         """
 
         def here(path: str) -> str:
@@ -88,22 +94,22 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(RunCheckpoint):
-    """`last.ckpt`: at the end of every epoch, within a long one every some minutes, and when the training has to stop.
+    """Saves `last.ckpt` after every epoch, every few minutes within an epoch, and when the training is asked to stop.
 
-    Within an epoch it is saved where a resumed training repeats exactly what this one goes on with: after a step of the
-    optimizer, and after the validation where one is due.
+    Within an epoch it saves only where a resumed training continues exactly: after an optimizer step, and after the
+    validation if one is due. Lightning's `ModelCheckpoint(train_time_interval=...)` and `OnExceptionCheckpoint` save
+    anywhere, and the resumed training would differ.
 
-    On SIGINT (Ctrl-C), SIGTERM or SIGHUP (a closed terminal) the training saves at the next such point and stops; a
-    second SIGINT or SIGTERM is Lightning's to handle, which stops without saving. Of several processes any may get the
-    signal. They look at it together, and at the time, every `_STEPS_BETWEEN_QUESTIONS` steps and at the end of an
-    epoch.
+    On SIGINT (Ctrl-C), SIGTERM, or SIGHUP (a closed terminal) the training saves at the next such point and stops. A
+    second SIGINT or SIGTERM goes to Lightning, which stops without saving. Any process of a distributed training may
+    get the signal: they synchronize every `_SYNC_EVERY_N_STEPS` steps and at the end of an epoch.
 
     Args:
         run: folder of the run.
         minutes: time between two checkpoints within an epoch; 0 saves after every step.
 
     Attributes:
-        requested: the signal that asked to stop, if any.
+        requested: the signal that asked the training to stop, if any.
     """
 
     def __init__(self, run: Path, minutes: float) -> None:
@@ -115,45 +121,45 @@ class LastCheckpoint(RunCheckpoint):
         self._notice = b""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to listen; Lightning restores the handlers of before when the training ends."""
+        """Install the signal handlers. Lightning restores the previous ones when the training ends."""
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
         if threading.current_thread() is not threading.main_thread():
             return
-        when = "after this step" if trainer.world_size == 1 else f"within {_STEPS_BETWEEN_QUESTIONS} steps"
-        self._notice = f"\nsaving {when}; Ctrl-C once more stops without\n".encode()
+        when = "after this step" if trainer.world_size == 1 else f"within {_SYNC_EVERY_N_STEPS} steps"
+        self._notice = f"\nsaving {when}; press Ctrl-C again to stop without saving\n".encode()
         self._handlers = {number: signal.getsignal(number) for number in _REQUESTS}
         for number, handler in self._handlers.items():
-            if handler != signal.SIG_IGN:  # as in jobs that a shell runs in the background
+            if handler != signal.SIG_IGN:  # a shell ignores Ctrl-C for its background jobs
                 signal.signal(number, self._request)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, unless validation is next: it ends with a checkpoint of its own."""
+        """Save if it is time, unless a validation comes next, which ends with a save."""
         if not _validates_next(trainer, batch_idx):
             self._save_within_epoch(trainer, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if it is time, unless the epoch ends here: so does this."""
+        """Save if it is time, unless the epoch ends here, which ends with a save."""
         if not trainer.is_last_batch:
             self._save_within_epoch(trainer, trainer.fit_loop.batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Save, and stop if a signal asked for it."""
         super().on_train_epoch_end(trainer, pl_module)
         self._saved = time.monotonic()
         if self._is_requested(trainer):
             raise KeyboardInterrupt
 
     def _save_within_epoch(self, trainer: Trainer, batch_idx: int) -> None:
-        if trainer.world_size > 1 and (batch_idx + 1) % _STEPS_BETWEEN_QUESTIONS:
+        if trainer.world_size > 1 and (batch_idx + 1) % _SYNC_EVERY_N_STEPS:
             return
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not stepped or self._should_skip_saving_checkpoint(trainer):
             return
         requested = self._is_requested(trainer)
-        # All processes save together, when it is time by the clock of the first.
+        # All processes save together, by the clock of rank 0.
         if requested or trainer.strategy.broadcast(time.monotonic() - self._saved >= self.interval):
             trainer.save_checkpoint(self.format_checkpoint_name({}), weights_only=False)
             self._saved = time.monotonic()
@@ -161,21 +167,21 @@ class LastCheckpoint(RunCheckpoint):
                 raise KeyboardInterrupt
 
     def _is_requested(self, trainer: Trainer) -> bool:
-        """Whether any of the processes was asked to stop; all of them get the same answer."""
+        """Whether any process was asked to stop. All processes get the same answer."""
         return bool(trainer.strategy.reduce_boolean_decision(self.requested is not None, all=False))
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number)
-        with suppress(OSError):  # who read it may have been stopped as well
-            os.write(2, self._notice)  # print may be what was interrupted
+        with suppress(OSError):  # Ctrl-C may have ended the reader of a pipe as well
+            os.write(2, self._notice)  # not print(), which the signal may have interrupted
         for known, handler in self._handlers.items():
-            if known != _HANG_UP:  # which comes twice where a terminal is closed: from the system and from the shell
+            if known != _HANG_UP:  # a closed terminal sends it twice: the system and the shell
                 signal.signal(known, handler)
 
 
 def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether this batch may be followed by a validation or the end of the epoch."""
-    if trainer.is_last_batch or trainer.val_check_batch is None:  # None: by the clock
+    """Whether a validation or the end of the epoch may follow this batch."""
+    if trainer.is_last_batch or trainer.val_check_batch is None:  # None: validation is scheduled by time
         return True
     number = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
     return (number + 1) % trainer.val_check_batch == 0

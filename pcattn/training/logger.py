@@ -1,66 +1,73 @@
-"""`metrics.csv` of a run, which a resumed training goes on with."""
+"""`metrics.csv` of a run, which a resumed training continues."""
 
 from __future__ import annotations
 
 import csv
 import io
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from pcattn.utils.files import naming, write_text
+from pcattn.utils.files import naming_path, write_text
 
 
-class MetricsLog(Logger):
-    """A row for everything that is logged, written at once, so that a killed run has all of them.
+class ResumableCSVLogger(Logger):
+    """Logs metrics to `<run>/metrics.csv`, one row per call, and continues the file of an interrupted training.
 
-    A training that goes on from a checkpoint makes steps for a second time that lie behind it. What it logs there takes
-    the place of what was logged before: in the end the file is that of an uninterrupted run.
+    Lightning's `CSVLogger` deletes the file when a training is resumed. Here a resumed training, which repeats the
+    steps after its checkpoint, replaces their rows: in the end the file equals that of an uninterrupted training. Every
+    row is written at once, so a killed training loses none.
 
     Args:
-        run: folder of the file, of which the rows that are there are kept.
+        run: folder of the run.
     """
 
     def __init__(self, run: Path) -> None:
         super().__init__()
         self.run = run
         self.path = run / "metrics.csv"
-        self._rows: list[dict[str, str]] | None = None
+        self._rows: list[dict[str, str]] | None = None  # sorted by step
+        self._columns: set[str] = set()
 
     @property
     def name(self) -> str:
-        """None: the run is one folder."""
+        """Empty: there is no folder for the logger inside the run."""
         return ""
 
     @property
     def version(self) -> str:
-        """None, likewise."""
+        """Empty: there is no folder for a version inside the run."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The run."""
+        """Folder of the run."""
         return str(self.run)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they are in `config.yaml`."""
+        """Do nothing: `config.yaml` holds the hyper-parameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write a row."""
-        row = {name: str(value) for name, value in metrics.items()} | {"step": str(step or 0)}
-        rows = self._read() if self._rows is None else self._rows
-        kept = [known for known in rows if not _again(known, row)]
-        columns = sorted({name for known in (*rows, row) for name in known})
-        appends = len(kept) == len(rows) > 0 and columns == sorted({name for known in rows for name in known})
-        self._rows = [*kept, row]
+        """Append a row. The file is rewritten if the row adds a column or repeats a step."""
+        now = step or 0
+        row = {name: str(value) for name, value in metrics.items()} | {"step": str(now)}
+        if self._rows is None:
+            self._rows = self._read()
+            self._columns.update(*self._rows)
+        start = bisect_left(self._rows, now, key=_step)
+        same_step = [known for known in self._rows[start:] if _step(known) == now and known.keys() != row.keys()]
+        appends = bool(self._rows) and row.keys() <= self._columns and len(same_step) == len(self._rows) - start
+        self._rows[start:] = [*same_step, row]
+        self._columns |= row.keys()
         text = io.StringIO(newline="")
-        table = csv.DictWriter(text, columns, lineterminator="\n")
+        table = csv.DictWriter(text, sorted(self._columns), lineterminator="\n")
         if appends:
             table.writerow(row)
-            with naming(self.path), self.path.open("a", newline="") as file:
+            with naming_path(self.path), self.path.open("a", newline="") as file:
                 file.write(text.getvalue())
         else:
             self.run.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,7 @@ class MetricsLog(Logger):
             write_text(self.path, text.getvalue())
 
     def _read(self) -> list[dict[str, str]]:
-        """The rows of the training that this one goes on with; a last line that was cut short is none."""
+        """The rows of the interrupted training, without a last line that was cut short."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text().splitlines(keepends=True)
@@ -79,7 +86,5 @@ class MetricsLog(Logger):
         return [row for row in rows if row.get("step", "").isdecimal()]
 
 
-def _again(known: dict[str, str], row: dict[str, str]) -> bool:
-    """Whether a known row is of a step that is made again."""
-    before, now = int(known["step"]), int(row["step"])
-    return before > now or (before == now and known.keys() == row.keys())
+def _step(row: dict[str, str]) -> int:
+    return int(row["step"])

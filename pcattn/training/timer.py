@@ -1,4 +1,4 @@
-"""How long a training has validated, which its speed is measured without."""
+"""Time spent in validation, which the training speed leaves out."""
 
 import time
 from typing import Any
@@ -7,28 +7,28 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class ValidationTime(Callback):
-    """Adds up the validations of a training, those before a resumption included; Lightning's `Timer` has the last one.
+    """Sums the time of all validations, across resumptions. Lightning's `Timer` knows only the last validation.
 
     Attributes:
-        seconds: of all validations so far.
+        seconds: total time of validation.
     """
 
     def __init__(self) -> None:
         self.seconds = self._started = 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start."""
+        """Start the clock."""
         self._started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop, and add; what is looked at before the training is no part of it."""
+        """Stop the clock. The sanity check before training does not count."""
         if not trainer.sanity_checking:
             self.seconds += time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints: the seconds so far."""
+        """Store the total in checkpoints."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Continue from the total of a checkpoint."""
         self.seconds = state_dict["seconds"]

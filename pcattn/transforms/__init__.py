@@ -1,7 +1,7 @@
-"""Augmentation of whole batches, on the device the batch is on.
+"""Augmentation of whole batches, on the device of the batch.
 
-Every transform maps a `PointBatch` to a new one and leaves the stored clouds as they are. Randomness comes from the
-generator it is given alone. In a configuration they are written by name, in the order in which they run:
+Every transform maps a `PointBatch` to a new one and does not change the stored clouds. Randomness comes only from the
+generator it is given. In a configuration, transforms are written by name and run in this order:
 
 .. code-block:: yaml
 
@@ -10,11 +10,11 @@ generator it is given alone. In a configuration they are written by name, in the
       - translate: {max_offset: 0.2}
       - point_cutmix: {kind: r, probability: 0.5}
 
-In a loop of one's own, on positions (B, N, 3) and labels (B,):
+In a loop of your own, on positions (B, N, 3) and labels (B,):
 
 .. code-block:: python
 
-    batch = PointBatch(pos, None, label, None, torch.arange(len(pos)), seed=0)  # of pcattn.datasets
+    batch = PointBatch(pos, None, label, None, torch.arange(len(pos)), seed=0)  # of pcattn.data
     batch = Scale()(batch, torch.Generator().manual_seed(0))
 """
 

@@ -1,9 +1,9 @@
-"""What all transforms share: their type, random numbers from a given generator, a choice of points."""
+"""What all transforms share: their type, random numbers from a given generator, and selection of points."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
@@ -39,7 +39,7 @@ def beta(size: int, concentration: float, like: Tensor, generator: Generator) ->
 
 
 def check_positions(pos: Tensor, generator: Generator) -> None:
-    """Refuse what no transform can work on. Values are not looked at: NaN stays NaN, and the task will stop at it.
+    """Refuse positions of a wrong shape or device. Values are not checked: NaN stays NaN, and the task stops at it.
 
     Raises:
         InputError: positions of another shape or type, or a generator of another device.
@@ -52,7 +52,7 @@ def check_positions(pos: Tensor, generator: Generator) -> None:
 
 
 def point_fields(batch: PointBatch) -> dict[str, Tensor]:
-    """What a batch holds for every point, by the name of the field."""
+    """The fields of a batch that hold a value for every point, by name."""
     fields = {"pos": batch.pos}
     for name in ("normals", "features", "point_indices"):
         if (field := getattr(batch, name)) is not None:
@@ -63,8 +63,9 @@ def point_fields(batch: PointBatch) -> dict[str, Tensor]:
 
 
 def take(batch: PointBatch, indices: Tensor) -> PointBatch:
-    """The points `indices` (B, M) of every cloud, with all that belongs to them."""
-    return batch._replace(**{name: take_rows(field, indices) for name, field in point_fields(batch).items()})
+    """The points `indices` (B, M) of every cloud, with all their fields."""
+    taken: dict[str, Any] = {name: take_rows(field, indices) for name, field in point_fields(batch).items()}
+    return batch._replace(**taken)
 
 
 def take_rows(field: Tensor, indices: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def take_rows(field: Tensor, indices: Tensor) -> Tensor:
 
 
 def subsample(batch: PointBatch, num_points: int, generator: Generator | None = None) -> PointBatch:
-    """`num_points` points of every cloud: a random choice of its own for each, or the first ones without a generator.
+    """`num_points` points of every cloud: random ones, drawn for each cloud, or the first ones without a generator.
 
     Raises:
         InputError: the clouds have fewer points.

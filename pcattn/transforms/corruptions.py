@@ -59,7 +59,7 @@ def corrupt(
     num_points: int,
     seed: int = 0,
     index: int = 0,
-    up: str = "z",
+    up_axis: str = "z",
 ) -> tuple[NDArray[np.float32], Indices]:
     """Corrupt one cloud.
 
@@ -73,7 +73,7 @@ def corrupt(
             among all P.
         seed: of the randomness.
         index: which cloud of its data set this is.
-        up: the axis that points upwards, `"x"`, `"y"` or `"z"`.
+        up_axis: the axis that points up, `"x"`, `"y"` or `"z"`.
 
     Returns:
         The corrupted cloud (N', 3), and the index (N',) in `pos` of the point that each of its points came from, -1 for
@@ -85,8 +85,8 @@ def corrupt(
         InputError: an argument is out of range, or the cloud has too few points or not finite ones.
     """
     corruption = find(name, severity)
-    if up not in ("x", "y", "z"):
-        raise InputError(f"expected up to be x, y or z, but got {up!r}")
+    if up_axis not in ("x", "y", "z"):
+        raise InputError(f"expected up_axis to be x, y or z, but got {up_axis!r}")
     if pos.ndim != 2 or pos.shape[1] != 3 or not MIN_POINTS <= num_points <= len(pos):
         raise InputError(
             f"expected pos (P, 3) and {MIN_POINTS} <= num_points <= P, but got {pos.shape} and num_points={num_points}"
@@ -95,7 +95,7 @@ def corrupt(
         raise InputError(f"expected finite points in cloud {index}, but got NaN or infinity")
     points = np.asarray(pos[: corruption.spare * num_points], dtype=np.float64)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), severity, index])
-    turns = 1 - "xyz".index(up)  # of the axes, until y is up
+    turns = 1 - "xyz".index(up_axis)  # of the axes, until y is up
     upright = np.roll(points, turns, axis=1)
     corrupted, source = corruption.apply(upright, corruption.levels[severity - 1], num_points, rng)
     return np.roll(corrupted, -turns, axis=1).astype(np.float32), source
@@ -126,7 +126,7 @@ def parse_corruption(text: str) -> tuple[str, int]:
 
 
 def corrupt_batch(
-    batch: PointBatch, name: str, severity: int, num_points: int, seed: int = 0, up: str = "z"
+    batch: PointBatch, name: str, severity: int, num_points: int, seed: int = 0, up_axis: str = "z"
 ) -> PointBatch:
     """Corrupt every cloud of a batch, see `corrupt`; labels of points follow their points.
 
@@ -146,7 +146,7 @@ def corrupt_batch(
             f"expected clouds in the unit sphere, which the severities refer to, but got a coordinate of {radius:g}"
         )
     results = [
-        corrupt(cloud, name, severity, num_points, seed, int(index), up)
+        corrupt(cloud, name, severity, num_points, seed, int(index), up_axis)
         for cloud, index in zip(pos, batch.indices, strict=True)
     ]
     corrupted, source = (torch.from_numpy(np.stack(part)).to(batch.pos.device) for part in zip(*results, strict=True))
@@ -155,18 +155,18 @@ def corrupt_batch(
 
 
 class CorruptedClouds(Dataset):
-    """Clouds as a data set of batches whose every batch comes corrupted, see `corrupt_batch`.
+    """Clouds whose batches are corrupted as they are read, see `corrupt_batch`.
 
     Args:
         clouds: gives batches by `(seed, indices)`, with up to `spare` times `num_points` points a cloud.
         corruption: `name:severity`.
         num_points: of a clean cloud.
         seed: of the randomness.
-        up: the axis that points upwards.
+        up_axis: the axis that points up.
     """
 
-    def __init__(self, clouds: DenseClouds, corruption: str, num_points: int, seed: int, up: str) -> None:
-        self.clouds, self.num_points, self.seed, self.up = clouds, num_points, seed, up
+    def __init__(self, clouds: DenseClouds, corruption: str, num_points: int, seed: int, up_axis: str) -> None:
+        self.clouds, self.num_points, self.seed, self.up_axis = clouds, num_points, seed, up_axis
         self.name, self.severity = parse_corruption(corruption)
         # Of the clouds, as `DenseClouds` has them.
         self.per_point, self.label, self.category = clouds.per_point, clouds.label, clouds.category
@@ -175,7 +175,7 @@ class CorruptedClouds(Dataset):
         return len(self.clouds)
 
     def __getitem__(self, key: tuple[int, Tensor]) -> PointBatch:
-        return corrupt_batch(self.clouds[key], self.name, self.severity, self.num_points, self.seed, self.up)
+        return corrupt_batch(self.clouds[key], self.name, self.severity, self.num_points, self.seed, self.up_axis)
 
 
 def _occlusion(pos: Array, level: int, num_points: int, rng: Generator) -> tuple[Array, Indices]:
@@ -361,9 +361,9 @@ def _direction(tilt: float, sector: int, rng: Generator) -> Array:
 
 
 def _visible(pos: Array, camera: Array) -> NDArray[np.bool_]:
-    """Which points are seen from a camera outside the cloud.
+    """Which points are visible from a camera outside the cloud.
 
-    A depth image whose cells are wide enough for a surface to leave no hole: a point is hidden if its own or a
+    The cells of the depth image are wide enough for a surface to leave no hole. A point is hidden if its own or a
     neighboring cell holds a point that is nearer by more than a slanted surface explains.
     """
     cloud = torch.from_numpy(pos)[None]

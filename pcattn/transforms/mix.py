@@ -8,7 +8,7 @@ of two clouds have no indices in one: `point_indices` is None.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
@@ -71,7 +71,7 @@ class PointMixup:
         other = take(other, assign(batch.pos, other.pos, self.rounds, generator))
         drawn = beta(len(batch.pos), self.concentration, batch.pos, generator)
         ratio = torch.minimum(drawn, 1 - drawn) * _chosen(batch, self.probability, generator)
-        fields = {
+        fields: dict[str, Any] = {
             name: field.lerp(point_fields(other)[name], ratio[:, None, None])
             for name, field in point_fields(batch).items()
         }
@@ -246,7 +246,7 @@ def _smallest(values: Tensor, count: Tensor | int) -> Tensor:
 def _replace(batch: PointBatch, other: PointBatch, replaced: Tensor) -> PointBatch:
     """The batch with the points `replaced` (B, N) taken from another, and labels in proportion."""
     batch = batch._replace(point_indices=None)
-    fields = {
+    fields: dict[str, Any] = {
         name: torch.where(replaced if field.dim() == 2 else replaced[..., None], point_fields(other)[name], field)
         for name, field in point_fields(batch).items()
     }

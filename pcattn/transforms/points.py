@@ -1,4 +1,4 @@
-"""Transforms that treat every point by itself: jitter, dropout, dropout of features."""
+"""Transforms of single points: jitter, dropout, dropout of features."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Jitter:
 class Dropout:
     """Random input dropout: in each cloud, a share from U[0, max_ratio] of the points is dropped.
 
-    A dropped point is replaced by the first point of its cloud, with all that belongs to it, which keeps the number of
-    points and tells the network nothing new. PCT's recipe: 0.875.
+    A dropped point, with all its fields, is replaced by the first point of its cloud. That keeps the number of points
+    and adds no information. PCT's recipe: 0.875.
 
     Source: PointNet++, Qi et al. 2017, https://arxiv.org/abs/1706.02413, section 3.3.
     """
@@ -62,7 +62,7 @@ class Dropout:
 class FeatureDropout:
     """Set the features of a cloud, normals and colors, to zero with this probability; positions stay.
 
-    With `per_point`, each point loses its features by itself.
+    With `per_point`, points lose their features independently.
 
     Source: the "color drop" of PointNeXt, Qian et al. 2022, https://arxiv.org/abs/2206.04670, section 4.1, there with
         probability 0.2.
@@ -78,7 +78,7 @@ class FeatureDropout:
         """Drop the features of some clouds, or points, of the batch."""
         if batch.normals is None and batch.features is None:
             raise InputError(
-                "expected features for feature_dropout (like features: [normals]), but the clouds have positions alone"
+                "expected features for feature_dropout (features: [normals]), but the clouds have only positions"
             )
         check_positions(batch.pos, generator)
         batch_size, num_points, _ = batch.pos.shape

@@ -62,7 +62,7 @@ class Translate:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Turn each cloud, and its normals, about one axis by an angle from U[-max_degrees, max_degrees].
+    """Rotate each cloud and its normals about one axis by an angle from U[-max_degrees, max_degrees].
 
     Source: PointNet, Qi et al. 2017, https://arxiv.org/abs/1612.00593, section 5.1: about the up axis, by any angle.
     """
@@ -76,7 +76,7 @@ class Rotate:
         expect_not_negative("max_degrees in rotate", self.max_degrees)
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
-        """Turn every cloud of the batch."""
+        """Rotate every cloud of the batch."""
         limit = math.radians(self.max_degrees)
         angle = uniform((len(batch.pos),), -limit, limit, batch.pos, generator)
         axis = "xyz".index(self.axis)
@@ -90,7 +90,7 @@ class Rotate:
 
 @dataclass(frozen=True)
 class RotateSO3:
-    """Turn each cloud, and its normals, by a rotation drawn uniformly from SO(3).
+    """Rotate each cloud and its normals by a rotation drawn uniformly from SO(3).
 
     The normalized quaternion of four standard normal numbers is uniform on the sphere, hence the rotation on SO(3).
     Training and testing under it is the protocol "SO(3)/SO(3)" of Esteves et al. 2018.
@@ -99,7 +99,7 @@ class RotateSO3:
     """
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
-        """Turn every cloud of the batch."""
+        """Rotate every cloud of the batch."""
         w, x, y, z = normalize(normal((len(batch.pos), 4), batch.pos, generator), dim=1).unbind(dim=1)
         rows = (
             torch.stack((1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)), dim=1),
@@ -111,10 +111,10 @@ class RotateSO3:
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror each cloud, and its normals, at the plane through the origin across each of `axes`.
+    """Mirror each cloud and its normals at the plane through the origin across each of `axes`.
 
-    Each axis is flipped by itself with this probability. Leave the up axis out, and shapes whose classes a mirror image
-    would confuse.
+    Each axis is flipped independently with this probability. Leave out the up axis, and do not use it where mirror
+    images are different classes.
 
     Source: Choy et al. 2019, https://arxiv.org/abs/1904.08755, whose code flips the horizontal axes.
     """
@@ -128,7 +128,7 @@ class Flip:
         expect_probability("probability in flip", self.probability)
 
     def __call__(self, batch: PointBatch, generator: Generator) -> PointBatch:
-        """Mirror every cloud of the batch, or not."""
+        """Mirror some of the clouds of the batch."""
         flipped = uniform((len(batch.pos), 1, 3), 0.0, 1.0, batch.pos, generator) < self.probability
         allowed = torch.tensor([axis in self.axes for axis in "xyz"], device=batch.pos.device)
         sign = 1 - 2 * (flipped & allowed).to(batch.pos.dtype)

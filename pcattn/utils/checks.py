@@ -1,7 +1,7 @@
 """Checks of arguments, shared by the operations, the attention mechanisms and the networks.
 
-Shapes, types and devices are checked everywhere. Values are read on the CPU alone: on a GPU looking at them would wait
-for the device, and a compiled graph has none yet.
+Shapes, dtypes and devices are always checked. Values are checked only on the CPU: reading them on a GPU would wait for
+the device, and a compiled graph has none yet.
 """
 
 import operator
@@ -13,34 +13,34 @@ from pcattn.utils.errors import InputError
 
 
 def reads_values(tensor: Tensor) -> bool:
-    """Whether the values of a tensor can be looked at without waiting for a device."""
+    """Whether the values of a tensor can be read without waiting for a device."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_points(name: str, points: Tensor) -> None:
-    """Refuse what is not (B, N, D), floating point, with at least one cloud and one point."""
+    """Require floating-point points (B, N, D) with at least one cloud and one point."""
     if points.dim() != 3 or 0 in points.shape:
         raise InputError(f"expected {name} to be (B, N, D) and not empty, but got shape {tuple(points.shape)}")
     check_floating(name, points)
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    """Refuse integers and complex numbers."""
+    """Require a floating-point dtype."""
     if not tensor.is_floating_point():
         raise InputError(f"expected {name} to be floating point, but got {tensor.dtype}")
 
 
 def check_dtype(name: str, tensor: Tensor, like: Tensor, of_what: str) -> None:
-    """Refuse a tensor of another floating point type than that of `like`, outside autocast."""
+    """Require the floating-point dtype of `like`; under autocast, any floating-point dtype."""
     check_floating(name, tensor)
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(tensor.device.type):
         return
     if tensor.dtype != like.dtype:
-        raise InputError(f"expected {name} to be {like.dtype}, the type of {of_what}, but got {tensor.dtype}")
+        raise InputError(f"expected {name} to be {like.dtype}, the dtype of {of_what}, but got {tensor.dtype}")
 
 
 def check_device(**tensors: Tensor | None) -> None:
-    """Refuse tensors on several devices."""
+    """Require all tensors on one device."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -48,7 +48,7 @@ def check_device(**tensors: Tensor | None) -> None:
 
 
 def check_finite(name: str, points: Tensor, lengths: Tensor | None = None) -> None:
-    """Refuse NaN and infinity among the real points (B, N, D): they have no order, and any answer would be wrong."""
+    """Require real points (B, N, D) without NaN and infinity, for which no answer would be right."""
     if not reads_values(points) or bool(points.detach().isfinite().all()):
         return
     broken = ~points.detach().isfinite().all(dim=2)  # (B, N)
@@ -61,7 +61,7 @@ def check_finite(name: str, points: Tensor, lengths: Tensor | None = None) -> No
 
 
 def check_lengths(name: str, lengths: Tensor | None, points: Tensor, smallest: int) -> None:
-    """Refuse numbers of points (B,) that the clouds (B, N, D) cannot have. On a GPU they are clamped instead."""
+    """Require numbers of points (B,) in [smallest, N] for clouds (B, N, D). On a GPU, operations clamp them instead."""
     if lengths is None:
         return
     if lengths.shape != points.shape[:1] or not is_integer(lengths):
@@ -76,9 +76,9 @@ def check_lengths(name: str, lengths: Tensor | None, points: Tensor, smallest: i
 
 
 def check_indices(name: str, indices: Tensor, num_points: int) -> None:
-    """Refuse indices (B, ...) that are no integers in [0, num_points).
+    """Require integer indices (B, ...) in [0, num_points).
 
-    Gathering is done on all clouds of a batch at once, so that they would silently take points of another cloud.
+    All clouds of a batch are gathered at once, so an index out of range would silently select a point of another cloud.
     """
     if not is_integer(indices):
         raise InputError(f"expected {name} to be integers, but got {indices.dtype}")
@@ -92,13 +92,13 @@ def check_indices(name: str, indices: Tensor, num_points: int) -> None:
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int, clouds: Tensor | None = None) -> None:
-    """Refuse labels (B,) or (B, N) that are no integers in [0, num_classes).
+    """Require integer labels (B,) or (B, N) in [0, num_classes).
 
     Args:
-        name: what to call them.
+        name: their name in messages.
         labels: of clouds or of points.
         num_classes: number of classes.
-        clouds: (B,), which clouds of their data set these are.
+        clouds: (B,), indices of the clouds in their data set, for messages.
     """
     if not is_integer(labels):
         raise InputError(f"expected {name} to be integers, but got {labels.dtype}")
@@ -114,7 +114,7 @@ def check_labels(name: str, labels: Tensor, num_classes: int, clouds: Tensor | N
 
 
 def check_count(name: str, count: int, most: int, of_what: str) -> int:
-    """A number of points in [1, most], whatever type of integer it came as: NumPy's, or a tensor of one."""
+    """Require a number of points in [1, most] and return it as an int; NumPy integers and tensors are accepted."""
     if not isinstance(count, (int, torch.SymInt)):
         try:
             count = operator.index(count)
@@ -126,5 +126,5 @@ def check_count(name: str, count: int, most: int, of_what: str) -> int:
 
 
 def is_integer(tensor: Tensor) -> bool:
-    """Whether a tensor holds integers, and neither truth values nor complex numbers."""
+    """Whether a tensor holds integers; booleans are none."""
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

@@ -1,34 +1,34 @@
-"""Errors that a user can cause: each names the argument or file, what was expected and what came."""
+"""Errors that a user can cause. Each message names the argument or file, what was expected, and what it got."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 
 
 class InputError(ValueError):
-    """An argument, a file or a configuration that the user gave cannot be used.
+    """An argument, a file, or a configuration from the user cannot be used.
 
-    The message says what was expected and what came. The command line prints it as one line; any other exception is a
-    bug and keeps its traceback.
+    The message has the form "expected X, but got Y". The command line prints it as one line. Any other exception is a
+    bug and shows its traceback.
     """
 
 
 class DatasetError(InputError):
-    """The files of a data set do not hold what was asked for. What they are called is told in printable characters."""
+    """The files of a data set do not hold what was asked for. The message escapes unprintable file names."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(escape_unprintable(message))
 
 
 class DatasetNotFoundError(DatasetError):
-    """A data set is not where it was looked for.
+    """A data set is not in the folder where it was expected.
 
     Args:
         name: name of the data set.
         root: the folder that was searched.
         expected: the files that should be there.
-        hint: where they can be had.
+        hint: how to get them.
     """
 
     def __init__(self, name: str, root: Path, expected: str, hint: str) -> None:
@@ -41,24 +41,24 @@ class DatasetBrokenError(DatasetError):
 
     Args:
         path: the file.
-        reason: what was expected of it and what it holds instead.
+        reason: what was expected of the file and what it holds instead.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"broken file {path.absolute()}: {reason}")
         self.path, self.reason = path, reason
 
-    def __reduce__(self) -> tuple:
-        """How it comes out of a process that reads files."""
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        """Pickle the arguments, so that the error survives the way out of a worker process."""
         return type(self), (self.path, self.reason)
 
 
 class SkippedWarning(UserWarning):
-    """What a data set passed over (`on_error: skip`): the first few in its text.
+    """A data set skipped files (`on_error: skip`). The message shows the first five.
 
     Args:
-        title: what they are, and how many.
-        reasons: what is wrong with each.
+        title: what was skipped, and how many.
+        reasons: what is wrong with each file.
     """
 
     def __init__(self, title: str, reasons: Sequence[str]) -> None:
@@ -67,6 +67,6 @@ class SkippedWarning(UserWarning):
 
 
 def first_few(reasons: Sequence[str]) -> str:
-    """The first five, and how many more there are."""
+    """Join the first five reasons and count the rest."""
     more = f"; and {len(reasons) - 5} more: `pcattn data` names them all" if len(reasons) > 5 else ""
     return "; ".join(reasons[:5]) + more

@@ -1,4 +1,4 @@
-"""Files that appear at once and complete."""
+"""Files that are written atomically: a reader finds the old file or the complete new one, never half of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the system while a file is written that tell which one; a full disk does not."""
+def naming_path(path: Path) -> Iterator[None]:
+    """Add the path to errors of the operating system, which does not name the file when a disk is full.
+
+    Raises:
+        OSError: the block raised one; the message names `path`.
+    """
     try:
         yield
     except OSError as error:
@@ -23,18 +27,18 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, with its suffix, which takes its name when the block ends without an error.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path`, with the same suffix, that is renamed to `path` if the block succeeds.
 
-    A killed process leaves at most the temporary file, and whoever reads `path` meanwhile finds the one before.
+    A process that is killed leaves at most the temporary file.
 
     Raises:
-        OSError: it cannot be written (the disk is full); the message names `path`, of which the one before is left.
+        OSError: the file cannot be written, for example because the disk is full. The old file is unchanged.
     """
-    # Names of files end at 255 bytes: of a long one the beginning is enough.
+    # A file name has at most 255 bytes, so only the beginning of a long one is used.
     temporary = path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        with naming(path):
+        with naming_path(path):
             yield temporary
             os.replace(temporary, path)
     finally:
@@ -42,27 +46,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, at once, complete and on disk, in place of one of this name.
+    """Write a binary file atomically and wait until it is on disk.
 
-    For libraries that write in memory as well: on a full disk, torch and safetensors raise errors of their own, and the
-    former ends the process where it finds the disk full for a second time.
+    Use it for libraries that can also write to memory. On a full disk, torch and safetensors raise errors of their own,
+    and torch aborts the process when a second write fails.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, at once and complete, in place of one of this name.
-
-    Names of files in it that are no UTF-8 are written as the bytes that they are.
-    """
-    with replacing(path) as temporary:
+    """Write a UTF-8 text file atomically. Bytes of file names that are not UTF-8 are written as they are."""
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_figure(path: Path, figure: Figure, dpi: int) -> None:
-    """Write a picture, at once and complete, in place of one of this name; its format is that of the suffix."""
-    with replacing(path) as temporary:
+    """Write a Matplotlib figure atomically, in the format of the suffix."""
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi)

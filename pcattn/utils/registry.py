@@ -1,4 +1,4 @@
-"""From a name and plain arguments in a configuration to an object: attentions, data sets and transforms alike."""
+"""From a name and plain arguments in a configuration to an object."""
 
 import difflib
 import importlib
@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from fnmatch import fnmatchcase
+from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pcattn.utils.errors import InputError
 
@@ -23,9 +25,9 @@ _untrusted: ContextVar[str | None] = ContextVar("untrusted", default=None)
 
 @contextmanager
 def names_only(source: str | None) -> Iterator[None]:
-    """Within it, `resolve` refuses import paths: names come from the file `source`, which nobody vouched for.
+    """Within this context, `resolve` refuses import paths: the names come from `source`, a file that is not trusted.
 
-    None changes nothing.
+    With None nothing changes.
     """
     token = _untrusted.set(source or _untrusted.get())
     try:
@@ -44,21 +46,89 @@ def find_import_path(value: Any) -> str | None:
     return next((found for item in items if (found := find_import_path(item)) is not None), None)
 
 
-def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
-    """The entry of a registry, or the object behind an import path (`package.module.Class`).
+class Registry(dict[str, T]):
+    """Classes or functions by name, with a decorator that adds more.
 
     Args:
-        kind: what is chosen, as messages should call it.
-        name: key of the registry, or import path.
+        kind: what the entries are, for messages: `"attention"`.
+        entries: the first entries.
+
+    Example:
+        >>> shapes = Registry("shape", {"cube": dict})
+        >>> @shapes.register("ball")
+        ... class Ball: ...
+        >>> shapes.names("b*"), shapes.find("ball") is Ball
+        (['ball'], True)
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
+        super().__init__(entries or {})
+        self.kind = kind
+
+    @overload
+    def register(self, target: str) -> Callable[[T], T]: ...
+    @overload
+    def register(self, target: T) -> T: ...
+    def register(self, target: Any) -> Any:
+        """Add an entry: `@register("name")`, or `@register`, which takes the name of the class or function.
+
+        Raises:
+            InputError: the name belongs to another entry. Defining the same class again replaces it.
+        """
+        if isinstance(target, str):
+            return partial(self._add, target)
+        return self._add(target.__name__, target)
+
+    def _add(self, name: str, entry: T) -> T:
+        if name in self and _path_of(self[name]) != _path_of(entry):
+            raise InputError(f"expected a new name for {self.kind} {_path_of(entry)}, but {name!r} exists")
+        self[name] = entry
+        return entry
+
+    def find(self, name: str | T) -> T:
+        """The entry of a name, the object of an import path, or a class itself; see `resolve`."""
+        return resolve(self.kind, name, self)
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """The names that match a pattern of the shell (`fnmatch`), in the order of registration."""
+        return [name for name in self if fnmatchcase(name, pattern)]
+
+
+def _path_of(entry: Any) -> str:
+    return f"{getattr(entry, '__module__', '')}.{getattr(entry, '__qualname__', repr(entry))}"
+
+
+def import_path(value: Any) -> Any:
+    """A class as its import path, for configurations and checkpoints, which hold plain data; anything else unchanged.
+
+    Raises:
+        InputError: the class is defined inside a function, so that no import finds it.
+    """
+    if isinstance(value, list):
+        return [import_path(item) for item in value]
+    if not isinstance(value, type):
+        return value
+    if "<locals>" in value.__qualname__:
+        raise InputError(f"expected a class at the top level of a module, but got {_path_of(value)}")
+    return _path_of(value)
+
+
+def resolve(kind: str, name: str | T, registry: Mapping[str, T]) -> T:
+    """The entry of a registry, the object behind an import path (`package.module.Class`), or a class itself.
+
+    Args:
+        kind: what is selected, for messages.
+        name: key of the registry, import path, or class.
         registry: the known entries.
 
     Raises:
-        InputError: no such entry, or nothing to import under this path. An import path runs the module it names:
-            take configurations from people you would take code from. Within `names_only` it is refused.
+        InputError: no such entry, or nothing to import under this path. Importing runs the module: use configurations
+            only from people whose code you would run. Within `names_only`, import paths are refused.
     """
+    if isinstance(name, type):
+        return name
     if not isinstance(name, str):
-        hint = f": its import path is '{name.__module__}.{name.__qualname__}'" if isinstance(name, type) else ""
-        raise InputError(f"expected {kind} to be one name, but got {name}{hint}")
+        raise InputError(f"expected {kind} to be one name, but got {name}")
     if name in registry:
         return registry[name]
     module_name, _, attribute = name.rpartition(".")
@@ -81,21 +151,21 @@ def resolve(kind: str, name: str, registry: Mapping[str, T]) -> T:
 
 
 def look_here(import_path: str) -> None:
-    """Let the module of an import path be found in the current folder, as `python -m` finds it: one's own.
+    """Let the module of an import path be found in the current folder, as `python -m` does.
 
-    Only what is found nowhere else is looked for there, and only where the name is trusted: a folder of files from
-    strangers may hold modules as well.
+    The folder is added only for modules that are found nowhere else, and only for trusted names: a folder of downloaded
+    files may contain modules, too.
     """
     name, here = import_path.partition(".")[0], os.getcwd()
     if name not in sys.modules and find_spec(name) is None and PathFinder.find_spec(name, [here]) is not None:
         sys.path.append(here)
 
 
-def construct(kind: str, name: str, factory: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    """Call `factory(*args, **kwargs)`, after checking that it takes these arguments.
+def construct(kind: str, name: str | type, factory: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Call `factory(*args, **kwargs)`, after checking that it accepts these arguments.
 
     Raises:
-        InputError: it does not; the message lists what it takes.
+        InputError: it does not; the message lists the arguments that it accepts.
     """
     signature = inspect.signature(factory)
     try:

@@ -1,8 +1,10 @@
-"""Triangle surfaces with normals: transformed as a whole, sampled uniformly by area.
+"""Triangle surfaces with normals, which are transformed as a whole and sampled uniformly by area.
 
 A surface has one unit normal per triangle corner. Curved surfaces are tessellated coarsely and curved again when they
-are sampled (Phong tessellation), so that the drawn points lie close to the true surface while bending, shearing and
-joining stay plain operations on vertices.
+are sampled (Phong tessellation). So the points are close to the true surface, while bending, shearing and joining are
+plain operations on vertices.
+
+Source: Boubekeur and Alexa, Phong Tessellation, 2008.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class Surface:
         return Surface(self.corners @ matrix.T + np.asarray(offset), unit(self.normals @ np.linalg.inv(matrix)))
 
     def scaled(self, factors: ArrayLike) -> Surface:
-        """The surface scaled by one factor or by one factor for each axis; a negative one reflects."""
+        """The surface scaled by one factor, or by one factor per axis; a negative factor reflects."""
         factors = np.broadcast_to(np.asarray(factors, dtype=float), (3,))
         return Surface(self.corners * factors, unit(self.normals / factors))
 
@@ -95,7 +97,7 @@ class Surface:
         """The surface bent into an arc.
 
         The axis `along` through the origin becomes a circle of radius 1 / `curvature` with its center on the positive
-        side of the axis `toward`. Lengths on that axis are kept; the surface must stay closer to it than the center.
+        side of the axis `toward`. Lengths on that axis are kept; the surface must be closer to it than the center.
         """
         if abs(curvature) < 1e-9:
             return self
@@ -113,7 +115,7 @@ class Surface:
         return Surface(corners, unit(normals))
 
     def sample(self, num_points: int, rng: np.random.Generator) -> tuple[Array, Array, NDArray[np.int64]]:
-        """Draws points uniformly by area, independently of one another.
+        """Draw points uniformly by area, independently of one another.
 
         Returns:
             Positions (N, 3), outward unit normals (N, 3) and the indices (N,) of the triangles drawn from.
@@ -128,8 +130,8 @@ class Surface:
         weights[:, 0] = 1.0 - weights[:, 1] - weights[:, 2]
         corners, corner_normals = self.corners[chosen], self.normals[chosen]
         flat = np.einsum("nc,nci->ni", weights, corners)
-        # Phong tessellation: half the mean projection onto the tangent planes at the corners takes a point of a chord
-        # onto its circle up to the fourth order of the angle, and leaves flat faces alone.
+        # Phong tessellation: half the mean projection onto the tangent planes at the corners moves a point of a chord
+        # onto its circle up to the fourth order of the angle, and does not move points of flat faces.
         height = np.einsum("nci,nci->nc", corners - flat[:, None], corner_normals)
         pos = flat + 0.5 * np.einsum("nc,nci->ni", weights * height, corner_normals)
         return pos, unit(np.einsum("nc,nci->ni", weights, corner_normals)), chosen

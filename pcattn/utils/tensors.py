@@ -1,4 +1,4 @@
-"""What torch saves, as bytes to write and read as tensors and plain data alone."""
+"""Read and write files of `torch.save` without running code."""
 
 import io
 import os
@@ -11,23 +11,23 @@ from pcattn.utils.errors import InputError
 
 
 def pack(content: Any) -> memoryview:
-    """The bytes of a file of `torch.save`, to be written in one piece (`pcattn.utils.files.write_bytes`)."""
+    """The bytes of a `torch.save` file, to be written in one piece by `pcattn.utils.files.write_bytes`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
 
 
 def load_tensors(path: str | os.PathLike[str]) -> Any:
-    """What a file holds, on the CPU; nothing in it is run.
+    """Load tensors and plain data from a `torch.save` file, on the CPU.
 
     Raises:
-        pickle.UnpicklingError: it holds other objects.
-        InputError: it unpacks to more than the file has. torch compresses nothing.
-        Exception: whatever else a file of another kind makes torch raise.
+        pickle.UnpicklingError: the file holds other objects.
+        InputError: the file would unpack to more bytes than it has, while torch never compresses.
+        Exception: whatever else torch raises for a file of another kind.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > os.path.getsize(path):
-            raise InputError(f"{size} bytes in a file of {os.path.getsize(path)}")
+            raise InputError(f"expected at most {os.path.getsize(path)} bytes in {path}, but got {size}")
     return torch.load(path, weights_only=True, map_location="cpu")

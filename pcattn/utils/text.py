@@ -1,10 +1,10 @@
-"""Names from elsewhere, safe to print: a file name may hold line breaks and control sequences of a terminal."""
+"""Make text from files and users safe to print: a file name may hold line breaks or terminal control sequences."""
 
 import html
 
 
-def printable(text: object) -> str:
-    """The text with everything that does not print (control characters, marks of direction, broken UTF-8) escaped."""
+def escape_unprintable(text: object) -> str:
+    """Escape every character that does not print: control characters, text direction marks, broken UTF-8."""
     text = str(text)
     if text.isprintable():
         return text
@@ -12,10 +12,10 @@ def printable(text: object) -> str:
 
 
 def in_html(text: object) -> str:
-    """Printable text without tags."""
-    return html.escape(printable(text))
+    """Escape text for HTML."""
+    return html.escape(escape_unprintable(text))
 
 
 def in_markdown(text: object) -> str:
-    """Printable text that Markdown leaves as it is: without tags, nor bars that would end a cell of a table."""
+    """Escape text for a table cell in Markdown: no HTML tags and no `|`."""
     return in_html(text).replace("|", "\\|")

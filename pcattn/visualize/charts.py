@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcattn.utils.files import write_figure
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 from pcattn.visualize.colors import palette, sequential, to_hex
 from pcattn.visualize.text import plain_text
 
@@ -86,7 +86,7 @@ def draw_bars(
     figure = Figure(figsize=(7.5, 0.6 + 0.21 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(order)), [100 * (values[i] or 0.0) for i in order], color=to_hex(palette(1)[0]), height=0.72)
-    axes.set_yticks(range(len(order)), [f"{printable(names[i])} ({counts[i]})" for i in order], fontsize=8)
+    axes.set_yticks(range(len(order)), [f"{escape_unprintable(names[i])} ({counts[i]})" for i in order], fontsize=8)
     for place, i in enumerate(order):
         value = values[i]
         text = "-" if value is None else f"{100 * value:.1f}"
@@ -124,7 +124,7 @@ def draw_confusion(confusions: Sequence[Confusion], path: Path) -> Path:
         axes.remove()
     for axes, confusion in zip(grid.flat, confusions, strict=False):
         image = _draw_shares(axes, confusion)
-        axes.set_title(printable(confusion.title), fontsize=9)
+        axes.set_title(escape_unprintable(confusion.title), fontsize=9)
     figure.supxlabel("prediction")
     figure.supylabel("truth")
     if len(confusions) == 1:  # in small ones every number is written
@@ -141,8 +141,10 @@ def _draw_shares(axes: Axes, confusion: Confusion) -> AxesImage:
     colors = ListedColormap(np.vstack(([[1, 1, 1]], sequential(np.linspace(0, 1, 255)) / 255)))
     image = axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
     size = 8 if len(confusion.rows) <= 45 else 5.5
-    axes.set_xticks(range(len(confusion.columns)), list(map(printable, confusion.columns)), rotation=90, fontsize=size)
-    axes.set_yticks(range(len(confusion.rows)), list(map(printable, confusion.rows)), fontsize=size)
+    axes.set_xticks(
+        range(len(confusion.columns)), list(map(escape_unprintable, confusion.columns)), rotation=90, fontsize=size
+    )
+    axes.set_yticks(range(len(confusion.rows)), list(map(escape_unprintable, confusion.rows)), fontsize=size)
     if len(confusion.rows) <= 30:
         for i, j in zip(*np.nonzero(shares >= 0.005), strict=True):
             color = "white" if shares[i, j] > 0.45 else "#222222"

@@ -1,4 +1,4 @@
-"""A picture of many clouds: a column for each, a row for each field, with legends. Needs no screen."""
+"""A picture of many clouds: a column per cloud, a row per field, with legends. Needs no screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_figure
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 from pcattn.visualize import flat, offscreen
 from pcattn.visualize.camera import look
 from pcattn.visualize.colors import MARKED, RIGHT, UNKNOWN, WRONG, sequential, to_hex
@@ -19,7 +19,7 @@ from pcattn.visualize.flat import MARGIN
 from pcattn.visualize.scene import Cloud, Field, field_names
 from pcattn.visualize.text import plain_text
 
-#: How clouds may be drawn; `"auto"` is Open3D, and matplotlib where that cannot.
+#: How clouds are drawn; `"auto"` is Open3D, or matplotlib if Open3D cannot draw.
 RENDERERS = ("auto", "open3d", "matplotlib")
 
 # Points of a cloud that are drawn.
@@ -38,19 +38,19 @@ def montage(
     up: str = "z",
     renderer: str = "auto",
     heading: str = "",
-    tell: Callable[[str], None] = print,
+    warn: Callable[[str], None] = print,
 ) -> Path:
-    """Write a picture: under its title each cloud once for every field, and its legend below.
+    """Write a picture that shows each cloud once for every field, with title and legend.
 
     Args:
-        clouds: what to draw, in this order.
+        clouds: clouds to draw, in this order.
         path: `.png`, or any other format that matplotlib writes.
-        fields: which to draw, from top to bottom; default: all.
+        fields: fields to draw, from top to bottom; default: all.
         columns: clouds side by side.
         up: coordinate that points up.
         renderer: one of `RENDERERS`.
-        heading: line above all.
-        tell: called with a line to read when Open3D cannot draw.
+        heading: line at the top.
+        warn: called with a message if Open3D cannot draw.
 
     Raises:
         InputError: no clouds, no such field or renderer.
@@ -68,17 +68,17 @@ def montage(
         for cloud in clouds
         for name in rows or [""]
     ]
-    pictures = draw(cells, 300, up, renderer, tell)
+    pictures = render(cells, 300, up, renderer, warn)
     path = Path(path)
     with plain_text():
         write_figure(path, _layout(clouds, rows, pictures, min(columns, len(clouds)), up, heading), dpi=150)
     return path
 
 
-def draw(
-    cells: list[tuple[NDArray, NDArray]], size: int, up: str, renderer: str, tell: Callable[[str], None]
+def render(
+    cells: list[tuple[NDArray, NDArray]], size: int, up: str, renderer: str, warn: Callable[[str], None]
 ) -> list[NDArray[np.uint8]]:
-    """Pictures (size, size, 3) of clouds, each positions (N, 3) with colors (N, 3), by the first that can draw."""
+    """Pictures (size, size, 3) of clouds, each positions (N, 3) with colors (N, 3), by a renderer that works."""
     if renderer not in RENDERERS:
         raise InputError(f"expected renderer to be one of {', '.join(RENDERERS)}, but got {renderer!r}")
     if renderer != "matplotlib":
@@ -87,7 +87,7 @@ def draw(
         except offscreen.Open3DError as error:
             if renderer == "open3d":
                 raise
-            tell(f"{error}; drawn with matplotlib instead")
+            warn(f"{error}; drawn with matplotlib instead")
     return flat.render(cells, size, up)
 
 
@@ -151,7 +151,7 @@ def _layout(
 
 
 def _legend(cloud: Cloud, rows: list[str]) -> list[tuple[str, tuple[int, int, int]]]:
-    """Names and colors of the parts of a cloud, over all rows; what the lines above the pictures say is left out."""
+    """Names and colors of the entries of a cloud over all rows, without those that its note names."""
     present: dict[str, tuple[int, int, int]] = {}
     for name in rows:
         if name in cloud.fields and name != "error":
@@ -167,7 +167,7 @@ def _legend(cloud: Cloud, rows: list[str]) -> list[tuple[str, tuple[int, int, in
 
 
 def _key(clouds: Sequence[Cloud], rows: list[str]) -> list[tuple[str, Field | None]]:
-    """What all clouds share: the colors of errors, and the scale of each quantity."""
+    """What all clouds share: the colors of errors and the scale of each quantity."""
     key: list[tuple[str, Field | None]] = []
     if "error" in rows:
         key.append(("error", None))
@@ -177,7 +177,7 @@ def _key(clouds: Sequence[Cloud], rows: list[str]) -> list[tuple[str, Field | No
             continue
         if len({(field.low, field.high) for field in fields}) == 1 and not name.startswith("layer"):
             key.append((name, fields[0]))
-        elif all(label != "" for label, _ in key):  # every picture has its own scale: told once
+        elif all(label != "" for label, _ in key):  # every picture has its own scale, which is said once
             key.append(("", Field(fields[0].values, (), math.nan, math.nan)))
     return key
 
@@ -194,16 +194,16 @@ def _draw_key(figure, key: list[tuple[str, Field | None]], x: float, y: float, w
                 x += 0.6
         else:
             known = not math.isnan(shared.low)
-            words = f"{name}: {shared.low:.2g}" if known else "from the least of a picture"
+            words = f"{name}: {shared.low:.2g}" if known else "lowest of a picture"
             text(x, words)
             x += 0.08 + 0.062 * len(words)
             axes = figure.add_axes((x / width, 1 - (y + 0.12) / height, 1.0 / width, 0.12 / height))
             axes.imshow(sequential(np.linspace(0, 1, 128))[None], aspect="auto")
             axes.axis("off")
-            text(x + 1.05, f"{shared.high:.2g}" if known else "to its most")
+            text(x + 1.05, f"{shared.high:.2g}" if known else "highest")
             x += 1.9
 
 
 def _shorten(words: str, length: int = 26) -> str:
-    words = printable(words)
+    words = escape_unprintable(words)
     return words if len(words) <= length else words[: length - 1] + "…"

@@ -1,7 +1,7 @@
-"""Pictures of clouds by Open3D without a screen, in a process of its own: `python -m pcattn.visualize.offscreen`.
+"""Pictures of clouds by Open3D without a screen, in a separate process: `python -m pcattn.visualize.offscreen`.
 
-Open3D takes the process down where a driver is broken, and hangs where another is. `render` starts the process, waits
-for it within a time limit, and says in words what went wrong.
+With a broken driver Open3D crashes its process or hangs. `render` starts the process, waits for it within a time limit,
+and reports what went wrong.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pcattn.utils.processes import child_process
 from pcattn.visualize.camera import fade, look, radius
 from pcattn.visualize.flat import MARGIN
 
-#: What Open3D needs of the system, as Debian and Ubuntu call it.
+#: Packages of Debian and Ubuntu that Open3D needs.
 PACKAGES = "libusb-1.0-0 libgl1 libegl1 libvulkan1 mesa-vulkan-drivers"
 
-#: What the process writes when one of them is missing.
+#: Signs in its output that one of them is missing.
 _SIGNS = ("cannot open shared object file", "vulkan", "EGL", "libGL", "libusb")
 
 _COMMAND = (sys.executable, "-m", "pcattn.visualize.offscreen")
 
 
 class Open3DError(RuntimeError):
-    """Open3D cannot draw here; the message says why, and what to install where that would help."""
+    """Open3D cannot draw here; the message says why and, if that helps, what to install."""
 
 
 def render(
@@ -61,20 +62,14 @@ def run(command: list[str], time_limit: float) -> None:
     Raises:
         Open3DError: it failed, crashed, or took longer than the time limit.
     """
-    # A session of its own, so that nothing it started outlives the limit.
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
-    )
-    try:
-        output, _ = process.communicate(timeout=time_limit)
-    except subprocess.TimeoutExpired:
-        raise Open3DError(f"Open3D did not answer within {time_limit:g} s") from None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with child_process(command, signal.SIGKILL, **output) as process:
+        try:
+            text, _ = process.communicate(timeout=time_limit)
+        except subprocess.TimeoutExpired:
+            raise Open3DError(f"Open3D did not answer within {time_limit:g} s") from None
     if process.returncode:
-        raise Open3DError(explain(process.returncode, output))
+        raise Open3DError(explain(process.returncode, text))
 
 
 def explain(status: int, output: str) -> str:
@@ -86,15 +81,15 @@ def explain(status: int, output: str) -> str:
     else:
         reason = f"Open3D cannot draw ({last})"
     if any(sign.lower() in output.lower() for sign in _SIGNS):
-        reason += f"; what it needs on Debian or Ubuntu: apt-get install {PACKAGES}"
+        reason += f"; on Debian or Ubuntu it needs: apt-get install {PACKAGES}"
     return reason
 
 
 def spheres(pos: NDArray, colors: NDArray, size: float | NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """A small shaded sphere for every point: vertices, triangles, and colors of the vertices.
 
-    The shading is painted on, as by a light at the camera's left shoulder: a renderer's own light changes the colors,
-    and a legend would no longer tell the truth.
+    The shading is painted on, as by a light at the camera's left shoulder, because a renderer's own light would change
+    the colors that the legend explains.
     """
     import open3d
 
@@ -107,15 +102,15 @@ def spheres(pos: NDArray, colors: NDArray, size: float | NDArray) -> tuple[NDArr
     return vertices, triangles, (colors[:, None] * shade[:, None]).reshape(-1, 3)
 
 
-# Below some 256 spheres the driver of Mesa that needs no GPU hung more often than not; with more, seldom.
+# Mesa's software driver often hung below about 256 spheres, and rarely above.
 _LEAST_SPHERES = 512
 
-# In the coordinates of the picture: to the right, up, towards the camera.
+# In picture coordinates: right, up, toward the camera.
 _LIGHT = np.array((-0.35, 0.55, 0.76))
 
 
 def main(task: str, result: str) -> None:
-    """Draw what the file `task` holds and write the pictures to the file `result`."""
+    """Draw the clouds in the file `task` and write the pictures to the file `result`."""
     import open3d
 
     rendering = open3d.visualization.rendering
@@ -136,7 +131,7 @@ def main(task: str, result: str) -> None:
         triangles.append(corners + count)
         shades.append(shade)
         count += len(points)
-    # A software driver may hang at a small mesh: it is drawn several times in the same place.
+    # A software driver may hang on a small mesh, so it is drawn several times in the same place.
     times = math.ceil(_LEAST_SPHERES / sum(len(pos) for pos, _ in clouds))
     triangles = [np.concatenate(triangles) + count * i for i in range(times)]
     vertices, shades = vertices * times, shades * times
@@ -145,8 +140,8 @@ def main(task: str, result: str) -> None:
         open3d.utility.Vector3iVector(np.concatenate(triangles)),
     )
     mesh.vertex_colors = open3d.utility.Vector3dVector(np.concatenate(shades))
-    # One sheet with all clouds, because some software drivers hang at a second picture; drawn at twice the size, since
-    # the mean of four pixels is smooth.
+    # One sheet with all clouds, because some software drivers hang on a second picture; at twice the size, because the
+    # mean of four pixels is smooth.
     renderer = rendering.OffscreenRenderer(2 * size * columns, 2 * size * rows)
     renderer.scene.set_background((1.0, 1.0, 1.0, 1.0))
     renderer.scene.view.set_post_processing(False)  # tone mapping would change the colors
@@ -162,7 +157,7 @@ def main(task: str, result: str) -> None:
     sheet = large.reshape(size * rows, 2, size * columns, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
     cells = sheet.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     np.savez(result, pictures=cells[:number])
-    # The driver may hang as it is taken down.
+    # The driver may hang on exit.
     os._exit(0)
 
 

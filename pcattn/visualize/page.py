@@ -1,4 +1,4 @@
-"""A web page of clouds in one file: it asks the network for nothing and opens on any machine with a browser."""
+"""A web page of clouds in one file, which loads nothing from elsewhere and opens in any browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 from pcattn.visualize.camera import AXES
 from pcattn.visualize.colors import MARKED, sequential, to_hex
 from pcattn.visualize.scene import Cloud, Field, field_names
@@ -68,7 +68,7 @@ def page(
     path = Path(path)
     # A name of a class must not end the script that holds it.
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    write_text(path, template.replace("{{title}}", html.escape(printable(heading))).replace("{{data}}", data))
+    write_text(path, template.replace("{{title}}", html.escape(escape_unprintable(heading))).replace("{{data}}", data))
     return path
 
 
@@ -98,6 +98,7 @@ def _field(name: str, field: Field) -> dict[str, Any]:
         raise InputError(f"expected at most 256 names in {name!r} of a page, but got {len(field.entries)}")
     return {
         "name": name,
+        "kind": "quantity" if field.is_quantity else "entries" if field.entries else "colors",
         "entries": field.entries,
         "low": float(field.low),
         "high": float(field.high),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch_geometric.data import InMemoryDataset
 
 from pcattn.utils.files import write_figure
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 from pcattn.visualize.camera import fade, look, radius
 from pcattn.visualize.colors import Colors, palette, sequential
 from pcattn.visualize.text import plain_text
@@ -65,7 +65,9 @@ def draw_samples(
     for place, label in enumerate(shown):
         block, row = divmod(place, rows)
         first = block * num_samples
-        axes[row, first].set_ylabel(printable(class_names[label]), rotation=0, ha="right", va="center", fontsize=9)
+        axes[row, first].set_ylabel(
+            escape_unprintable(class_names[label]), rotation=0, ha="right", va="center", fontsize=9
+        )
         for column, sample in enumerate(chosen[label][:num_samples]):
             view = look(sample.pos, up)
             order = view.depth.argsort()  # far points first

@@ -1,4 +1,4 @@
-"""What pictures, pages and the window draw: clouds, and fields that color their points."""
+"""Clouds to draw in pictures, pages and the window, and the fields that color their points."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Field:
-    """One value a point, and what it means: one of several named entries, or a quantity.
+    """One value per point: one of several named entries, a quantity, or a color.
 
     Args:
-        values: (N,) integers that index `entries`, or floats between `low` and `high` where there are no entries.
+        values: (N,) integers that index `entries`; or (N,) floats between `low` and `high`; or (N, 3) colors, `uint8`.
         entries: name and color of each value.
         low, high: quantities that the lightest and the darkest color stand for.
     """
@@ -35,7 +35,7 @@ class Field:
     @property
     def is_quantity(self) -> bool:
         """Whether the values are a quantity."""
-        return not self.entries
+        return not self.entries and self.values.ndim == 1
 
     def normalized(self) -> NDArray[np.float64]:
         """A quantity as numbers in [0, 1]."""
@@ -46,6 +46,8 @@ class Field:
         """Color of every point, (N, 3)."""
         if self.is_quantity:
             return sequential(self.normalized())
+        if not self.entries:
+            return self.values
         return np.array([color for _, color in self.entries], dtype=np.uint8)[self.values]
 
     def present(self) -> list[tuple[str, Color]]:
@@ -59,14 +61,13 @@ class Cloud:
 
     Args:
         pos: (N, 3).
-        title: what it is.
+        title: name of the cloud.
         fields: by name: `"truth"`, `"prediction"`, `"error"`, `"probability"`, ...
-        note: what came of it, a short line.
-        good: whether that is right; None where it cannot be said.
+        note: a short line on the prediction.
+        good: whether the prediction is right; None if that is not a yes or no.
         marked: the point whose attention is shown.
-        index: place in its data set; None for a file.
-        score: what the worst clouds have least of: IoU, or the probability of the true class (-1 to 0 for wrong ones);
-            NaN where the truth is not known.
+        index: index in its data set; None for a file.
+        score: how good the prediction is; the worst clouds have the lowest score. NaN if the truth is not known.
     """
 
     pos: NDArray[np.float32]
@@ -79,7 +80,7 @@ class Cloud:
     score: float = math.nan
 
     def thinned(self, num_points: int, seed: int = 0) -> Cloud:
-        """The cloud with at most this many points, drawn at random; the marked one stays."""
+        """The cloud with at most this many points, drawn at random; the marked one is kept."""
         if len(self.pos) <= num_points:
             return self
         keep = np.random.default_rng(seed).choice(len(self.pos), num_points, replace=False)
@@ -93,10 +94,10 @@ class Cloud:
 
 
 def labels(values: NDArray, names: Sequence[str], ids: Sequence[int] | None = None) -> Field:
-    """A field of labels (N,), colored by their place among `ids` (default: all of `names`).
+    """A field of labels (N,), colored by their position in `ids` (default: all of `names`).
 
-    The parts of one category thus have the first colors of the palette, which differ most. A label beside `ids` is
-    shown in gray under its own name.
+    The parts of a category thus get the first colors of the palette, which differ most. Labels that are not in `ids`
+    are gray.
     """
     ids = list(range(len(names))) if ids is None else list(ids)
     present, where = np.unique(values, return_inverse=True)
@@ -110,7 +111,7 @@ def labels(values: NDArray, names: Sequence[str], ids: Sequence[int] | None = No
 
 
 def errors(wrong: NDArray[np.bool_]) -> Field:
-    """Where a prediction is wrong (N,)."""
+    """A field of right and wrong points (N,)."""
     return Field(wrong.astype(np.int64), (("right", RIGHT), ("wrong", WRONG)))
 
 
@@ -119,9 +120,20 @@ def quantity(values: NDArray, low: float = 0.0, high: float = 1.0) -> Field:
     return Field(np.asarray(values, dtype=np.float64), (), low, high)
 
 
+def directions(vectors: NDArray) -> Field:
+    """A field of unit vectors (N, 3), with x, y, z in [-1, 1] as red, green, blue."""
+    return Field(((vectors + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
+
+
 def field_names(clouds: Sequence[Cloud]) -> list[str]:
-    """Names of the fields of all clouds, in the order in which they come up."""
+    """Names of the fields of all clouds, in order of appearance."""
     return list(dict.fromkeys(name for cloud in clouds for name in cloud.fields))
+
+
+def shown_fields(clouds: Sequence[Cloud], preferred: Sequence[str] = ()) -> list[str]:
+    """The fields to show unless others are asked for: the preferred ones, else the first in alphabetical order."""
+    known = field_names(clouds)
+    return [name for name in preferred if name in known] or sorted(known)[:1]
 
 
 def save(clouds: Sequence[Cloud], path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Open3D's window, in a process of its own: `python -m pcattn.visualize.window`.
+"""Open3D's window, in a separate process: `python -m pcattn.visualize.window`.
 
-A window that cannot be opened takes the process down on some machines and hangs on others: `open_window` tells what
-went wrong instead.
+If no window can be opened, Open3D crashes its process on some machines and hangs on others. `open_window` reports what
+went wrong.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from pcattn.utils.processes import child_process
 from pcattn.visualize import scene
 from pcattn.visualize.camera import look, radius
 from pcattn.visualize.colors import MARKED
@@ -38,16 +39,16 @@ def open_window(
     clouds: Sequence[Cloud],
     fields: Sequence[str],
     up: str = "z",
-    tell: Callable[[str], None] = print,
+    show: Callable[[str], None] = print,
     time_limit: float = 90.0,
 ) -> None:
     """Show clouds in a window until it is closed.
 
     Args:
-        clouds: what to show, one after the other.
-        fields: those side by side at first; all others take turns in the last place.
+        clouds: clouds to show, one after the other.
+        fields: fields shown side by side at first; the others take turns in the last panel.
         up: coordinate that points up.
-        tell: called with each line that the window has to say.
+        show: called with each line that the window prints.
         time_limit: seconds for the window to appear.
 
     Raises:
@@ -58,42 +59,36 @@ def open_window(
     with tempfile.TemporaryDirectory(prefix="pcattn-") as folder:
         path = Path(folder) / "clouds.npz"
         scene.save(clouds, path)
-        _watch([*_COMMAND, str(path), up, *fields], tell, time_limit)
+        _watch([*_COMMAND, str(path), up, *fields], show, time_limit)
 
 
-def _watch(command: list[str], tell: Callable[[str], None], time_limit: float) -> None:
-    """Run the window's process: its first lines within the time limit, the others as they come."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
-    )
-    lines: queue.Queue[str | None] = queue.Queue()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line.rstrip())
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    said: list[str] = []
+def _watch(command: list[str], show: Callable[[str], None], time_limit: float) -> None:
+    """Run the window's process, which has to be ready within the time limit, and show its lines as they come."""
+    output: list[str] = []
     ready = False
-    try:
-        while (line := lines.get(timeout=None if ready else time_limit)) is not None:
-            if ready:
-                tell(line)
-            elif line == _READY:
-                ready = True
-            else:
-                said.append(line)
-    except BaseException as error:  # whatever ends this takes the window along
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if isinstance(error, queue.Empty):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with child_process(command, signal.SIGKILL, **pipes) as process:
+        lines: queue.Queue[str | None] = queue.Queue()
+
+        def read(stream: IO[str]) -> None:
+            for line in stream:
+                lines.put(line.rstrip())
+            lines.put(None)
+
+        threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
+        try:
+            while (line := lines.get(timeout=None if ready else time_limit)) is not None:
+                if ready:
+                    show(line)
+                elif line == _READY:
+                    ready = True
+                else:
+                    output.append(line)
+        except queue.Empty:
             raise Open3DError(f"no window of Open3D appeared within {time_limit:g} s") from None
-        raise
-    status = process.wait()
+        status = process.wait()
     if not ready:
-        raise Open3DError(explain(status, "\n".join(said)))
+        raise Open3DError(explain(status, "\n".join(output)))
 
 
 class _Viewer:
@@ -101,7 +96,7 @@ class _Viewer:
 
     def __init__(self, clouds: list[Cloud], fields: list[str], up: str) -> None:
         self.clouds, self.up = clouds, up
-        # The last panel takes turns; all views have as many panels, and the camera stays where the user put it.
+        # Only the last panel changes, so that all views have as many panels and the camera stays where it is.
         others = [name for name in scene.field_names(clouds) if name not in fields]
         self.views = [[*fields[:-1], name] for name in [fields[-1], *others]]
         self.cloud, self.view = 0, 0
@@ -139,8 +134,8 @@ class _Viewer:
             result.colors = utility.Vector3dVector(rgb)
         return result
 
-    def say(self) -> None:
-        """Title and legend, on the terminal."""
+    def print_legend(self) -> None:
+        """Print title and legend to the terminal."""
         cloud, names = self.clouds[self.cloud], self.views[self.view]
         present = [entry for name in names if name in cloud.fields for entry, _ in cloud.fields[name].present()]
         legend = ", ".join(dict.fromkeys(present))
@@ -150,7 +145,7 @@ class _Viewer:
         )
 
     def run(self) -> None:
-        """Open the window and stay until it is closed."""
+        """Open the window and block until it is closed."""
         import open3d
 
         window = open3d.visualization.VisualizerWithKeyCallback()
@@ -163,7 +158,7 @@ class _Viewer:
         shown = [self.geometry()]
         window.add_geometry(shown[0])
         control = window.get_view_control()
-        control.change_field_of_view(-90.0)  # as near to a parallel projection as the window has it
+        control.change_field_of_view(-90.0)  # the closest that the window has to a parallel projection
         control.set_zoom(0.72 / max(1.0, 1.45 * columns**0.9 - 0.45))
 
         def show(vis: Any, cloud: int = 0, view: int = 0) -> bool:
@@ -172,7 +167,7 @@ class _Viewer:
             vis.remove_geometry(shown[0], False)
             shown[0] = self.geometry()
             vis.add_geometry(shown[0], False)
-            self.say()
+            self.print_legend()
             return False
 
         # GLFW's numbers of the arrow keys, then letters.
@@ -183,7 +178,7 @@ class _Viewer:
         window.update_renderer()
         print(_READY, flush=True)
         print(KEYS.format(views=", ".join(view[-1] for view in self.views)), flush=True)
-        self.say()
+        self.print_legend()
         window.run()
         window.destroy_window()
 

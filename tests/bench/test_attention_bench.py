@@ -5,9 +5,12 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pcattn.attention import ATTENTION, Geometry, build_attention
 from pcattn.bench import attention as bench
+from pcattn.cli.main import main
+from pcattn.models import PCTClassifier
 
 N, C, S = 300, 32, 64
 
@@ -22,7 +25,7 @@ def count(name, **kwargs):
 @pytest.mark.parametrize(
     ("name", "kwargs", "expected"),
     [
-        ("self", {}, 1.5 * N * C**2 + 2 * N**2 * C),
+        ("self", {}, 1.5 * N * C**2 + 1.25 * N**2 * C),
         (bench.REFERENCES["self, written out"], {}, 1.5 * N * C**2 + 1.25 * N**2 * C),
         ("offset", {}, 1.25 * N * C**2 + 1.25 * N**2 * C),
         ("external", {}, N * C**2 + 2 * N * S * C),
@@ -32,6 +35,16 @@ def count(name, **kwargs):
 )
 def test_multiply_adds(name, kwargs, expected):
     assert count(name, **kwargs)[0] == expected
+
+
+def test_a_plain_counter_sees_all_of_a_network():
+    """SPCT: 2 operations a multiply-add of all matrix products, attention included."""
+    network = PCTClassifier(40, "spct").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.randn(1, N, 3))
+    layers = 4 * N * (128 * 32 + 2 * 128**2 + N * (32 + 128))
+    points = N * (3 * 128 + 128**2 + 512 * 1024)
+    assert counter.get_total_flops() == 2 * (layers + points + 1024 * 512 + 512 * 256 + 256 * 40)
 
 
 def test_multiply_adds_of_pencils():
@@ -81,9 +94,14 @@ def test_peak_memory_counts_what_is_held_together():
     assert bench.peak_memory(run) == pytest.approx(2 * size, rel=0.01)
 
 
+def run(*args, status=0):
+    with pytest.raises(SystemExit, match=str(status)):
+        main(["bench", "attention", *args])
+
+
 def test_all_mechanisms_are_measured(capsys):
-    arguments = ["--sizes", "64", "2048", "2500", "--dim", "16", "--repeats", "1", "--max-seconds", "1000", "--json"]
-    assert bench.main(arguments) == 0
+    arguments = ["--sizes", "64", "2048", "2500", "--dim", "16", "--repeats", "1", "--max_seconds", "1000", "--json"]
+    run(*arguments)
     result = json.loads(capsys.readouterr().out)
     assert {row["attention"] for row in result["rows"]} == {*ATTENTION, *bench.REFERENCES}
     for row in result["rows"]:
@@ -97,7 +115,7 @@ def test_all_mechanisms_are_measured(capsys):
 
 
 def test_tables(capsys):
-    assert bench.main(["--attention", "external", "--sizes", "64", "128", "--dim", "16", "--repeats", "1"]) == 0
+    run("--attention", "external", "--sizes", "64", "128", "--dim", "16", "--repeats", "1")
     out = capsys.readouterr().out
     assert "292.06 G" in out
     assert "exponents" in out
@@ -121,7 +139,7 @@ def test_plot(tmp_path):
 def test_one_folder_for_the_docs(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     names = ["--attention", "external", "self"]
-    assert bench.main([*names, "--sizes", "64", "128", "--dim", "16", "--repeats", "1", "--out", str(tmp_path)]) == 0
+    run(*names, "--sizes", "64", "128", "--dim", "16", "--repeats", "1", "--out", str(tmp_path))
     rows = json.loads((tmp_path / "attention.json").read_text())["rows"]
     table = (tmp_path / "attention.md").read_text()
     assert "| attention | N = 64 | N = 128 |" in table
@@ -148,17 +166,16 @@ def test_slopes():
     [
         (["--attention", "ofset"], "did you mean 'offset'"),
         (["--attention", "acmix", "--sizes", "4"], "pcattn: error: expected "),
-        (["--sizes", "0"], "expected --sizes of at least 1, but got 0"),
-        (["--dim", "0"], "expected --dim of at least 1, but got 0"),
+        (["--sizes", "0"], "argument --sizes: expected at least 1, but got 0"),
+        (["--dim", "0"], "argument --dim: expected at least 1, but got 0"),
         (["--dim", "7"], "pcattn: error: expected dim"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
-        (["--device", "cuda"], "expected a CUDA device for --device cuda, but torch sees none"),
+        (["--device", "cuda"], "expected a CUDA device, but torch sees none"),
     ],
 )
 def test_wrong_arguments(args, message, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="2"):
-        bench.main(["--repeats", "1", "--dim", "16", "--device", "cpu", *args])
+    run("--repeats", "1", "--dim", "16", "--device", "cpu", *args, status=2)
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

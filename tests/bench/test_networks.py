@@ -7,13 +7,15 @@ import pytest
 
 from pcattn.bench import networks
 from pcattn.bench.train import SHARES
+from pcattn.cli.main import main
 
 TINY = '{"dims": [8, 8], "depths": [1, 1], "num_heads": [1, 1], "k": 4, "dilation": 2}'
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--sizes", "128", "64", "128", "--device", "cpu", "--network-kwargs", TINY]
-    assert networks.main([*args, "--json"]) == 0
+    args = ["--sizes", "128", "64", "128", "--device", "cpu", "--network_kwargs", TINY]
+    with pytest.raises(SystemExit, match="0"):
+        main(["bench", "networks", *args, "--json"])
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert [row["num_points"] for row in result["rows"]] == [64, 128]
@@ -39,14 +41,14 @@ def test_exponent() -> None:
     ("args", "message"),
     [
         (["--networks", "pointnet"], "invalid choice: 'pointnet'"),
-        (["--sizes", "1"], "expected --sizes of at least 2, but got 1"),
-        (["--network-kwargs", "{"], "argument --network-kwargs: invalid"),
-        (["--network-kwargs", "[1]"], r"expected --network-kwargs to be a JSON object, but got \[1\]"),
-        (["--network-kwargs", '{"dmis": 3}'], "dmis"),
+        (["--sizes", "1"], "argument --sizes: expected at least 2, but got 1"),
+        (["--network_kwargs", "{"], "expected a JSON object, but got {"),
+        (["--network_kwargs", "[1]"], r"argument --network_kwargs: expected a JSON object, but got \[1\]"),
+        (["--network_kwargs", '{"dmis": 3}'], "dmis"),
         (["--attention", "neighbourhood"], "did you mean 'neighborhood'"),
     ],
 )
 def test_wrong_arguments(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        networks.main([*args, "--device", "cpu"])
+        main(["bench", "networks", *args, "--device", "cpu"])
     assert re.search(message, capsys.readouterr().err)

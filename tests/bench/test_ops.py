@@ -1,8 +1,11 @@
+"""The benchmark of neighbor search and sampling, on small clouds."""
+
 import json
 
 import pytest
 
-from pcattn.bench.ops import bench_ops, main, table
+from pcattn.bench.ops import bench_ops, table
+from pcattn.cli.main import main
 
 
 def test_rows_and_table() -> None:
@@ -20,13 +23,14 @@ def test_rows_and_table() -> None:
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--quick", "--repeats", "1", "--device", "cpu", "--json"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["bench", "ops", "--quick", "--repeats", "1", "--device", "cpu", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["device"] == "cpu"
     assert all("ratio" in row or "error" in row for row in result["rows"])
 
 
-@pytest.mark.parametrize("argv", [["--repeats", "0"], ["--device", "tpu"]])
-def test_wrong_arguments(argv: list[str]) -> None:
+@pytest.mark.parametrize("args", [["--repeats", "0"], ["--device", "tpu"]])
+def test_wrong_arguments(args: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(argv)
+        main(["bench", "ops", *args])

@@ -13,7 +13,7 @@ from pcattn.cli import compare as comparison
 from pcattn.cli.compare import _count, compare, format_table, summarize
 from pcattn.cli.main import main
 from pcattn.tasks import Classification
-from pcattn.training import runs
+from pcattn.utils.locks import exclusive_lock
 from tests.cli.test_parts import write_config
 from tests.datasets.modelnet_files import write_modelnet40
 from tests.tiny import write_tiny_config
@@ -137,9 +137,9 @@ class TestOptions:
 
     def test_one_at_a_time(self, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
         """A second comparison would take the trainings of the first for killed ones, and clear their folders."""
-        monkeypatch.setattr(runs, "alone", partial(runs.alone, patience=0.0))
+        monkeypatch.setattr(comparison, "exclusive_lock", partial(exclusive_lock, timeout=0.0))
         Path("out").mkdir()
-        with runs.alone(Path("out")), pytest.raises(ValueError, match="out for this process alone, but another one"):
+        with exclusive_lock(Path("out")), pytest.raises(ValueError, match="out to be unused, but another process"):
             compare("some.yaml", {"mine": []}, [0], Path("out"))
         assert trained == []
         assert len(compare("some.yaml", {"mine": []}, [0], Path("out"))) == 1
@@ -171,6 +171,7 @@ class TestCommand:
         assert run([*args, "self", "--model.lr=0.1"]) == 2
         assert "setting.json differs" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_parts_and_another_network(self, tmp_path: Path) -> None:
         """Part segmentation by the same code; the network beside the attentions is made by the options it is given."""
         kwargs = {"num_train": 44, "num_test": 22, "num_points": 64}

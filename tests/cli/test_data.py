@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch_geometric.data import Data, InMemoryDataset
 
-from pcattn.cli.data import describe, main, recognize, to_text
+from pcattn.cli.data import describe, main
+from pcattn.data.inspect import to_text
+from pcattn.datasets import recognize
 from pcattn.datasets.folder import PointCloudFolder
 from pcattn.io.cloud import Cloud, write_ply
 from pcattn.utils.errors import DatasetError, SkippedWarning
@@ -41,14 +43,13 @@ def test_counts_and_ranges(root: Path, capsys: pytest.CaptureFixture) -> None:
     assert {path.name for path in Path().glob("*.png")} == {"clouds_samples.png", "clouds_samples.2.png"}
 
 
-def test_labels_of_points_that_nobody_asked_for(root: Path) -> None:
+def test_labels_of_points_are_suggested(root: Path) -> None:
     report = describe(str(root))
-    assert (
-        "if part is what labels the points: --option label=part counts them here, and --data.dataset_kwargs '{l"
-        in to_text(report)
+    assert "if part labels the points: --option label=part counts them here, and --data.dataset_kwargs '{l" in to_text(
+        report
     )
-    assert "if part is" not in to_text(describe(str(root), options={"label": "part"}))
-    assert "if part is" not in to_text(report._replace(channels={"x": (0, 0, 0)}))
+    assert "if part labels" not in to_text(describe(str(root), options={"label": "part"}))
+    assert "if part labels" not in to_text(report._replace(channels={"x": (0, 0, 0)}))
 
 
 def test_what_is_suspicious(root: Path) -> None:
@@ -82,6 +83,37 @@ def test_what_is_suspicious(root: Path) -> None:
     assert "and 7 more" in to_text(report, limit=2)
 
 
+@pytest.mark.parametrize(("classes", "suspicious"), [("a", True), ("ab", False)])
+def test_a_single_part(tmp_path: Path, classes: str, suspicious: bool) -> None:
+    for name in classes:  # the same label is another part in another class
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            cloud = ball(np.random.default_rng(index), 30)
+            write_ply(tmp_path / name / f"{index}.ply", Cloud(cloud, {"part": np.full(30, 7, np.uint8)}))
+    text = to_text(describe(str(tmp_path), options={"label": "part"}))
+    assert ("with a single part, the IoU is 1 by definition" in text) == suspicious
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("Area_1", "Area_2"), "class Area_1, Area_2 is named like an area of S3DIS"),
+        (("Test", "test_data", "bolt"), "class Test, test_data is named like a split"),
+        (("bolt", "points"), "class points is named like a part of another layout"),
+        (("bolt", "testament"), "nothing suspicious"),
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
+    write_clouds(tmp_path, dict.fromkeys(names, 3))
+    assert found in to_text(describe(str(tmp_path)))
+
+
+def test_labels_that_are_not_read(tmp_path: Path) -> None:
+    write_clouds(tmp_path, {"bolt": 3})
+    (tmp_path / "bolt" / "cloud_00.seg").write_text("1\n")
+    assert "labels in .seg files, such as" in to_text(describe(str(tmp_path)))
+
+
 def test_every_broken_file_is_named(root: Path) -> None:
     """Others name five."""
     for path in root.glob("*/ball/*.ply"):
@@ -94,7 +126,7 @@ def test_every_broken_file_is_named(root: Path) -> None:
         PointCloudFolder(str(root), on_error="skip")
     (warning,) = caught
     lines = to_text(describe(str(root))).splitlines()
-    start = lines.index("- skipped 8 of the files and folders:")
+    start = lines.index("- PointCloudFolder: skipped 8 files and folders:")
     assert lines[start + 1 : start + 9] == [f"  {reason}" for reason in warning.message.reasons]
 
 

@@ -96,7 +96,7 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     told = [warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in caught]
     assert [line[:40].split()[:3] for line in told[:2]] == [
         ["pcattn:", "warning:", "my_clouds"],
-        ["pcattn:", "warning:", "skipped"],
+        ["pcattn:", "warning:", "PointCloudFolder:"],
     ]
     assert all(line.count("\n") == 1 for line in told)
     assert warnings.formatwarning("a", UserWarning, "/b.py", 3, "code()") == "/b.py:3: UserWarning: a\n  code()\n"

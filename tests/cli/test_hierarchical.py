@@ -56,7 +56,7 @@ def network(run: Path) -> HierarchicalSegmenter:
 def test_loaded_network_gives_the_same_logits(run: Path, network: HierarchicalSegmenter, tmp_path: Path) -> None:
     pos, category = torch.randn(3, 48, 3), torch.tensor([0, 5, 2])
     exported = tmp_path / "a.safetensors"
-    assert status("export", "--checkpoint", run, "--out", exported, "--dtype", "float32") == 0
+    assert status("export", "--ckpt_path", run, "--out", exported, "--dtype", "float32") == 0
     for source in (run, exported):
         assert torch.equal(pcattn.load(source, device="cpu").task(pos, category), network(pos, category))
 
@@ -70,7 +70,7 @@ def test_count(run: Path, network: HierarchicalSegmenter) -> None:
 def test_files_of_any_size(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for number in (1, 3, 500):
         np.save(tmp_path / f"{number}.npy", np.random.default_rng(0).random((number, 3)))
-    assert status("predict-files", "--checkpoint", run, "--category", "chair", tmp_path, "--out", tmp_path / "out") == 0
+    assert status("predict-files", "--ckpt_path", run, "--category", "chair", tmp_path, "--out", tmp_path / "out") == 0
     assert len(list((tmp_path / "out").glob("*.ply"))) == 3
 
 

@@ -15,7 +15,7 @@ from pcattn.cli.main import main
 from pcattn.inference import checkpoints
 from pcattn.io import read_cloud
 from pcattn.utils.errors import DatasetBrokenError
-from pcattn.utils.text import printable
+from pcattn.utils.text import escape_unprintable
 from pcattn.visualize import charts
 from pcattn.visualize.montage import montage
 from pcattn.visualize.page import page
@@ -45,9 +45,9 @@ def is_safe(text: str) -> bool:
 
 
 def test_printable() -> None:
-    assert printable("Stühle 椅子 a  b.ply") == "Stühle 椅子 a  b.ply"
-    assert printable(ESCAPES) == r"\x1b[31mred\nnext\r\u202etxt\udcff"
-    assert printable(Path("a\tb")) == r"a\tb"
+    assert escape_unprintable("Stühle 椅子 a  b.ply") == "Stühle 椅子 a  b.ply"
+    assert escape_unprintable(ESCAPES) == r"\x1b[31mred\nnext\r\u202etxt\udcff"
+    assert escape_unprintable(Path("a\tb")) == r"a\tb"
 
 
 def test_predicted_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -58,7 +58,7 @@ def test_predicted_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     good, bad = folder / f"good{ESCAPES}.xyz", folder / f"bad{ESCAPES}.xyz"
     good.write_text("".join(f"{i} {i * i % 7} 0\n" for i in range(40)))
     bad.write_text("1 2 fish\x1b[31m\n")
-    assert run("predict-files", folder, "--checkpoint", model, "--json", "a.json", "--csv", "a.csv") == 1
+    assert run("predict-files", folder, "--ckpt_path", model, "--json", "a.json", "--csv", "a.csv") == 1
     captured = capsys.readouterr()
     assert r"good\x1b[31mred\nnext" in captured.out
     assert r"bad\x1b[31mred\nnext" in captured.err

@@ -177,7 +177,7 @@ class TestWeights:
         [
             (["--init_from=gone"], "--init_from: expected a .ckpt or .safetensors file"),
             (["--init_from", "WEIGHTS", "--model.variant=spct", "--model.network_kwargs.dim=20"], "none fits"),
-            (["--ckpt_path", "WEIGHTS"], "weights alone: --init_from"),
+            (["--ckpt_path", "WEIGHTS"], "only weights: use --init_from"),
         ],
     )
     def test_errors(
@@ -224,7 +224,7 @@ class TestErrors:
             (["--run", "."], "a run with a name, but got ."),
             (["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:01:00"], "max_epochs or max_steps"),
             (["--trainer.limit_train_batches", "0"], "limit_train_batches"),
-            (["--trainer.val_check_interval", "1000"], "must be less than or equal to the number of the training"),
+            (["--trainer.val_check_interval", "1000"], "expected --trainer.val_check_interval of at most 22"),
             (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches"),
             (["--ckpt_path", "last"], "there is none"),
             (["--ckpt_path", "no/such/file.ckpt"], "best, last or a file"),

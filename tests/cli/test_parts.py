@@ -74,7 +74,7 @@ class TestFit:
 
     def test_checkpoint_knows_the_names(self, run: Path) -> None:
         model = pcattn.load(run, device="cpu")
-        assert (model.class_names, model.part_names) == (Shapes.class_names, Shapes.part_names)
+        assert (model.class_names, model.part_names) == (list(Shapes.class_names), list(Shapes.part_names))
         result = model.segment(torch.rand(100, 3), "mug")
         assert {result.names[label].partition("/")[0] for label in result.labels} == {"mug"}
 
@@ -85,13 +85,13 @@ class TestFit:
         assert (summary["protocol"], summary["points_per_shape"], summary["shapes"]) == ("category", 48, 22)
         with (run / "test_categories.csv").open() as file:
             rows = list(csv.DictReader(file))
-        assert [row["category"] for row in rows] == Shapes.class_names
+        assert [row["category"] for row in rows] == list(Shapes.class_names)
         ious = [float(row["miou"]) for row in rows]
         assert sum(ious) / len(ious) == pytest.approx(results["test/class_miou"])
 
     def test_loads_in_python(self, run: Path) -> None:
         task = PartSegmentation.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
-        assert task.parts == Shapes.parts
+        assert task.parts == [list(ids) for ids in Shapes.parts]
         assert task(torch.randn(2, 48, 3), torch.tensor([0, 21])).shape == (2, 48, len(Shapes.part_names))
 
 
@@ -137,7 +137,7 @@ def test_votes_and_all_points_have_lines_of_their_own(run: Path, capsys: pytest.
     # The line of all points, shape by shape.
     task = PartSegmentation.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True).eval()
     ious = []
-    for cloud in Shapes(str(run.parent / "shapes"), train=False, num_train=88, num_test=22, num_points=64):
+    for cloud in Shapes(str(run.parent / "shapes"), split="test", num_train=88, num_test=22, num_points=64):
         pos, category = cloud.pos[None], cloud.category.view(1)
         with torch.no_grad():
             ids = task.parts[category]

@@ -14,9 +14,9 @@ import torch
 import pcattn
 from pcattn.cli import predict_files
 from pcattn.cli.main import main
-from pcattn.cli.predict_files import find_files, name_outputs, segmented
+from pcattn.cli.predict_files import add_attributes, find_files, name_outputs
 from pcattn.inference import checkpoints
-from pcattn.inference.model import Model, Parts
+from pcattn.inference.model import Model
 from pcattn.io.cloud import Cloud, CloudFile, read_cloud, write_ply
 from pcattn.tasks import Classification, PartSegmentation
 from pcattn.visualize.colors import palette
@@ -73,8 +73,8 @@ class TestClassify:
         write_cloud("folder/deep/a.xyz", 7)
         Path("folder/mesh.off").write_text(OFF)
         Path("folder/notes.md").write_text("no cloud")
-        arguments = ["--checkpoint", weights["classifier"], "--json", "out.json", "--csv", "out.csv"]
-        assert run("b.ply", "folder", *arguments, "--top-k", "2") == 0
+        arguments = ["--ckpt_path", weights["classifier"], "--json", "out.json", "--csv", "out.csv"]
+        assert run("b.ply", "folder", *arguments, "--top_k", "2") == 0
         names = ["b.ply", "folder/deep/a.xyz", "folder/mesh.off"]
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == ["file", *names]
@@ -93,7 +93,7 @@ class TestClassify:
         assert [(line["file"], line["rank"]) for line in table] == [(name, rank) for name in names for rank in "12"]
         assert float(table[0]["probability"]) == rows[0]["classes"][0]["probability"]
         assert not Path("predictions").exists()
-        assert run("b.ply", "--checkpoint", weights["classifier"], "--out", "folder") == 2
+        assert run("b.ply", "--ckpt_path", weights["classifier"], "--out", "folder") == 2
         assert "expected --csv or --json in place of --out" in capsys.readouterr().err
 
     def test_broken_files_do_not_stop_the_others(self, weights: dict[str, str], capsys: pytest.CaptureFixture) -> None:
@@ -104,7 +104,7 @@ class TestClassify:
         Path("three.xyz").write_text("0 0 0\n1 0 0\n0 1 0\n")
         Path("folder").mkdir()
         files = ["empty.ply", "nan.xyz", "cut.ply", "gone.ply", "*.pcd", "folder", "three.xyz", "good.ply"]
-        assert run(*files, "--checkpoint", weights["classifier"], "--json", "out.json") == 1
+        assert run(*files, "--ckpt_path", weights["classifier"], "--json", "out.json") == 1
         out, err = capsys.readouterr()
         assert [line.split()[0] for line in out.splitlines()] == ["file", "three.xyz", "good.ply"]
         told = err.splitlines()
@@ -116,7 +116,7 @@ class TestClassify:
 
     def test_points_with_nan_on_demand(self, weights: dict[str, str], capsys: pytest.CaptureFixture) -> None:
         Path("nan.xyz").write_text("0 0 0\n1 nan 2\n3 3 3\n")
-        assert run("nan.xyz", "--checkpoint", weights["classifier"], "--drop-invalid") == 0
+        assert run("nan.xyz", "--ckpt_path", weights["classifier"], "--drop_invalid") == 0
         assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["nan.xyz", "2"]
 
 
@@ -130,7 +130,7 @@ class TestSegment:
         }
         cloud = write_cloud("a.ply", **attributes)
         arguments = [
-            "--checkpoint",
+            "--ckpt_path",
             weights["segmenter"],
             "--category",
             "chair",
@@ -163,7 +163,7 @@ class TestSegment:
     def test_nothing_is_overwritten(self, weights: dict[str, str], capsys: pytest.CaptureFixture) -> None:
         write_cloud("a.ply")
         write_cloud("b.ply", 20)
-        arguments = ["--checkpoint", weights["segmenter"], "--category", "0"]
+        arguments = ["--ckpt_path", weights["segmenter"], "--category", "0"]
         assert run("a.ply", *arguments) == 0
         before = os.stat("predictions/a.ply").st_mtime_ns
         assert run("a.ply", "b.ply", *arguments) == 1
@@ -176,7 +176,7 @@ class TestSegment:
     def test_inputs_are_not_replaced(self, weights: dict[str, str], capsys: pytest.CaptureFixture) -> None:
         write_cloud("a.ply")
         before = Path("a.ply").read_bytes()
-        assert run("a.ply", "--checkpoint", weights["segmenter"], "--category", "mug", "--out", ".", "--overwrite") == 1
+        assert run("a.ply", "--ckpt_path", weights["segmenter"], "--category", "mug", "--out", ".", "--overwrite") == 1
         assert "but a.ply is the input" in capsys.readouterr().err
         assert Path("a.ply").read_bytes() == before
 
@@ -202,13 +202,13 @@ class TestSegment:
         else:
             np.savetxt(path, table)
         written, told = [], []
-        arguments = ["--checkpoint", weights["segmenter"], "--category", "chair", "--drop-invalid", "--votes", "2"]
+        arguments = ["--ckpt_path", weights["segmenter"], "--category", "chair", "--drop_invalid", "--votes", "2"]
         for block in (predict_files.BLOCK, 10):
             monkeypatch.setattr(predict_files, "BLOCK", block)
             assert run(path, *arguments, "--out", f"by{block}") == 0
             written.append(read_cloud(f"by{block}/a.ply"))
             told.append(capsys.readouterr().out.replace(f"by{block}", ""))
-            assert run(path, "--checkpoint", weights["classifier"], "--drop-invalid") == 0
+            assert run(path, "--ckpt_path", weights["classifier"], "--drop_invalid") == 0
             told.append(capsys.readouterr().out)
         assert told[0].split() == told[2].split()
         assert told[1] == told[3]
@@ -218,27 +218,27 @@ class TestSegment:
             np.testing.assert_allclose(written[1].attributes[name], values, 1e-5, err_msg=name)
         table[:20] = 0
         np.save("b.npy", table)
-        assert run("b.npy", "--checkpoint", weights["classifier"]) == 1
+        assert run("b.npy", "--ckpt_path", weights["classifier"]) == 1
         assert "finite coordinates, but point 55 has NaN or inf" in capsys.readouterr().err
 
     def test_a_result_that_appears_meanwhile(
         self, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
         write_cloud("a.ply")
-        segment = Model.segment_blocks
+        predict = Model.predict_blocks
 
-        def slow(self: Model, *args: Any) -> Iterator[Parts]:
-            yield from segment(self, *args)
+        def slow(self: Model, *args: Any) -> Iterator[dict[str, np.ndarray]]:
+            yield from predict(self, *args)
             Path("predictions/a.ply").write_text("precious")
 
-        monkeypatch.setattr(Model, "segment_blocks", slow)
-        assert run("a.ply", "--checkpoint", weights["segmenter"], "--category", "mug") == 1
+        monkeypatch.setattr(Model, "predict_blocks", slow)
+        assert run("a.ply", "--ckpt_path", weights["segmenter"], "--category", "mug") == 1
         assert "expected to write predictions/a.ply, but it exists already" in capsys.readouterr().err
         assert Path("predictions/a.ply").read_text() == "precious"
 
     def test_category_is_asked_for(self, weights: dict[str, str], capsys: pytest.CaptureFixture) -> None:
         write_cloud("a.ply")
-        assert run("a.ply", "--checkpoint", weights["segmenter"]) == 2
+        assert run("a.ply", "--ckpt_path", weights["segmenter"]) == 2
         assert "category to be one of mug, chair, or an index, but got None" in capsys.readouterr().err
         assert not Path("predictions").exists()
 
@@ -254,7 +254,7 @@ class TestSegment:
                 return super().__iter__()
 
         monkeypatch.setattr(predict_files, "CloudFile", Interrupted)
-        arguments = ["--checkpoint", weights["segmenter"], "--category", "mug", "--json", "out.json"]
+        arguments = ["--ckpt_path", weights["segmenter"], "--category", "mug", "--json", "out.json"]
         assert run("a.ply", "b.ply", *arguments) == 130
         assert [row["file"] for row in json.loads(Path("out.json").read_text())] == ["a.ply"]
         assert "1 files predicted, interrupted" in capsys.readouterr().err
@@ -264,12 +264,15 @@ class TestSegment:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "gone"], "but got 'gone'"),
-        (["--checkpoint", "CLASSIFIER", "--category", "chair"], "expected no --category, because this network"),
-        (["--checkpoint", "CLASSIFIER", "--top-k", "0"], "expected --top-k >= 1, but got 0"),
-        (["--checkpoint", "CLASSIFIER", "--mesh-points", "0"], "expected --mesh-points >= 1, but got 0"),
-        (["--checkpoint", "CLASSIFIER", "--json", "a.ply"], "a.ply exists already"),
-        (["--checkpoint", "CLASSIFIER", "--device", "toaster"], "toaster"),
+        (["--ckpt_path", "gone"], "but got 'gone'"),
+        (
+            ["--ckpt_path", "CLASSIFIER", "--category", "chair"],
+            "expected no --category, because Classification does not use one",
+        ),
+        (["--ckpt_path", "CLASSIFIER", "--top_k", "0"], "expected --top_k >= 1, but got 0"),
+        (["--ckpt_path", "CLASSIFIER", "--mesh_points", "0"], "expected --mesh_points >= 1, but got 0"),
+        (["--ckpt_path", "CLASSIFIER", "--json", "a.ply"], "a.ply exists already"),
+        (["--ckpt_path", "CLASSIFIER", "--device", "toaster"], "toaster"),
     ],
 )
 def test_wrong_calls(arguments: list[str], message: str, weights: dict[str, str], capsys: Any) -> None:
@@ -299,14 +302,6 @@ class TestFindFiles:
 
 def test_names_that_ply_cannot_hold() -> None:
     cloud = Cloud(np.zeros((1, 3)), {"my column": np.ones(1), "label": np.ones(1), "original_label": np.ones(1)})
-    parts = Parts(np.array([4]), np.array([0.5], dtype=np.float32), [], 0)
-    attributes = segmented(cloud, parts, [2, 4]).attributes
-    assert list(attributes) == [
-        "my_column",
-        "original_label",
-        "original_original_label",
-        "label",
-        "probability",
-        "colors",
-    ]
-    assert np.array_equal(attributes["colors"][0], palette(2)[1])
+    attributes = add_attributes(cloud, {"label": np.zeros(1), "colors": np.zeros((1, 3))}).attributes
+    assert list(attributes) == ["my_column", "original_label", "original_original_label", "label", "colors"]
+    assert attributes["label"] == 0

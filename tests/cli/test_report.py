@@ -9,16 +9,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
+from pcattn.cli import report as command
 from pcattn.cli.main import main
-from pcattn.cli.report import _evaluate
 from pcattn.data import PointBatch
-from pcattn.inference import evaluate as evaluated
+from pcattn.inference.evaluate import Run
+from pcattn.io.cloud import Cloud, write_ply
 from pcattn.tasks import PartSegmentation
-from pcattn.training import Pictures, charts
+from pcattn.training import Pictures
+from pcattn.visualize import charts
 from pcattn.visualize.charts import read_curves
 
 
@@ -62,14 +66,14 @@ def test_report(run: Path, capsys: pytest.CaptureFixture) -> None:
                 assert float(shown[1]) == pytest.approx(100 * float(row["miou"]), abs=0.06)  # type: ignore[index]
 
 
-class Says(nn.Module):
-    """A network that says the same parts (N,) of every cloud."""
+class Constant(nn.Module):
+    """A network that predicts the same parts (N,) for every cloud."""
 
     def __init__(self, parts: list[int], num_parts: int) -> None:
         super().__init__()
         self.parts, self.num_parts = parts, num_parts
 
-    def forward(self, pos: Tensor, category: Tensor, features: None) -> Tensor:
+    def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         return torch.eye(self.num_parts)[self.parts].expand(len(pos), -1, -1)
 
 
@@ -79,20 +83,50 @@ def test_confusion_with_parts_of_another_category(protocol: str, monkeypatch: py
     names = ["bag/1", "bag/2", "cap/1", "cap/2"]
     network = {"dim": 8, "depth": 1, "k": 2, "out_dim": 8}
     task = PartSegmentation([[0, 1], [2, 3]], part_names=names, protocol=protocol, network_kwargs=network)
-    task.network = Says([0, 3, 1, 3], 4)
+    task.network = Constant([0, 3, 1, 3], 4)
     truth, category = torch.tensor([[0, 0, 0, 1], [2, 3, 2, 3]]), torch.tensor([0, 1])
     batch = PointBatch(torch.rand(2, 4, 3), None, truth, category, torch.tensor([7, 5]), 0)
-    monkeypatch.setattr(evaluated, "read_split", lambda data, split: (None, None))
-    monkeypatch.setattr(evaluated, "batches", lambda clouds, indices: [batch])
-    run = evaluated.Run(Path("best.ckpt"), task.eval(), SimpleNamespace(per_point=True))  # type: ignore[arg-type]
-    clouds, _, confusions = _evaluate(run, "val")
+    monkeypatch.setattr(command, "read_split", lambda data, split: (None, None))
+    monkeypatch.setattr(command, "read_batches", lambda clouds, indices: [batch])
+    run = Run(Path("best.ckpt"), task.eval(), SimpleNamespace())  # type: ignore[arg-type]
+    clouds, _, confusions = command.evaluate(run, "val")
     assert [(c.title, c.matrix.tolist()) for c in confusions] == [
-        ("0", [[1, 1, 1], [0, 0, 1]]),  # what was taken for a part of a cap stands in the last column
+        ("0", [[1, 1, 1], [0, 0, 1]]),  # parts of a cap are counted in the last column
         ("1", [[0, 0, 2], [0, 2, 0]]),
     ]
     assert all((c.rows, c.columns) == (["1", "2"], ["1", "2", "other"]) for c in confusions)
     assert [(cloud.title, cloud.index) for cloud in clouds] == [("0 7", 7), ("1 5", 5)]
     assert [cloud.score for cloud in clouds] == pytest.approx([1 / 6, 1 / 2], abs=1e-6)
+
+
+def test_labeled_points_without_category(tmp_path: Path) -> None:
+    """A folder of clouds with a label per point and no classes."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 8), ("test", 3)):
+        (tmp_path / "rooms" / split).mkdir(parents=True)
+        for i in range(number):
+            pos = rng.random((40, 3)).astype(np.float32)
+            write_ply(
+                tmp_path / "rooms" / split / f"{i}.ply", Cloud(pos, {"label": (pos[:, 2] > 0.5).astype(np.int32)})
+            )
+    network = {"dim": 16, "depth": 1, "k": 4, "out_dim": 16}
+    config = {
+        "model": {"class_path": "PartSegmentation", "init_args": {"network_kwargs": network}},
+        "data": {
+            "dataset": "folder",
+            "root": str(tmp_path / "rooms"),
+            "dataset_kwargs": {"label": "label"},
+            "per_point": True,
+            "num_points": 32,
+            "batch_size": 4,
+            "val_fraction": 0.25,
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+    }
+    (tmp_path / "rooms.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "-c", str(tmp_path / "rooms.yaml"), "--run", str(tmp_path / "run")])
+    assert report(tmp_path / "run", "--worst", "2") == 0
+    assert "instance miou" in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -10,8 +10,9 @@ import pcattn
 from pcattn.cli.main import main
 from pcattn.cli.robustness import summarize
 from pcattn.inference.checkpoints import save_weights
-from pcattn.inference.evaluate import batches, choose, evaluate, open_run, read_split
+from pcattn.inference.evaluate import open_run
 from pcattn.training import PointCloudDataModule
+from pcattn.training.selection import choose_clouds, read_batches, read_split
 from tests.datasets.modelnet_files import write_modelnet40
 from tests.tiny import write_tiny_config
 
@@ -127,10 +128,10 @@ class TestCommand:
             root=opened.data.root, dataset="modelnet40", num_points=opened.data.num_points, corruption="gaussian:5"
         )
         (clean, indices), (corrupted, _) = read_split(opened.data, "val"), read_split(data, "val")
-        chosen = choose(corrupted, indices, 2)
-        assert torch.equal(chosen, choose(clean, indices, 2))
-        batch = next(iter(batches(corrupted, chosen)))
-        assert len(evaluate(opened.task, batch)) == 2
+        chosen = choose_clouds(corrupted, indices, 2)
+        assert torch.equal(chosen, choose_clouds(clean, indices, 2))
+        batch = next(iter(read_batches(corrupted, chosen)))
+        assert len(opened.task.evaluated_clouds(batch)) == 2
         assert not torch.equal(batch.pos, clean[0, chosen].pos)
 
     @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import pytest
 
 from pcattn.cli import show as command
 from pcattn.cli.main import main
-from pcattn.inference.model import Model, draw
+from pcattn.inference.model import Model
 from pcattn.io.cloud import Cloud, read_cloud, write_ply
 from pcattn.tasks import Classification, PartSegmentation
+from pcattn.tasks.voting import draw_views
 from pcattn.visualize import window
 from pcattn.visualize.offscreen import Open3DError
 from pcattn.visualize.window import open_window
@@ -104,11 +105,11 @@ class TestFiles:
         assert show("cloud.xyz", "--out", "x.png", "--renderer", "matplotlib") == 0
 
     def test_with_a_network(self, ply: Path, parts_run: Path, class_run: Path) -> None:
-        args = ["--checkpoint", parts_run, "--category", "mug", "--attention", "0", "--point", "1"]
+        args = ["--ckpt_path", parts_run, "--category", "mug", "--attention", "0", "--point", "1"]
         assert show(ply, "--out", "x.html", *args) == 0
         (cloud,) = content("x.html")["clouds"]
         assert {name for name, _ in cloud["fields"][0]["entries"]} == {"body", "handle", "saucer"}
-        assert show(ply, "--out", "y.html", "--checkpoint", class_run) == 0
+        assert show(ply, "--out", "y.html", "--ckpt_path", class_run) == 0
         assert content("y.html")["clouds"][0]["note"].endswith("%")
 
     @pytest.mark.parametrize("num_points", [20, 128])
@@ -121,15 +122,15 @@ class TestFiles:
         data = {"num_points": num_points, "preprocessing": steps}
         kwargs = {"variant": "spct", "network_kwargs": network, "num_features": 3}
         segmenter = Model(PartSegmentation([[0, 1, 2]], **kwargs), data)
-        cloud, keep = read_cloud(ply), draw(90, num_points, 1, 0)[0].numpy()
-        fields = command.predicted(segmenter, ply, None, None, None, None).fields
+        cloud, keep = read_cloud(ply), draw_views(90, num_points, 1, 0)[0].numpy()
+        fields = command.predict_file(segmenter, ply, None, None, None, None).fields
         expected = segmenter.segment(cloud)
         np.testing.assert_array_equal(fields["prediction"].values, expected.labels[keep])
         np.testing.assert_array_equal(fields["probability"].values, expected.probabilities[keep].astype(float))
         classifier = Model(Classification(2, **kwargs), data)
         shown = []
         monkeypatch.setattr(command, "show_attention", lambda cloud, network, forward, *rest: shown.append(forward()))
-        command.predicted(classifier, ply, None, 0, 0, None)
+        command.predict_file(classifier, ply, None, 0, 0, None)
         best = classifier.classify(cloud).probabilities
         np.testing.assert_array_equal(np.sort(shown[0].softmax(dim=1).detach().numpy()[0])[::-1], best)
 
@@ -191,5 +192,5 @@ class TestWindow:
         program = f"print({window._READY!r}); print('1 of 1: ball')"
         monkeypatch.setattr(window, "_COMMAND", (sys.executable, "-c", program))
         said: list[str] = []
-        open_window([ball(20)], ["truth"], tell=said.append)
+        open_window([ball(20)], ["truth"], show=said.append)
         assert said == ["1 of 1: ball"]

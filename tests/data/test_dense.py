@@ -1,11 +1,15 @@
-"""The border to dense batches: one indexed read, repeatable order, stratified validation."""
+"""Dense batches of a torch-geometric data set: values, draws, features, transforms, errors."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.transforms import Compose, FixedPoints, NormalizeScale, RandomFlip, RandomJitter
 
-from pcattn.data import DenseClouds, EpochSampler, PointBatch, preprocess, stratified_split
+from pcattn.data import DenseClouds, PointBatch, preprocess
 from pcattn.ops import farthest_point_sample
 from pcattn.utils.errors import DatasetError
 
@@ -51,10 +55,6 @@ class TestDenseClouds:
             DenseClouds(Clouds((5, 0, 4)))
         with pytest.raises(ValueError, match="part label for every point"):
             DenseClouds(Clouds(parts=False), per_point=True)
-        dataset = Clouds()
-        dataset._data.pos = dataset._data.pos.long()
-        with pytest.raises(ValueError, match=r"expected pos of mine to be floating point, but got torch\.int64"):
-            DenseClouds(dataset, name="mine")
         without = Clouds()
         del without._data.x
         with pytest.raises(ValueError, match="expected normals"):
@@ -71,7 +71,7 @@ class TestDenseClouds:
         one_hot._data.y = torch.eye(3)
         with pytest.raises(DatasetError, match=r"a class y for each of 3 clouds in mine, but got 9 numbers$"):
             DenseClouds(one_hot, name="mine")
-        with pytest.raises(DatasetError, match="expected pos and y in mine, but it has no y"):
+        with pytest.raises(DatasetError, match="expected y in mine, but its clouds have pos, x"):
             DenseClouds(without, name="mine")
 
 
@@ -181,60 +181,91 @@ class TestFeatures:
         torch.testing.assert_close(sampled.channels[0], features[sampled.point_indices[0]])
 
     def test_errors(self) -> None:
-        with pytest.raises(ValueError, match=r"expected rgb among .* mine, but it has normals, color, intensity"):
-            DenseClouds(self.make(), features=["rgb"], name="mine")
+        with pytest.raises(ValueError, match=r"curvature among .* mine, but it has normals, colors, intensity"):
+            DenseClouds(self.make(), features=["curvature"], name="mine")
         dataset = self.make()
         dataset.feature_names = ["red"]
         with pytest.raises(ValueError, match=r"expected x \(13, 1\)"):
             DenseClouds(dataset)
 
 
-class TestEpochSampler:
-    def draw(self, epoch: int, **kwargs) -> list:
-        sampler = EpochSampler(torch.arange(100, 110), batch_size=3, **{"seed": 0, "shuffle": True, **kwargs})
-        sampler.set_epoch(epoch)
-        batches = list(sampler)
-        assert len(batches) == len(sampler)
-        return [(seed, batch.tolist()) for seed, batch in batches]
+class TestTypes:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.float16])
+    def test_batches_are_float32(self, dtype: torch.dtype) -> None:
+        """Scanners store integers, and many libraries float64; networks compute in float32."""
+        dataset, options = Clouds(), {"features": ["normals", "height"], "normalize": "sphere"}
+        dataset._data.pos, dataset._data.x = (100 * dataset._data.pos).to(dtype), (100 * dataset._data.x).to(dtype)
+        expected = Clouds()
+        expected._data.pos, expected._data.x = dataset._data.pos.float(), dataset._data.x.float()
+        batch, same = (DenseClouds(clouds, True, **options).cloud(1) for clouds in (dataset, expected))
+        assert {batch.pos.dtype, batch.channels.dtype} == {torch.float32}
+        torch.testing.assert_close(batch.pos, same.pos)
+        torch.testing.assert_close(batch.channels, same.channels)
 
-    def test_is_a_function_of_seed_and_epoch(self) -> None:
-        assert self.draw(2) == self.draw(2)
-        assert self.draw(2) != self.draw(3)
-        assert self.draw(2) != self.draw(2, seed=1)
+    def test_float64_far_from_the_origin_is_moved(self) -> None:
+        dataset = Clouds()
+        dataset._data.pos = dataset._data.pos.double() + 5e6
+        pos = DenseClouds(dataset).cloud(0).pos[0]
+        torch.testing.assert_close(pos, preprocess(dataset[0].pos, normalize="none")[0].float())
 
-    def test_every_batch_has_a_seed_of_its_own(self) -> None:
-        seeds = [seed for epoch in range(20) for seed, _ in self.draw(epoch)]
-        assert len(set(seeds)) == len(seeds) == 60
-
-    def test_training_drops_the_incomplete_batch(self) -> None:
-        drawn = [index for _, batch in self.draw(0) for index in batch]
-        assert len(drawn) == len(set(drawn)) == 9
-
-    def test_evaluation_is_complete_and_in_order(self) -> None:
-        assert [index for _, batch in self.draw(4, shuffle=False) for index in batch] == list(range(100, 110))
-
-    def test_fewer_clouds_than_a_batch(self) -> None:
-        assert [len(batch) for _, batch in EpochSampler(torch.arange(2), 8, 0, shuffle=True)] == [2]
-
-    @pytest.mark.parametrize("shuffle", [True, False])
-    def test_processes_share_the_batches_of_one(self, shuffle: bool) -> None:
-        shares = [self.draw(1, shuffle=shuffle, rank=rank, world_size=2) for rank in (0, 1)]
-        alone = self.draw(1, shuffle=shuffle)
-        assert shares[0] == alone[0::2][: len(shares[0])]
-        assert shares[1] == alone[1::2]
+    def test_a_single_cloud(self) -> None:
+        """torch-geometric stores it without slices."""
+        dataset = Clouds((7,), parts=False)
+        assert torch.equal(read(DenseClouds(dataset), [0]).pos[0], dataset[0].pos)
 
 
-class TestStratifiedSplit:
-    def test_shares(self) -> None:
-        labels = torch.arange(4).repeat_interleave(torch.tensor([100, 50, 3, 1]))
-        train, val = stratified_split(labels, 0.1, seed=0)
-        assert torch.equal(torch.cat((train, val)).sort().values, torch.arange(154))
-        assert labels[val].bincount(minlength=4).tolist() == [10, 5, 1, 0]
+class TestTransforms:
+    """Transforms of torch-geometric, which a data set applies whenever a cloud is read."""
 
-    def test_seed(self) -> None:
-        labels = torch.zeros(100, dtype=torch.long)
-        assert torch.equal(stratified_split(labels, 0.2, 1)[1], stratified_split(labels, 0.2, 1)[1])
-        assert not torch.equal(stratified_split(labels, 0.2, 1)[1], stratified_split(labels, 0.2, 2)[1])
+    def clouds(self, transform: Callable, sizes: tuple[int, ...] = (20, 30, 40), **kwargs: Any) -> DenseClouds:
+        torch.manual_seed(0)
+        dataset = Clouds(sizes)
+        dataset.transform = transform
+        return DenseClouds(dataset, per_point=True, **kwargs)
+
+    def test_clouds_are_those_of_the_data_set(self) -> None:
+        clouds = self.clouds(NormalizeScale(), features=["normals"])
+        for cloud in (clouds.cloud(1), clouds.sampled(30, "first")[0, torch.tensor([1])]):
+            item = clouds.dataset[1]
+            torch.testing.assert_close(cloud.pos[0], item.pos)
+            assert torch.equal(cloud.normals[0], item.x)
+            assert torch.equal(cloud.label[0], item.y)
+            assert (cloud.indices.tolist(), cloud.category.tolist()) == ([1], [11])
+
+    @pytest.mark.parametrize("sampling", ["random", "first", "fps"])
+    def test_the_same_points_as_without(self, sampling: str) -> None:
+        views = [self.clouds(transform).sampled(10, sampling, seed=1) for transform in (lambda data: data, None)]
+        transformed, plain = (read(view, [2, 0]) for view in views)
+        assert torch.equal(transformed.pos, plain.pos)
+        assert torch.equal(transformed.point_indices, plain.point_indices)
+
+    def test_training_draws_anew_and_repeats_by_its_seed(self) -> None:
+        clouds = self.clouds(Compose([RandomJitter(0.1), RandomFlip(0), FixedPoints(12)])).sampled(8)
+        assert clouds.draws_anew
+        state = torch.get_rng_state()
+        first, again, other = (read(clouds, [0, 1], seed) for seed in (3, 3, 4))
+        assert torch.equal(first.pos, again.pos)
+        assert not torch.equal(first.pos, other.pos)
+        assert torch.equal(torch.get_rng_state(), state)  # the network's own random numbers are not disturbed
+
+    def test_evaluation_depends_on_neither_seed_nor_batch(self) -> None:
+        clouds = self.clouds(RandomJitter(0.1)).sampled(8, seed=1)
+        assert not clouds.draws_anew
+        expected = read(clouds, [2, 1], seed=5)
+        assert torch.equal(read(clouds, [1], seed=9).pos[0], expected.pos[1])
+        complete = clouds.cloud(1).pos[0]
+        assert torch.equal(complete[expected.point_indices[1]], expected.pos[1])
+
+    def test_results_are_normalized(self) -> None:
+        pos = self.clouds(lambda data: Data(pos=data.pos * 50 + 9, y=data.y), normalize="sphere").cloud(2).pos[0]
+        torch.testing.assert_close(pos.norm(dim=1).max(), torch.tensor(1.0))
+
+    def test_what_it_may_not_return(self) -> None:
+        clouds = self.clouds(lambda data: Data(pos=data.pos), name="mine")
+        with pytest.raises(DatasetError, match="expected y in mine, but its clouds have pos"):
+            clouds.cloud(0)
+        with pytest.raises(DatasetError, match="equal size in mine, but got 20 to 30: set num_points"):
+            read(self.clouds(NormalizeScale(), name="mine"), [0, 1])
 
 
 class TenClouds(Clouds):

@@ -9,7 +9,7 @@ from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
 from pcattn.data import DenseClouds, EpochSampler, PointBatch
-from pcattn.data.dense import EpochLoader
+from pcattn.data.loader import EpochLoader
 from pcattn.data.resident import ResidentLoader
 from pcattn.training import PointCloudDataModule
 from tests.data.test_dense import Clouds
@@ -106,7 +106,9 @@ class TestSameBatches:
 
 class TestSizesThatDiffer:
     def test_evaluation_only(self) -> None:
-        with pytest.warns(UserWarning, match="train clouds are read on the host for every batch: they differ in size"):
+        with pytest.warns(
+            UserWarning, match="train clouds are read on the host for every batch: their points are drawn"
+        ):
             read, lying = loaders("ManySizes")
         assert [type(loader) for loader in lying] == [EpochLoader, ResidentLoader, ResidentLoader]
         for one, other in zip(read, lying, strict=True):
@@ -191,5 +193,5 @@ class TestAuto:
         assert type(data.train_dataloader()) is EpochLoader
 
     def test_range(self) -> None:
-        with pytest.raises(ValueError, match="expected resident to be true, false or auto, but got 'gpu'"):
+        with pytest.raises(ValueError, match="expected resident to be one of true, false, auto, but got 'gpu'"):
             PointCloudDataModule("x", resident="gpu")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data, Dataset
+from torch_geometric.transforms import NormalizeScale
 
 from pcattn.data import preprocess
-from pcattn.datasets.folder import PointCloudFolder, PyGPointClouds
+from pcattn.datasets.folder import PointCloudFolder
 from pcattn.datasets.folder_layout import Entry
 from pcattn.inference.clouds import as_points
 from pcattn.io.cloud import Cloud, CloudFile, read_cloud, write_ply
@@ -64,7 +64,7 @@ class TestLayouts:
         assert others - {tuple(test)}
         everything = PointCloudFolder(root, test_fraction=0)
         assert (len(everything), everything.splits) == (10, ["train"])
-        with pytest.raises(DatasetError, match=r"expected a test split in .*, but got train alone"):
+        with pytest.raises(DatasetError, match=r"expected a test split in .*, but got only train"):
             PointCloudFolder(root, "test", test_fraction=0)
 
     @pytest.mark.parametrize("layout", ["above", "below"])
@@ -152,6 +152,29 @@ class TestClouds:
         assert dataset[0].pos.shape == (50, 3)
         torch.testing.assert_close(dataset[1].pos, torch.from_numpy(pos - pos.mean(axis=0)).float(), atol=1e-6, rtol=0)
 
+    def test_a_channel_with_nan_is_left_out_with_a_warning(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        for index in range(3):
+            table = np.random.default_rng(index).normal(size=(9, 5))
+            table[4, 3] = np.nan if index else 0
+            np.savetxt(tmp_path / "a" / f"{index}.txt", table, header="x y z echo height")
+        with pytest.warns(UserWarning, match=r"channel echo is left out: .* in 2 files, such as 1\.txt"):
+            assert PointCloudFolder(tmp_path, test_fraction=0).feature_names == ["height"]
+        with pytest.warns(UserWarning, match="channel echo"):  # also when the cache is read
+            PointCloudFolder(tmp_path, test_fraction=0)
+
+    def test_contract_of_torch_geometric(self, root: Path) -> None:
+        plain = PointCloudFolder(root, test_fraction=0)
+        assert [Path(path) for path in plain.raw_paths] == [root / name for name in plain.names]
+        assert plain.processed_file_names == []
+        dataset = PointCloudFolder(
+            root, test_fraction=0, pre_filter=lambda data: int(data.y) == 1, pre_transform=NormalizeScale()
+        )
+        assert dataset.names == [name for name in plain.names if name.startswith("needle")]
+        torch.testing.assert_close(dataset[0].pos, NormalizeScale()(plain[plain.names.index(dataset.names[0])]).pos)
+        with pytest.raises(ValueError, match="expected pre_filter to keep some of 10 clouds, but got none"):
+            PointCloudFolder(root, test_fraction=0, pre_filter=lambda data: False)
+
     def test_large_clouds_are_reduced(self, root: Path) -> None:
         dataset = PointCloudFolder(root, max_points=50, test_fraction=0)
         sizes = dataset.slices["pos"].diff()
@@ -195,6 +218,41 @@ class TestClouds:
         used, _ = preprocess(*as_points(read_cloud(path)), normalize="none")
         assert stored.abs().max() < 8
         assert set(map(tuple, stored.tolist())) < set(map(tuple, used.float().tolist()))
+
+    def test_what_is_odd_about_channels_is_said(self, root: Path) -> None:
+        cloud = read_cloud(root / "ball" / "cloud_00.ply")
+        count = len(cloud.pos)
+        for index, bits in enumerate((16, 8)):
+            colors = np.full((count, 3), 2**bits - 1, f"u{bits // 8}")
+            height = np.full(count, np.nan if index else 0.5, np.float32)
+            (root / "ball" / f"cloud_0{index}.ply").unlink()
+            write_ply(root / "ball" / f"cloud_0{index}.ply", Cloud(cloud.pos, {"colors": colors, "height": height}))
+        with pytest.warns(UserWarning, match="channel|colors") as caught:
+            dataset = PointCloudFolder(root)
+        messages = "\n".join(str(warning.message) for warning in caught)
+        assert "the channel height is left out: it has NaN or infinity in 1 of 10 files, such as" in messages
+        assert "cloud_01.ply" in messages
+        assert "some files have colors of 8 bits, such as" in messages
+        assert dataset.feature_names == ["red", "green", "blue"]
+
+    def test_labels_at_the_vertices_of_meshes(self, tmp_path: Path) -> None:
+        head = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
+        head += "property int part\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"
+        for index in range(3):
+            path = tmp_path / "cup" / f"{index}.ply"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{head}0 0 0 4\n1 0 0 4\n1 1 0 7\n0 1 {index} 7\n4 0 1 2 3\n")
+        dataset = PointCloudFolder(tmp_path, label="part", mesh="vertices")
+        assert dataset.part_names == ["cup/4", "cup/7"]
+        assert dataset[0].y.tolist() == [0, 0, 1, 1]
+        with pytest.raises(ValueError, match="expected mesh to be sample or vertices, but got 'corners'"):
+            PointCloudFolder(tmp_path, mesh="corners")
+
+    def test_labels_under_another_spelling(self, root: Path) -> None:
+        for path in root.rglob("*.ply"):
+            cloud = read_cloud(path)
+            write_ply(path, Cloud(cloud.pos, {"scalar_Label": np.arange(len(cloud.pos)) % 2}), overwrite=True)
+        assert PointCloudFolder(root, label="label").part_names == ["ball/0", "ball/1", "needle/0", "needle/1"]
 
 
 class TestLabels:
@@ -301,42 +359,3 @@ class TestOnError:
     def test_options(self, root: Path, options: dict, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             PointCloudFolder(root, **options)
-
-
-class Listed(Dataset):
-    """Not in memory, without an argument `train`, its clouds of several sizes."""
-
-    classes = ("even", "odd")
-
-    def __init__(self, root: str, part: str = "a", labeled: bool = True) -> None:
-        super().__init__(None)
-        self.start, self.labeled = 5 * (part == "b"), labeled
-
-    def len(self) -> int:
-        return 3
-
-    def get(self, index: int) -> Data:
-        data = Data(pos=torch.full((4 + index, 3), float(self.start + index)))
-        if self.labeled:
-            data.y = index % 2
-        return data
-
-
-class TestPyG:
-    def test_items(self) -> None:
-        options = {"path": f"{__name__}.Listed", "train_kwargs": {"part": "a"}, "test_kwargs": {"part": "b"}}
-        train, test = PyGPointClouds("x", True, **options), PyGPointClouds("x", False, **options)
-        assert train.class_names == ["even", "odd"]
-        assert (len(train), train._data.y.tolist(), train.slices["pos"].tolist()) == (3, [0, 1, 0], [0, 4, 9, 15])
-        assert float(test[2].pos[0, 0]) == 7
-
-    def test_messages(self) -> None:
-        path = f"{__name__}.Listed"
-        with pytest.raises(DatasetError, match="expected train_kwargs"):
-            PyGPointClouds("x", path=path)
-        with pytest.raises(DatasetError, match="pos and y in every item"):
-            PyGPointClouds("x", path=path, train_kwargs={"labeled": False})
-        with pytest.raises(ValueError, match="import path"):
-            PyGPointClouds("x")
-        with pytest.raises(ValueError, match="cannot be imported"):
-            PyGPointClouds("x", path="no.where")

@@ -32,7 +32,7 @@ class TestReading:
         assert "x" not in item
 
     def test_one_tensor(self, folder: Path) -> None:
-        dataset = ModelNet40(folder, train=False)
+        dataset = ModelNet40(folder, split="test")
         assert dataset._data.pos.view(40, 64, 3)[7].data_ptr() == dataset[7].pos.data_ptr()
 
     def test_the_folder_above_is_found_too(self, folder: Path) -> None:
@@ -110,14 +110,15 @@ class TestErrors:
 
     def test_wrong_names(self, folder: Path) -> None:
         (folder / "shape_names.txt").write_text("airplane\n")
-        with pytest.raises(DatasetBrokenError, match="40 class names, but got 1"):
+        with pytest.raises(DatasetBrokenError, match="40 class names, but got 1; the data set `folder` reads"):
             ModelNet40(folder)
+        assert not ModelNet40.recognizes(str(folder))  # classes of your own in the same layout
 
 
 class TestResampled:
     def test_items(self, tmp_path: Path) -> None:
         root = write_resampled(tmp_path / "modelnet40_normal_resampled")
-        train, test = ModelNet40(tmp_path), ModelNet40(root, train=False)
+        train, test = ModelNet40(tmp_path), ModelNet40(root, split="test")
         assert (len(train), len(test), train.num_classes) == (80, 40, 40)
         table = np.loadtxt(root / "class_07" / "class_07_0002.txt", delimiter=",", dtype=np.float32)
         np.testing.assert_array_equal(train[15].pos, table[:, :3])
@@ -141,7 +142,7 @@ class TestResampled:
         (root / "class_02" / "class_02_0001.txt").unlink()
         with pytest.raises(DatasetNotFoundError, match=r"expected class_02/class_02_0001\.txt in"):
             ModelNet40(root)
-        with pytest.warns(UserWarning, match="ModelNet40: 2 files left out"):
+        with pytest.warns(UserWarning, match="ModelNet40: skipped 2 files"):
             assert len(ModelNet40(root, on_error="skip")) == 78
         (root / "modelnet40_train.txt").write_text("table_0001\n")
         with pytest.raises(DatasetBrokenError, match="names such as class_00_0001, but got 'table_0001'"):
@@ -152,7 +153,7 @@ class TestMeshes:
     def test_points_lie_on_the_faces(self, tmp_path: Path) -> None:
         pytest.importorskip("trimesh")
         write_meshes(tmp_path / "ModelNet10")
-        train, test = ModelNet10(tmp_path), ModelNet10(tmp_path, train=False)
+        train, test = ModelNet10(tmp_path), ModelNet10(tmp_path, split="test")
         assert (len(train), len(test), train._data.y.tolist()) == (20, 10, [label for label in range(10) for _ in "ab"])
         item = train[3]
         assert item.pos.shape == (2048, 3)
@@ -185,7 +186,7 @@ def test_several_layouts_in_one_place(folder: Path) -> None:
 
 def test_skipping_hdf5_files(folder: Path) -> None:
     (folder / "ply_data_train1.h5").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"1 files left out: .*ply_data_train1\.h5"):
+    with pytest.warns(UserWarning, match=r"skipped 1 files: .*ply_data_train1\.h5"):
         assert len(ModelNet40(folder, on_error="skip")) == 80
 
 

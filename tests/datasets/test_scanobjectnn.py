@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_variants(root: Path) -> None:
     for number, variant in enumerate(VARIANTS):
-        train, test = ScanObjectNN(root, variant=variant), ScanObjectNN(root, train=False, variant=variant)
+        train, test = ScanObjectNN(root, variant=variant), ScanObjectNN(root, split="test", variant=variant)
         assert (len(train), len(test), train.num_classes) == (30 + number, 15 + number, 15)
     assert len(ScanObjectNN(root)) == 34  # the hardest is the default
     assert len(ScanObjectNN(root, variant="objects", background=False)) == 50
@@ -87,7 +87,7 @@ def test_clouds_that_cannot_be_used_are_left_out(root: Path) -> None:
         file["label"][3] = 15
         file["data"][5, 2] = np.nan
     with pytest.warns(
-        UserWarning, match=r"2 clouds left out: .*training_objectdataset\.h5: expected finite .* cloud 3;"
+        UserWarning, match=r"skipped 2 clouds: .*training_objectdataset\.h5: expected finite .* cloud 3;"
     ):
         dataset = ScanObjectNN(root, variant="objects", on_error="skip")
     assert dataset._data.y.tolist() == [n % 15 for n in range(30) if n not in (3, 5)]
@@ -95,7 +95,7 @@ def test_clouds_that_cannot_be_used_are_left_out(root: Path) -> None:
     with h5py.File(path, "a") as file:
         file["label"][:] = -1
     message = "expected clouds, but it has none that can be used"
-    with pytest.warns(UserWarning, match="30 clouds left out"), pytest.raises(DatasetBrokenError, match=message):
+    with pytest.warns(UserWarning, match="skipped 30 clouds"), pytest.raises(DatasetBrokenError, match=message):
         ScanObjectNN(root, variant="objects", on_error="skip")
     with pytest.raises(ValueError, match="expected on_error to be raise or skip, but got 'ignore'"):
         ScanObjectNN(root, on_error="ignore")

@@ -128,7 +128,7 @@ class TestHDF5:
         path.write_bytes(path.read_bytes()[:-1000])
         with pytest.raises(DatasetBrokenError, match=r"ply_data_train1\.h5: expected an HDF5 file with `data`"):
             ShapeNetPart(root)
-        with pytest.warns(UserWarning, match=r"1 files left out: .*ply_data_train1\.h5"):
+        with pytest.warns(UserWarning, match=r"skipped 1 files: .*ply_data_train1\.h5"):
             assert len(ShapeNetPart(root, on_error="skip")) == 6
 
     def test_a_part_of_another_category(self, tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ class TestErrors:
         change(text / "02954340" / "id2.txt")
         with pytest.raises(DatasetBrokenError, match=rf"02954340/id2\.txt: .*{message}"):
             ShapeNetPart(text)
-        with pytest.warns(UserWarning, match=rf"ShapeNetPart: 1 files left out: .*id2\.txt: .*{message}"):
+        with pytest.warns(UserWarning, match=rf"ShapeNetPart: skipped 1 files: .*id2\.txt: .*{message}"):
             assert len(ShapeNetPart(text, on_error="skip")) == 7
-        with pytest.warns(UserWarning, match="1 files left out"):  # also when the cache is read
+        with pytest.warns(UserWarning, match="skipped 1 files"):  # also when the cache is read
             ShapeNetPart(text, on_error="skip")
 
     def test_labels_that_do_not_fit(self, tmp_path: Path) -> None:
@@ -250,6 +250,8 @@ class TestErrors:
         write_lists(text, {"val": ["02954340/id1", "03797390/lost"]})
         with pytest.raises(DatasetBrokenError, match=r"val_file_list\.json: .* 1 are missing, such as 03797390/lost"):
             ShapeNetPart(text)
+        with pytest.warns(UserWarning, match=r"skipped 1 files: .*val_file_list\.json: .* 1 are missing, such as 0"):
+            ShapeNetPart(text, on_error="skip")
         path = text / "train_test_split" / "shuffled_val_file_list.json"
         path.write_text('{"a"')
         with pytest.raises(DatasetBrokenError, match=r"val_file_list\.json: expected a list"):

@@ -176,7 +176,7 @@ class TestShapes:
 
     def test_splits_are_disjoint(self, tmp_path):
         train, test = (
-            Shapes(str(tmp_path), train, num_points=64, num_train=40, num_test=40) for train in (True, False)
+            Shapes(str(tmp_path), split, num_points=64, num_train=40, num_test=40) for split in ("train", "test")
         )
         distance = torch.cdist(train._data.pos.view(40, -1), test._data.pos.view(40, -1))
         assert distance.min() > 0.1
@@ -213,7 +213,7 @@ class TestShapes:
 
 class TestCache:
     def test_one_file_for_each_split(self, tmp_path):
-        Shapes(str(tmp_path), train=False, num_points=32, num_test=3)
+        Shapes(str(tmp_path), split="test", num_points=32, num_test=3)
         (name,) = os.listdir(tmp_path / "processed")
         assert name.startswith("test-")
         assert name.endswith(".pt")

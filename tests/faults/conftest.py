@@ -1,4 +1,4 @@
-"""One thread: these tests fork, and what is forked must not have threads."""
+"""One thread: the trainings here are compared bit by bit."""
 
 from collections.abc import Iterator
 

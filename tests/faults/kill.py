@@ -37,8 +37,7 @@ from pcattn.cli import lightning as cli
 from pcattn.cli import main as commands
 from pcattn.io import cache
 from pcattn.tasks.base import PointCloudTask
-from pcattn.training import checkpointing as saving
-from pcattn.training import runs
+from pcattn.training import checkpointing, run_folder
 from tests.datasets.modelnet_files import write_resampled
 from tests.tiny import write_tiny_config
 
@@ -46,7 +45,7 @@ from tests.tiny import write_tiny_config
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "epoch": (PointCloudTask, "on_train_batch_start", 12),
     "validation": (PointCloudTask, "on_validation_batch_start", 6),
-    "checkpoint": (saving.AtomicCheckpointIO, "save_checkpoint", 8),
+    "checkpoint": (checkpointing.AtomicCheckpointIO, "save_checkpoint", 8),
     "cache": (cache.ArrayWriter, "append", 300),
     "configuration": (cli.SaveRunConfig, "save_config", 1),
 }
@@ -60,9 +59,8 @@ OPTIONS = [
 ]
 
 
-#: Trainings are forked from a process that has imported all this, and has no threads: a fork would miss them.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])
+#: Every training starts in a fresh interpreter: torch must not be forked once it has threads.
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 class Plan(NamedTuple):
@@ -116,7 +114,7 @@ def kill_and_resume(config: Path, kills: int, seed: int, moments: Sequence[str] 
                 plan = Plan(moment, rng.randint(1, MOMENTS[moment][2]), rng.choice((0.0, rng.uniform(0, 0.05))))
                 if moment == "cache":
                     shutil.rmtree(folder / "data" / "processed", ignore_errors=True)
-            goes_on = runs.checkpoint_path(killed, "last").exists()
+            goes_on = run_folder.checkpoint_path(killed, "last").exists()
             if not goes_on:  # killed before its first checkpoint: nothing to go on from
                 shutil.rmtree(killed, ignore_errors=True)
             resumed += goes_on
@@ -135,14 +133,14 @@ def kill_and_resume(config: Path, kills: int, seed: int, moments: Sequence[str] 
 def run(
     config: Path, folder: Path, plan: Plan | None = None, resume: bool = False, largest_file: int | None = None
 ) -> int:
-    """Train in a process of its own, which cannot write files beyond a size; its exit status."""
+    """Train in a new process, which cannot write files larger than `largest_file` bytes, and return its status."""
     return wait(start(config, folder, plan, resume, largest_file))
 
 
 def start(
     config: Path, folder: Path, plan: Plan | None = None, resume: bool = False, largest_file: int | None = None
 ) -> BaseProcess:
-    """Begin such a training."""
+    """Start such a training."""
     args = ["fit", "-c", str(config), f"--run={folder}", f"--checkpoint.minutes={0.1 / 60}", *OPTIONS]
     args += ["--ckpt_path=last"] if resume else []
     process = PROCESSES.Process(target=_train, args=(args, folder, plan, largest_file))
@@ -151,15 +149,13 @@ def start(
 
 
 def wait(process: BaseProcess) -> int:
-    """The exit status of such a training."""
-    process.join(600)
-    if process.is_alive():
-        process.kill()
-        raise TimeoutError("a training of seconds went on for ten minutes")
+    """Wait for such a training, and return its exit status."""
+    process.join()
     return int(process.exitcode or 0)
 
 
 def _train(args: list[str], folder: Path, plan: Plan | None, largest_file: int | None) -> None:
+    torch.set_num_threads(1)
     if plan is not None:
         _arm(plan)
     if largest_file is not None:
@@ -217,7 +213,7 @@ def differences(first: Path, second: Path) -> list[str]:
     """In what two finished trainings differ that should be the same."""
     found = []
     for name in ("best", "last"):
-        stored = [torch.load(runs.checkpoint_path(run, name), weights_only=True) for run in (first, second)]
+        stored = [torch.load(run_folder.checkpoint_path(run, name), weights_only=True) for run in (first, second)]
         keys = ["state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"]
         keys += ["global_step", "epoch", "train_loss", "loops"] if name == "last" else ["global_step", "epoch"]
         found += [f"{key} of {name}.ckpt" for key in keys if not same(stored[0][key], stored[1][key])]

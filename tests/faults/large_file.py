@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
         write_points(cloud, options.points)
         write_points(small, 1000)
         write_segmenter(weights)
-        command = ["predict-files", "--checkpoint", str(weights), "--device", "cpu", "--overwrite", "--out", folder]
+        command = ["predict-files", "--ckpt_path", str(weights), "--device", "cpu", "--overwrite", "--out", folder]
         status, before = run([*command[:-1], f"{folder}/out", str(small)]), peak()
         start = time.perf_counter()
         status = status or run([*command[:-1], f"{folder}/out", str(cloud)])

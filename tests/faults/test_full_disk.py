@@ -1,7 +1,7 @@
 """Where the disk is full: nothing half under a final name, an error that names file and cause, and then it works.
 
 A limit on the size of files stands for the disk: like that it fails the system's `write`, but it needs no superuser.
-`test_saving.py` and `test_kill.py` do the same for checkpoints.
+`test_checkpointing.py` and `test_kill.py` do the same for checkpoints.
 """
 
 import re
@@ -86,7 +86,7 @@ def test_predicted_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for name, number in (("large", 5000), ("small", 40)):
         write_points(Path(f"{name}.ply"), number)
     weights = write_segmenter(Path("tiny.safetensors"))
-    command = ["predict-files", "--checkpoint", str(weights), "--device", "cpu", "large.ply", "small.ply"]
+    command = ["predict-files", "--ckpt_path", str(weights), "--device", "cpu", "large.ply", "small.ply"]
     before = files(tmp_path)
     with full_disk(10_000), pytest.raises(SystemExit, match="1"):
         main(command)

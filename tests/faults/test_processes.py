@@ -45,6 +45,7 @@ def test_a_killed_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(PointCloudFolder(str(root), test_fraction=0)) == 20
 
 
+@pytest.mark.slow
 def test_two_trainings_build_one_cache(tmp_path: Path) -> None:
     """Both begin without one, end with it, and are the same."""
     config = kill.write_tiny_config(tmp_path / "tiny.yaml", kill.write_resampled(tmp_path / "data", num_points=64))

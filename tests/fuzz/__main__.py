@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of readers: `python -m tests.fuzz ply pcd --runs 200000`; needs `pip install pcattn[fuzz]`.
 
-Every input is read as a file. A finding is an answer that is neither a valid result nor an error of ours that names the
-file, more than a second, or a gigabyte; it is written to `--out`, one file for each place in the code, and fuzzing goes
-on. A crash of the process leaves its input there as well, and ends it.
+Every input is read as a file. A finding is an answer that is neither a valid result nor one of our errors with the name
+of the file, or a reading that takes more than a second or a gigabyte. It is written to `--out`, one file for each place
+in the code, and fuzzing goes on. A crash of the process leaves its input there as well, and ends that reader.
 """
 
 import argparse
@@ -15,12 +15,8 @@ import zipfile
 from hashlib import sha256
 from pathlib import Path
 
-# In Python the guide sees into loops that numba would compile. The table's arithmetic is that of numba alone.
-if "table" in sys.argv or "seg" in sys.argv:
-    os.environ["NUMBA_BOUNDSCHECK"] = "1"
-    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
-else:
-    os.environ["NUMBA_DISABLE_JIT"] = "1"
+# In Python the guide sees into the loops that numba would compile.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 import atheris
 import laspy
@@ -28,34 +24,22 @@ import torch
 import trimesh
 from numpy.lib import format as numpy_format
 
-from pcattn.datasets import (
-    cache,
-    download,
-    expansion,
-    file_arrays,
-    file_columns,
-    file_mesh,
-    file_pcd,
-    file_ply,
-    files,
-    folder_layout,
-    hdf5,
-    modelnet_layouts,
-    scanobjectnn,
-    shapenet_layouts,
-    storage,
-    text,
-)
+from pcattn.cli import download
+from pcattn.data import files as storage
+from pcattn.datasets import folder_layout, modelnet_layouts, scanobjectnn, shapenet_layouts
 from pcattn.inference import checkpoints
+from pcattn.io import cache, channels, columns, hdf5, kitti, las, limits, mesh, numpy, obj, off, pcd, ply, stl, text
+from pcattn.io import cloud as clouds
+from pcattn.utils import tensors
 from tests.fuzz.instrument import instrument
 from tests.fuzz.readers import READERS, check, limited_memory
 
-#: What the guide sees into.
+#: The modules that the guide sees into.
 MODULES = (
-    *(cache, download, expansion, file_arrays, file_columns, file_mesh, file_pcd, file_ply, files, folder_layout),
-    *(hdf5, modelnet_layouts, scanobjectnn, shapenet_layouts, storage, text, checkpoints),
+    *(cache, channels, clouds, columns, hdf5, kitti, las, limits, mesh, numpy, obj, off, pcd, ply, stl, text),
+    *(checkpoints, download, folder_layout, modelnet_layouts, scanobjectnn, shapenet_layouts, storage, tensors),
     *(zipfile, numpy_format, torch._weights_only_unpickler),
-    *(trimesh.exchange.load, trimesh.exchange.obj, trimesh.exchange.off, trimesh.exchange.stl),
+    *(trimesh.exchange.load, trimesh.exchange.obj, trimesh.exchange.stl),
     *(laspy.header, laspy.lasreader, laspy.vlrs.vlrlist, laspy.vlrs.known, laspy.vlrs.vlr),
 )
 
@@ -64,19 +48,19 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("readers", nargs="+", choices=READERS)
-    parser.add_argument("--runs", type=int, default=200_000, help="inputs of each")
-    parser.add_argument("--seconds", type=int, default=0, help="stop each after so many; 0: never")
+    parser.add_argument("--runs", type=int, default=200_000, help="inputs for each reader")
+    parser.add_argument("--seconds", type=int, default=0, help="stop each reader after this many; 0: never")
     parser.add_argument(
         "--max-length",
         type=int,
         default=4096,
-        help="of an input, in bytes; no less than that of a valid file that mutations start from",
+        help="of an input, in bytes; at least as long as the longest valid file",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
     given = parser.parse_args()
     instrument(*MODULES)
-    gc.freeze()  # what was imported is there to stay
+    gc.freeze()  # the imported modules stay
     for name in given.readers:
         if (process := os.fork()) == 0:  # libFuzzer ends its process
             fuzz(name, given)
@@ -97,7 +81,7 @@ def fuzz(name: str, given: argparse.Namespace) -> None:
     for index, content in enumerate(seeds):
         (work / "corpus" / str(index)).write_bytes(content)
         (work / "files" / reader.file).write_bytes(content)
-        reader.read(work / "files" / reader.file)  # what is compiled at first use is no slow reading
+        reader.read(work / "files" / reader.file)  # compiling at the first use does not count as slow reading
 
     def once(content: bytes) -> None:
         try:

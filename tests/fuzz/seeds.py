@@ -20,7 +20,7 @@ def _text(table: np.ndarray, separator: str = " ") -> str:
 
 
 def ply() -> list[bytes]:
-    """The three encodings, with colors, faces of one and of several sizes, and another element in front."""
+    """The three encodings, with colors, lists at vertices, faces of one and of several sizes, and another element."""
     xyz = "property float x\nproperty float y\nproperty float z\n"
     face = "element face {}\nproperty list uchar int vertex_indices\n"
     heads = {kind: f"ply\nformat {kind} 1.0\n" for kind in ("ascii", "binary_little_endian", "binary_big_endian")}
@@ -30,6 +30,7 @@ def ply() -> list[bytes]:
     body = b"".join(struct.pack("<fffB", *corner, 9) for corner in corners)
     triangles = struct.pack("<B3iB3i", 3, 0, 1, 2, 3, 0, 2, 3)
     mixed = struct.pack("<B4iB3i", 4, 0, 1, 2, 3, 3, 0, 2, 3)
+    lists = f"element vertex 3\n{xyz}property list uchar short ids\nend_header\n"
     front = "element camera 2\nproperty short id\nelement patch 1\nproperty list uchar short ids\n"
     return [
         (heads["ascii"] + points + _text(POS)).encode(),
@@ -39,6 +40,9 @@ def ply() -> list[bytes]:
         (heads["binary_little_endian"] + square).encode() + body + triangles,
         (heads["binary_little_endian"] + square).encode() + body + mixed,
         (heads["binary_little_endian"] + front + points).encode() + bytes(4) + b"\1\0\0" + POS.tobytes(),
+        (heads["ascii"] + lists + "0 0 0 2 5 6\n1 0 0 0\n0 1 0 1 7\n").encode(),
+        (heads["binary_big_endian"] + lists).encode()
+        + b"".join(struct.pack(">3fB2h", 1, n, 2, 2, n, 0) for n in range(3)),
     ]
 
 
@@ -77,6 +81,7 @@ def text() -> list[bytes]:
         b"# x y z label\n" + _text(table).encode(),
         b"5\n" + _text(np.hstack([table, table[:, 3:], table[:, 3:], table[:, 3:]])).encode(),
         b"1e3;-2.5;+.5\n1;2;3 // a remark\n",
+        b"\xef\xbb\xbfA scan\n,X [m],Y [m],Z [m],Rf,Gf,Bf\n0,1,2,3,1.#QNAN,.5,1,\n1,1,2,3,.5,.5,1,\n",
     ]
 
 
@@ -84,6 +89,11 @@ def npy() -> list[bytes]:
     """Plain, in Fortran's order, structured."""
     rows = np.zeros(5, [("x", "f4"), ("y", ">f8"), ("z", "f4"), ("label", "u1")])
     return [_npy(POS), _npy(np.asfortranarray(POS.astype(">f8"))), _npy(rows), _npy(np.hstack([POS, POS]))]
+
+
+def kitti() -> list[bytes]:
+    """Five points."""
+    return [np.hstack([POS, POS[:, :1]]).astype("<f4").tobytes()]
 
 
 def npz() -> list[bytes]:
@@ -102,6 +112,7 @@ def off() -> list[bytes]:
     return [
         f"OFF\n4 2 0\n{CORNERS}{faces}".encode(),
         f"OFF4 1 0\n{CORNERS}4 0 1 2 3\n".encode(),
+        f"CNOFF\n4 1\n{CORNERS.replace(chr(10), ' 0 0 1 .5 .5 1 1' + chr(10))}4 0 1 2 3 255 0 0\n".encode(),
         f"# made\nCOFF\n4 2 0\n{CORNERS.replace(chr(10), ' 9 9 9 255' + chr(10))}{faces}".encode(),
     ]
 
@@ -113,6 +124,7 @@ def obj() -> list[bytes]:
         f"mtllib a.mtl\n{corners}usemtl b\nf 1 2 3\nf -4 -2 -1\n".encode(),
         f"o a\n{corners}vn 0 0 1\nvt 0 0\ng c\nf 1/1/1 2/1/1 3/1/1 4/1/1\n".encode(),
         corners.replace("\n", " 1 0 0.5\n").encode(),
+        f"{corners}f 1 2 3\n".replace(" ", "\t").encode(),
     ]
 
 
@@ -122,6 +134,7 @@ def stl() -> list[bytes]:
     lines = ["solid a", "facet normal 0 0 1", "outer loop", "vertex 0 0 0", "vertex 1 0 0", "vertex 0 1 0"]
     return [
         bytes(80) + struct.pack("<I", 2) + 2 * facet,
+        b"solid".ljust(80) + struct.pack("<I", 0) + 2 * facet + b"behind",
         "\n".join([*lines, "endloop", "endfacet", "endsolid a", ""]).encode(),
     ]
 

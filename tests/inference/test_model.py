@@ -11,13 +11,12 @@ from torch_geometric.data import Batch, Data
 
 import pcattn
 from pcattn.data import estimate_normals
-from pcattn.data.preprocessing import placement
 from pcattn.inference import checkpoints
 from pcattn.inference import model as inference
-from pcattn.inference.model import Drawn, Model, carry, draw
+from pcattn.inference.model import Model
 from pcattn.io.cloud import Cloud
 from pcattn.tasks import Classification, PartSegmentation
-from pcattn.tasks.voting import mean_of_looks
+from pcattn.tasks.voting import draw_views, view_scales
 
 NETWORK = {"dim": 16, "depth": 1, "k": 4, "out_dim": 32}
 NAMES = ["bed", "chair", "lamp"]
@@ -88,7 +87,7 @@ class TestClassify:
         model, pos = classifier(preprocessing, num_features=4), torch.randn(200, 3)
         path = checkpoints.save_weights(model.task, tmp_path / "x.safetensors", model.data, dtype="float32")
         model = pcattn.load(path, device="cpu")
-        drawn = draw(200, NUM_POINTS, 1, seed=0)[0]
+        drawn = draw_views(200, NUM_POINTS, 1, seed=0)[0]
         height = (pos[:, 2:] - pos[:, 2].min()) / (pos - pos.mean(dim=0)).norm(dim=1).max()
         features = torch.cat((estimate_normals(pos[None])[0], height), dim=1)
         with torch.no_grad():
@@ -120,15 +119,15 @@ class TestClassify:
 
     def test_votes_are_averaged(self) -> None:
         model, pos = classifier(), torch.rand(100, 3)
-        draws = draw(100, NUM_POINTS, 20, seed=3)
+        views, scales = draw_views(100, NUM_POINTS, 20, seed=3), view_scales(20)[:, None, None]
         with torch.no_grad():
-            expected = model.task(in_unit_sphere(pos)[draws]).softmax(dim=1).mean(dim=0)
+            expected = model.task(in_unit_sphere(pos)[views] * scales).softmax(dim=1).mean(dim=0)
         result = model.classify(pos, votes=20, seed=3)
         np.testing.assert_allclose(result.probabilities, expected.sort(descending=True).values, rtol=1e-5)
 
     def test_errors(self) -> None:
         model = classifier()
-        with pytest.raises(ValueError, match="a classifier, but this is PartSegmentation: use segment"):
+        with pytest.raises(ValueError, match="a classifier, but this is PartSegmentation: use predict"):
             segmenter().classify(torch.rand(5, 3))
         for arguments, message in (({"top_k": 0}, "top_k >= 1, but got 0"), ({"votes": 0}, "votes >= 1, but got 0")):
             with pytest.raises(ValueError, match=message):
@@ -161,13 +160,16 @@ class TestSegment:
         assert model.segment(pos, "chair").labels.tolist() == expected.tolist()
 
     @pytest.mark.parametrize("votes", [1, 3])
-    def test_carried_to_all_points(self, votes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_interpolated_to_all_points(self, votes: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Against brute force, and whatever the size of the chunks."""
         model, pos = segmenter(), torch.rand(200, 3)
-        draws, unit = draw(200, NUM_POINTS, votes, seed=0), in_unit_sphere(pos)
+        views, unit = draw_views(200, NUM_POINTS, votes, seed=0), in_unit_sphere(pos)
+        drawn = views.flatten().unique()
+        scaled = unit[views] * view_scales(votes)[:, None, None]
         with torch.no_grad():
-            known = model.task(unit[draws], torch.zeros(votes, dtype=torch.long))[..., :3].softmax(dim=2).flatten(0, 1)
-        distances = (unit[:, None] - unit[draws.flatten()]).double().square().sum(dim=2)
+            found = model.task(scaled, torch.zeros(votes, dtype=torch.long))[..., :3].softmax(dim=2)
+        known = torch.stack([found[views == point].mean(dim=0) for point in drawn])
+        distances = (unit[:, None] - unit[drawn]).double().square().sum(dim=2)
         nearest = distances.topk(3, dim=1, largest=False)
         weights = 1 / nearest.values.clamp(min=1e-30)
         expected = (weights[..., None] * known[nearest.indices]).sum(dim=1) / weights.sum(dim=1, keepdim=True)
@@ -213,35 +215,20 @@ class TestSegment:
             model.segment(clouds, ["bed"])
 
     def test_of_a_classifier(self) -> None:
-        with pytest.raises(ValueError, match="a part segmenter, but this is Classification: use classify"):
+        with pytest.raises(ValueError, match="a part segmenter, but this is Classification: use predict"):
             classifier().segment(torch.rand(5, 3))
+
+
+def test_network() -> None:
+    model = classifier()
+    assert model.network is model.task.network
+    assert isinstance(model.network, torch.nn.Module)
 
 
 def test_what_a_shell_shows() -> None:
     assert {"load", "Model"} <= set(dir(pcattn))
     assert repr(classifier()) == "Model(Classification, 3 classes, 32 points, on cpu)"
     assert repr(segmenter()) == "Model(PartSegmentation, 3 classes, 6 parts, 32 points, on cpu)"
-
-
-class TestDraw:
-    def test_all_points_come_before_one_comes_twice(self) -> None:
-        draws = draw(100, 32, 4, seed=0)
-        assert draws.shape == (4, 32)
-        assert all(len(set(row.tolist())) == 32 for row in draws)
-        assert set(draws.flatten()[:100].tolist()) == set(range(100))
-
-    def test_small_cloud(self) -> None:
-        assert draw(3, 7, 5, seed=0).tolist() == [[0, 1, 2, 0, 1, 2, 0]]
-        assert draw(7, 7, 1, seed=0).tolist() == [list(range(7))]
-
-    def test_few_of_many(self) -> None:
-        """Without the order of all of them, which would take 400 MB here."""
-        draws = draw(50_000_000, 1000, 3, seed=0)
-        assert len(draws.unique()) == 3000
-        assert 0 <= int(draws.min()) < 100_000
-        assert 49_900_000 < int(draws.max()) < 50_000_000
-        assert torch.equal(draws, draw(50_000_000, 1000, 3, seed=0))
-        assert not torch.equal(draws, draw(50_000_000, 1000, 3, seed=1))
 
 
 class TestBlocks:
@@ -269,7 +256,7 @@ class TestBlocks:
     def test_normals_need_the_whole_cloud(self) -> None:
         preprocessing = {"features": ["estimated_normals"], "normalize": "sphere", "up_axis": "z"}
         model, cloud = classifier(preprocessing, num_features=3), torch.rand(50, 3)
-        with pytest.raises(ValueError, match="a cloud in one block, of which normals are estimated, but got 5"):
+        with pytest.raises(ValueError, match="the cloud in one block, because normals are estimated, but got 5"):
             model.classify_blocks(cloud.split(10))
         assert model.classify_blocks([cloud]).names == model.classify(cloud).names
 
@@ -279,22 +266,11 @@ class TestBlocks:
             next(model.segment_blocks([cloud]))
         with pytest.raises(ValueError, match="at least one block of points, but got none"):
             model.classify_blocks([])
-        with pytest.raises(ValueError, match="gone through several times, but got an iterator"):
+        with pytest.raises(ValueError, match="iterated several times, but got an iterator"):
             model.classify_blocks(iter([cloud]))
         cloud[33, 1] = torch.nan
         with pytest.raises(ValueError, match="the first is point 33"):
             model.classify_blocks(cloud.split(10))
-
-
-def test_votes_on_a_point_are_averaged() -> None:
-    """By hand: the second of two points was drawn three times."""
-    pos = torch.rand(2, 3)
-    probabilities = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.4, 0.6], [0.3, 0.7]]])
-    drawn, known = mean_of_looks(torch.tensor([[0, 1], [1, 1]]), probabilities)
-    place = placement([pos], "none", "z")
-    parts, values = carry(pos, Drawn(pos[drawn], None, torch.tensor([[0, 1], [1, 1]]), place, 2), known)
-    assert parts.tolist() == [0, 1]
-    torch.testing.assert_close(values, torch.tensor([0.9, 0.7]))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -172,7 +172,7 @@ class TestPly:
         face = "\nelement face 1\nproperty list uchar int vertex_indices"
         wrong = b"3 0 1 7\n" if encoding == "ascii" else b"\x03" + np.array([0, 1, 7], "<i4").tobytes()
         broken(path, ply(xyz_header(7) + face, body + wrong, encoding), "vertices 0 to 6, but got 7")
-        broken(path, ply(xyz_header(7) + face, body + wrong[:-5], encoding), "ends within a list")
+        broken(path, ply(xyz_header(7) + face, body + wrong[:-5], encoding), "a whole list of a PLY element")
         many = face.replace("face 1", "face 1000000000")
         broken(path, ply(xyz_header(7) + many, body + wrong, encoding), "expected 1000000000 x face")
 
@@ -291,11 +291,11 @@ class TestText:
 
     def test_broken(self, tmp_path: Path) -> None:
         path = tmp_path / "cloud.xyz"
-        broken(path, b"0 0 0\n1 1 1\n2 2\n", "line 3: the number of columns changed from 3 to 2")
-        broken(path, b"# a\n0 0 0\n1 1 fish\n", "line 3: could not convert string 'fish'")
+        broken(path, b"0 0 0\n1 1 1\n2 2\n", "expected 3 numbers on every line as on the first, but got 2 on line 3")
+        broken(path, b"# a\n0 0 0\n1 1 fish\n", "expected numbers, but got 'fish' on line 3")
         broken(path, b"0 0\n1 1\n", "at least three columns")
         broken(path, b"\n\n", "lines of numbers, but got none")
-        broken(path, b"C 1 2 3\n", "numbers in line 1, but got 'C 1 2 3'")
+        broken(path, b"C 1 2 3\n", "numbers on line 1, but got 'C 1 2 3'")
         broken(path, b"1 2 3\n1 2 nan\n", "point 1 has NaN")
         broken(path, b"1 2 3\n1 2 inf\n1 inf 3\n", r"point 1 \(and 1 more\) has NaN")
         broken(path, bytes(range(256)) * 9, "numbers")
@@ -344,7 +344,7 @@ class TestNumpy:
     @pytest.mark.parametrize("rows", [3, 6])
     def test_a_transposed_cloud_is_no_cloud_of_three_points(self, rows: int, tmp_path: Path) -> None:
         table = np.random.default_rng(0).normal(size=(rows, 300))
-        reason = rf"expected one row a point, \(N, C\), but got \({rows}, 300\): transpose it"
+        reason = rf"expected one row per point, \(N, C\), but got \({rows}, 300\): transpose it"
         np.save(tmp_path / "a.npy", table)
         broken(tmp_path / "a.npy", None, reason)
         np.savez(tmp_path / "a.npz", points=table)

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from pcattn.cli.download import DownloadError, unpack
 from pcattn.data.dense import DenseClouds
 from pcattn.datasets import ModelNet40, PointCloudFolder, ShapeNetPart, Shapes
 from pcattn.datasets.folder_layout import find_layout
 from pcattn.datasets.modelnet_layouts import TextLayout
 from pcattn.io import read_cloud
+from pcattn.io.download import DownloadError, unpack
 from pcattn.io.hdf5 import read_arrays
 from pcattn.io.limits import check_expansion
 from pcattn.io.text import read_table
@@ -98,8 +98,8 @@ class TestPromises:
         face = "element face {}\nproperty list {} int vertex_indices\nend_header\n"
         first = struct.pack("<I", 100_000) + bytes(400_000)
         for kind, body, count, reason in (
-            ("uint", b"\xff\xff\xff\xff" + bytes(400), 1, "within a list"),
-            ("uint64", b"\xff" * 8 + bytes(400), 1, "within a list"),
+            ("uint", b"\xff\xff\xff\xff" + bytes(400), 1, "a whole list"),
+            ("uint64", b"\xff" * 8 + bytes(400), 1, "a whole list"),
             ("uint", first + bytes(80_000), 20_000, ""),
             ("float", bytes(400), 1, "a line of a PLY header"),
         ):
@@ -306,10 +306,10 @@ class TestHDF5:
         for value in kinds:
             with h5py.File(path, "w") as file:
                 file["data"] = value
-            refused(path, None, "something else than numbers in data", self.read)
+            refused(path, None, "something other than numbers in data", self.read)
         with h5py.File(path, "w") as file:
             file.create_group("data")
-        refused(path, None, "something else than numbers in data", self.read)
+        refused(path, None, "something other than numbers in data", self.read)
 
     @pytest.mark.parametrize("value", [0.7, np.nan, np.inf])
     def test_integers_that_are_none(self, value: float, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ class TestHDF5:
         path = tmp_path / "a.h5"
         with h5py.File(path, "w") as file:
             file["data"] = np.array([1.0, value, 2.0])
-        reason = f"{value} in data, which is to hold integers"
+        reason = f"{value} in data, which must hold integers"
         refused(path, None, reason, lambda path: read_arrays(path, {"data": np.int64}))
         with h5py.File(path, "w") as file:
             file["data"] = np.array([1.0, -1.0])

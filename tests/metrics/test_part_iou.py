@@ -18,13 +18,13 @@ NUM_PARTS = 11
 
 def iou_of_shape(logits: list[list[float]], target: list[int], own: list[int], protocol: str) -> float:
     """One shape, as the released codes loop: over points for the prediction, then over parts."""
-    candidates = own if protocol == "category" else range(len(logits[0]))
+    candidates = own if protocol.startswith("category") else range(len(logits[0]))
     prediction = [max(candidates, key=lambda part: row[part]) for row in logits]
     ious = []
     for part in own:
         intersection = sum(p == t == part for p, t in zip(prediction, target, strict=True))
         union = sum(part in pair for pair in zip(prediction, target, strict=True))
-        if protocol == "present" and part not in target:
+        if protocol.endswith("present") and part not in target:
             continue
         ious.append(intersection / union if union else 1.0)
     return sum(ious) / len(ious)
@@ -90,20 +90,37 @@ class TestCases:
     """One shape of the category with parts 1 and 3."""
 
     @pytest.mark.parametrize(
-        ("truth", "predicted", "category", "all50", "present"),
+        ("truth", "predicted", "expected"),  # in the order of `PROTOCOLS`
         [
-            ([1, 1, 1, 1], [1, 1, 1, 1], 1, 1, 1),  # part 3 absent from both
-            ([1, 1, 1, 1], [1, 1, 3, 3], 1 / 4, 1 / 4, 1 / 2),  # absent from the truth: IoU 0, or left out
-            ([1, 1, 3, 3], [1, 1, 1, 1], 1 / 4, 1 / 4, 1 / 4),  # absent from the prediction
-            ([1, 1, 1, 1], [1, 1, 1, 0], 1, 7 / 8, 3 / 4),  # a foreign part; in its own category the point is right
+            ([1, 1, 1, 1], [1, 1, 1, 1], (1, 1, 1, 1)),  # part 3 absent from both
+            ([1, 1, 1, 1], [1, 1, 3, 3], (1 / 4, 1 / 4, 1 / 2, 1 / 2)),  # absent from the truth: IoU 0, or left out
+            ([1, 1, 3, 3], [1, 1, 1, 1], (1 / 4, 1 / 4, 1 / 4, 1 / 4)),  # absent from the prediction
+            (
+                [1, 1, 1, 1],
+                [1, 1, 1, 0],
+                (1, 7 / 8, 3 / 4, 1),
+            ),  # a foreign part; in its own category the point is right
         ],
     )
-    def test_absent_parts(self, truth: list, predicted: list, category: float, all50: float, present: float) -> None:
+    def test_absent_parts(self, truth: list, predicted: list, expected: tuple) -> None:
         logits = 2.0 * torch.eye(NUM_PARTS)[torch.tensor(predicted)][None]
         logits[..., 1] += 1  # second choice
-        for protocol, expected in zip(PROTOCOLS, (category, all50, present), strict=True):
-            result = part_iou(logits, torch.tensor([truth]), torch.tensor([1]), PARTS, protocol)
-            assert float(result.instance) == pytest.approx(expected)
+        results = [part_iou(logits, torch.tensor([truth]), torch.tensor([1]), PARTS, name) for name in PROTOCOLS]
+        assert [float(result.instance) for result in results] == pytest.approx(list(expected))
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_ignored_points(self, protocol: str) -> None:
+        """They count as little as if they were not there; a cloud of such points counts nowhere."""
+        logits, target, category = random_shapes(8)
+        expected = part_iou(logits[:, :9], target[:, :9], category, PARTS, protocol)
+        target[:, 9:] = -1
+        nothing = (logits[:1], torch.full_like(target[:1], -1), category[:1])
+        shapes = [torch.cat(pair) for pair in zip((logits, target, category), nothing, strict=True)]
+        result, metric = part_iou(*shapes, PARTS, protocol, ignore_index=-1), PartIoU(PARTS, protocol, ignore_index=-1)
+        metric.update(*shapes)
+        for got in (result, metric.compute()):
+            torch.testing.assert_close(got[:4], expected[:4], equal_nan=True)
+        assert result.shapes.isnan().tolist() == [False] * 8 + [True]
 
     def test_a_single_part_cannot_be_missed_within_its_category(self) -> None:
         logits, target = torch.randn(3, 5, NUM_PARTS), torch.full((3, 5), 9)
@@ -158,7 +175,7 @@ class TestErrors:
             ({"parts": [[0], []]}, "expected parts to list"),
             ({"parts": [[0, 0]]}, r"different and >= 0, but got \[0, 0\]"),
             ({"parts": [[-1, 0]]}, "different and >= 0"),
-            ({"protocol": "all"}, "one of category, all50, present, but got 'all'"),
+            ({"protocol": "all"}, "one of category, all50, present, category_present, but got 'all'"),
         ],
     )
     def test_function(self, change: dict, message: str) -> None:

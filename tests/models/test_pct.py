@@ -8,6 +8,7 @@ from torch import Tensor
 from pcattn.attention import Geometry
 from pcattn.layers import LBR, LocalAggregation
 from pcattn.models import PCTClassifier
+from pcattn.models.pct import is_fused_after_mix
 from pcattn.ops import farthest_point_sample, gather, knn
 from pcattn.ops.batch_norm.op import normalize
 
@@ -22,6 +23,9 @@ class TestParameterCounts:
     @pytest.mark.parametrize(("variant", "expected"), [("spct", 1_360_552), ("pct", 2_876_136)])
     def test_classifier(self, variant: str, expected: int) -> None:
         assert num_parameters(PCTClassifier(40, variant)) == expected
+
+    def test_position_embedding_is_that_of_the_port(self) -> None:
+        assert num_parameters(PCTClassifier(40, "pct", position_embedding=True)) == 2_811_112
 
     def test_npct_is_spct_with_untied_self_attention(self) -> None:
         # Self-attention has a key weight of its own, C x C/4, in each of the four layers.
@@ -155,6 +159,21 @@ class TestClassifier:
             core = first.core(embedded, Geometry(pos))
             torch.testing.assert_close(seen[1], embedded + first.lbr(embedded - core) + backbone.position(pos))
 
+    def test_weights_from_before_0_2(self) -> None:
+        """Their two LBRs belonged to the embedding, and were applied before it was fused."""
+        classifier = small("pct", k=4, fuse_after_mix=True).eval()
+        old = {name.replace("backbone.mix", "backbone.embedding.mix"): v for name, v in classifier.state_dict().items()}
+        other = small("pct", k=4, fuse_after_mix=True).eval()
+        other.load_state_dict(old)
+        pos = torch.randn(2, 32, 3)
+        assert torch.equal(other(pos), classifier(pos))
+        with torch.no_grad():
+            _, outputs = other.backbone.outputs(pos)
+            _, embedded = other.backbone.embedding(pos, pos)
+            assert torch.equal(outputs[..., :16], other.backbone.mix(embedded))
+        assert is_fused_after_mix(old)
+        assert not is_fused_after_mix(classifier.state_dict())
+
     def test_without_attention_points_do_not_meet_before_the_pool(self) -> None:
         backbone = PCTClassifier(5, "spct", depth=0).backbone.eval()
         pos = torch.randn(1, 16, 3)
@@ -174,6 +193,7 @@ class TestClassifier:
             ({"attention": "no.such.module"}, "cannot be imported"),
             ({"dim": 30}, "multiple of 4"),
             ({"num_features": -1}, "num_features to be an integer >= 0, but got -1"),
+            ({"head_activation": "gelu"}, "head_activation to be one of leaky_relu, relu, but got 'gelu'"),
             ({"num_classes": 0}, "num_classes to be an integer >= 1, but got 0"),
             ({"num_classes": 2.5}, "num_classes to be an integer >= 1, but got 2.5"),
         ],

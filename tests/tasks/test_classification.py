@@ -31,7 +31,7 @@ class TestLoss:
         """The true class gets 1 - eps, each of the K - 1 others eps / (K - 1)."""
         task, batch = make_task(label_smoothing=smoothing), make_batch(6)
         logits = torch.randn(6, 4)
-        monkeypatch.setattr(task, "forward", lambda pos, features: logits)
+        monkeypatch.setattr(task, "forward", lambda **inputs: logits)
         monkeypatch.setattr(task, "log", lambda *args, **kwargs: None)
         target = torch.full((6, 4), smoothing / 3)
         target[torch.arange(6), batch.label] = 1 - smoothing
@@ -45,7 +45,7 @@ class TestLoss:
         mixed_weight = torch.stack((1 - ratio, ratio), dim=1)
         batch = batch._replace(mixed_label=torch.stack((batch.label, other), dim=1), mixed_weight=mixed_weight)
         logits = torch.randn(6, 4)
-        monkeypatch.setattr(task, "forward", lambda pos, features: logits)
+        monkeypatch.setattr(task, "forward", lambda **inputs: logits)
         monkeypatch.setattr(task, "log", lambda *args, **kwargs: None)
         smooth = torch.eye(4) * (1 - 0.2 - 0.2 / 3) + 0.2 / 3
         target = (1 - ratio)[:, None] * smooth[batch.label] + ratio[:, None] * smooth[other]
@@ -143,7 +143,7 @@ class TestMetrics:
     def evaluate(self, task: Classification, logits: Tensor, label: Tensor, sizes: list[int]) -> None:
         """Feed logits in batches of the given sizes: the network is replaced by a look-up."""
         rows = iter(logits.split(sizes))
-        task.forward = lambda pos, features: next(rows)
+        task.forward = lambda **inputs: next(rows)
         for part in label.split(sizes):
             task.validation_step(make_batch(len(part))._replace(label=part), 0)
         task.on_validation_epoch_end()

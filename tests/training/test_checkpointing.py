@@ -25,14 +25,14 @@ class TestFullDisk:
         path = tmp_path / "last.ckpt"
         torch.save({"a": 1}, path)
         with pytest.raises(
-            OSError, match=r"write .*last\.ckpt, but No space left on device \(0\.0 MB\); the one before"
+            OSError, match=r"write .*last\.ckpt, but No space left on device \(0\.0 MB\); the previous checkpoint"
         ):
             AtomicCheckpointIO().save_checkpoint({"a": 2}, path)
         assert torch.load(path) == {"a": 1}
         assert list(tmp_path.iterdir()) == [path]
 
     def test_nothing_before(self, tmp_path: Path) -> None:
-        with pytest.raises(OSError, match="there is none before it"):
+        with pytest.raises(OSError, match="there is no previous checkpoint"):
             AtomicCheckpointIO().save_checkpoint({"a": 2}, tmp_path / "new" / "last.ckpt")
         assert list((tmp_path / "new").iterdir()) == []
 

@@ -12,7 +12,7 @@ import yaml
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from pcattn.data.dense import EpochSampler
+from pcattn.data.loader import EpochSampler
 from pcattn.models import PCTClassifier
 from pcattn.tasks import Classification
 from pcattn.training import PointCloudDataModule
@@ -29,12 +29,12 @@ OPTIONS += ["--trainer.max_epochs=1"]
 #: A training whose process of a rank gets SIGTERM in its third step; they talk about it after every second.
 STOPPED = """
 import os, signal, sys
-from pcattn.cli import lightning as cli
-from pcattn.training import checkpointing as saving
+from pcattn.cli.main import main
+from pcattn.training import checkpointing
 from pcattn.tasks.base import PointCloudTask
 
 rank = int(sys.argv[1])
-saving._STEPS_BETWEEN_QUESTIONS = 2
+checkpointing._SYNC_EVERY_N_STEPS = 2
 original = PointCloudTask.on_train_batch_start
 
 def start(self, batch, batch_idx):
@@ -43,14 +43,14 @@ def start(self, batch, batch_idx):
     original(self, batch, batch_idx)
 
 PointCloudTask.on_train_batch_start = start
-cli.main(sys.argv[2:])
+main(sys.argv[2:])
 """
 
 
 def fit(folder: Path, *args: str) -> str:
     """Train in another process; what it said."""
     command = [sys.executable, "-m", "pcattn", "fit", "-c", "tiny.yaml", *OPTIONS, *args]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,12 +72,14 @@ def parameters(run: Path) -> dict[str, Tensor]:
     return dict(Classification.load_from_checkpoint(path, weights_only=True).named_parameters())
 
 
+@pytest.mark.slow
 def test_the_first_process_speaks_and_writes(folder: Path, said: str) -> None:
-    assert said.count("The run lies in runs/tiny/") == 1
+    assert said.count("The run is in runs/tiny/") == 1
     assert [path.name for path in (folder / "runs").iterdir()] == ["tiny"]
     assert {path.name for path in (folder / "runs/tiny/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+@pytest.mark.slow
 def test_same_steps_as_one_process(folder: Path, said: str) -> None:
     """That takes the batches of both one after the other: 18 batches, 9 steps."""
     fit(folder, "--trainer.accumulate_grad_batches=2", "--run=one")
@@ -88,6 +90,7 @@ def test_same_steps_as_one_process(folder: Path, said: str) -> None:
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_exact_metrics(folder: Path, said: str) -> None:
     """Of 40 clouds in batches of 15, one process has 25 and the other 15; one alone finds the same."""
     with (folder / "runs/tiny/metrics.csv").open() as file:
@@ -102,6 +105,7 @@ def test_exact_metrics(folder: Path, said: str) -> None:
         assert metrics[name] == pytest.approx(float(row[name]), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_stopped(rank: int, folder: Path, said: str) -> None:
     """By a signal to one of the processes: they save together, stop, and go on to the same weights."""
@@ -109,9 +113,9 @@ def test_stopped(rank: int, folder: Path, said: str) -> None:
     run = f"stopped-{rank}"
     options = ["fit", "-c", "tiny.yaml", *OPTIONS, *TWO, f"--run={run}"]
     command = [sys.executable, "stopped.py", str(rank), *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == (143 if rank == 0 else 130), done.stderr
-    assert done.stderr.count("this goes on from the last checkpoint") == 1
+    assert done.stderr.count("resume from the last checkpoint with") == 1
     assert "Traceback" not in done.stderr
     last = folder / run / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 4

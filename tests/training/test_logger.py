@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pcattn.training.logger import MetricsLog
+from pcattn.training.logger import ResumableCSVLogger
 
 
 def write(run: Path, *rows: tuple[int, dict[str, float]]) -> str:
-    log = MetricsLog(run)
+    log = ResumableCSVLogger(run)
     for step, metrics in rows:
         log.log_metrics(metrics, step)
     return (run / "metrics.csv").read_text()

@@ -82,13 +82,13 @@ class TestEveryCorruption:
         line[:, 1] = np.linspace(-1, 1, 64)
         for pos in (np.zeros_like(line), line):
             for up in "xyz":
-                assert np.isfinite(corrupt(pos, name, 5, 32, up=up)[0]).all()
+                assert np.isfinite(corrupt(pos, name, 5, 32, up_axis=up)[0]).all()
 
     def test_does_not_depend_on_the_names_of_the_axes(self, name: str, cloud: np.ndarray) -> None:
         """The same object with another axis upwards is corrupted in the same way."""
-        expected, _ = corrupt(cloud, name, 4, 256, up="y")
+        expected, _ = corrupt(cloud, name, 4, 256, up_axis="y")
         for up, turns in (("x", -1), ("z", 1)):
-            turned, _ = corrupt(np.roll(cloud, turns, axis=1), name, 4, 256, up=up)
+            turned, _ = corrupt(np.roll(cloud, turns, axis=1), name, 4, 256, up_axis=up)
             np.testing.assert_allclose(np.roll(turned, -turns, axis=1), expected, atol=1e-6)
 
 
@@ -149,7 +149,7 @@ class TestStrength:
         corners = np.concatenate((cloud[:61], np.eye(3, dtype=np.float32)))
         angles = []
         for index in range(8):
-            pos, _ = corrupt(corners, "rotation", severity, 64, index=index, up="y")
+            pos, _ = corrupt(corners, "rotation", severity, 64, index=index, up_axis="y")
             found, *_ = np.linalg.lstsq(np.c_[corners, np.ones(64)], pos, rcond=None)
             matrix = found[:3] / np.cbrt(np.linalg.det(found[:3]))
             np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-5)
@@ -166,7 +166,7 @@ class TestStrength:
     def test_shear_keeps_the_height(self, severity: int, cloud: np.ndarray) -> None:
         shears = []
         for index in range(8):
-            pos, _ = corrupt(cloud, "shear", severity, 64, index=index, up="y")
+            pos, _ = corrupt(cloud, "shear", severity, 64, index=index, up_axis="y")
             found, *_ = np.linalg.lstsq(np.c_[cloud[:64], np.ones(64)], pos, rcond=None)
             matrix = found[:3] / found[1, 1]
             np.testing.assert_allclose(matrix[:, 1], (0, 1, 0), atol=1e-5)
@@ -252,7 +252,7 @@ class TestBatch:
 
     def test_is_cloud_by_cloud(self) -> None:
         batch = self.batch(per_point=True)
-        out = corrupt_batch(batch, "cutout", 2, 32, seed=3, up="y")
+        out = corrupt_batch(batch, "cutout", 2, 32, seed=3, up_axis="y")
         for cloud in range(3):
             pos, source = corrupt(batch.pos[cloud].numpy(), "cutout", 2, 32, 3, int(batch.indices[cloud]), "y")
             assert torch.equal(out.pos[cloud], torch.from_numpy(pos))

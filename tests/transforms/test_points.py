@@ -50,5 +50,5 @@ class TestFeatureDropout:
         assert ((dropped.double().mean(dim=1) - 0.3).abs() < 0.15).all()
 
     def test_nothing_to_drop(self) -> None:
-        with pytest.raises(ValueError, match="positions alone"):
+        with pytest.raises(ValueError, match="only positions"):
             FeatureDropout()(make_batch()._replace(normals=None, features=None), generator())

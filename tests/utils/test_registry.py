@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pcattn.models import HierarchicalClassifier, PCTClassifier
-from pcattn.utils.registry import names_only, resolve
+from pcattn.utils.errors import InputError
+from pcattn.utils.registry import Registry, import_path, names_only, resolve
 
 
 def test_own_modules_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,11 +23,34 @@ def test_own_modules_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Own:
-    """A mechanism that is handed over as a class."""
+    """A class at the top level of a module."""
 
 
-def test_a_class_is_told_its_import_path() -> None:
-    expected = f"expected attention to be one name, but got <class .*>: its import path is '{__name__}.Own'"
-    for build in (PCTClassifier, HierarchicalClassifier):
-        with pytest.raises(ValueError, match=expected):
-            build(4, attention=Own)
+class TestRegistry:
+    def test_a_name_an_import_path_and_a_class(self) -> None:
+        registry = Registry("thing", {"dict": dict})
+        assert registry.find("dict") is dict
+        assert registry.find(f"{__name__}.Own") is Own
+        assert registry.find(Own) is Own
+        with pytest.raises(InputError, match=r"expected thing to be one of dict or an import path, .*mean 'dict'"):
+            registry.find("dct")
+
+    def test_decorator(self) -> None:
+        registry = Registry("thing", {"dict": dict})
+        assert registry.register("own")(Own) is Own
+        assert registry.register(Own) is Own
+        assert registry.names() == ["dict", "own", "Own"]
+        assert registry.names("?own") == []
+        assert registry.names("[oO]wn") == ["own", "Own"]
+        registry.register("own")(Own)  # the module is loaded again
+        with pytest.raises(InputError, match=r"expected a new name for thing builtins\.list, but 'own' exists"):
+            registry.register("own")(list)
+
+
+def test_import_paths_of_classes() -> None:
+    assert import_path([Own, "self", None]) == [f"{__name__}.Own", "self", None]
+
+    class Inner: ...
+
+    with pytest.raises(InputError, match="expected a class at the top level of a module"):
+        import_path(Inner)

@@ -82,7 +82,7 @@ def test_trouble_with_open3d(trouble: str, tmp_path: Path, monkeypatch: pytest.M
     limit = 0.5 if trouble == "hang" else 60.0
     monkeypatch.setattr(offscreen.render, "__defaults__", (limit,))
     said: list[str] = []
-    path = montage([ball(50)], tmp_path / "m.png", ["truth"], tell=said.append)
+    path = montage([ball(50)], tmp_path / "m.png", ["truth"], warn=said.append)
     (line,) = said
     with pytest.raises(Open3DError, match=message):
         montage([ball(50)], tmp_path / "n.png", ["truth"], renderer="open3d")

@@ -1,4 +1,4 @@
-"""A reader that goes away stops nothing; whatever else goes wrong with the output does."""
+"""Output goes on when its reader has gone; any other error of the output is raised."""
 
 import errno
 import io
@@ -8,37 +8,38 @@ import sys
 
 import pytest
 
-from pcattn.cli.output import LastingStream, lasting_output
+from pcattn.cli.broken_pipe import BrokenPipeStream, ignore_broken_pipes
 
 
-def test_a_pipe_that_is_closed() -> None:
+def test_closed_pipe() -> None:
     read, write = os.pipe()
     with open(write, "w") as pipe:
-        stream = LastingStream(pipe)
+        stream = BrokenPipeStream(pipe)
         assert stream.write("one\n") == 4
         stream.flush()
         assert os.read(read, 10) == b"one\n"
         os.close(read)
         for _ in range(2):
             assert stream.write("two\n") == 4
+            stream.writelines(["three\n", "four\n"])
             stream.flush()
-        assert stream.fileno() == write  # and what Python flushes when the file is closed goes nowhere, too
+        assert stream.fileno() == write  # closing the file, which flushes it, raises nothing either
 
 
-def test_a_stream_that_is_no_file() -> None:
-    """As one that writes to two others."""
+def test_stream_without_descriptor() -> None:
+    """Such as one that writes to two other streams."""
 
     class Gone:
         def write(self, text: str) -> int:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
-    assert [LastingStream(Gone()).write("text") for _ in range(2)] == [4, 4]
+    assert [BrokenPipeStream(Gone()).write("text") for _ in range(2)] == [4, 4]
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_nobody_reads_what_is_written_last(name: str) -> None:
-    """It is in a buffer until the end."""
-    code = f"import sys; from pcattn.cli.output import lasting_output\nwith lasting_output(): sys.{name}.write('text')"
+def test_buffered_output_at_exit(name: str) -> None:
+    code = "import sys; from pcattn.cli.broken_pipe import ignore_broken_pipes\n"
+    code += f"with ignore_broken_pipes(): sys.{name}.write('text')"
     read, write = os.pipe()
     os.close(read)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
@@ -57,12 +58,12 @@ def test_other_errors(number: int) -> None:
             raise OSError(number, os.strerror(number))
 
     with pytest.raises(OSError, match=os.strerror(number)):
-        LastingStream(Broken()).write("text")
+        BrokenPipeStream(Broken()).write("text")
 
 
-def test_where_there_is_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that was started with it closed."""
+def test_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that was started with standard output closed."""
     monkeypatch.setattr(sys, "stdout", None)
-    with lasting_output():
+    with ignore_broken_pipes():
         assert sys.stdout is None
         print("nowhere")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,13 @@ import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from pcattn.cli import lightning
 from pcattn.cli.main import main
-from pcattn.training import runs
+from pcattn.training import run_folder
+from pcattn.utils.locks import exclusive_lock
 from tests.datasets.modelnet_files import write_modelnet40
 from tests.tiny import write_tiny_config
+from tests.waiting import wait_until
 
 BATCHES = 22  # of an epoch: 720 training clouds by 32
 
@@ -37,7 +39,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checkpoint(run: str, name: str = "last") -> dict[str, Any]:
-    return torch.load(runs.checkpoint_path(Path(run), name), weights_only=True)
+    return torch.load(run_folder.checkpoint_path(Path(run), name), weights_only=True)
 
 
 def results(run: str) -> dict[str, Any]:
@@ -51,34 +53,19 @@ def same_weights(first: str, second: str, key: str = "state_dict") -> bool:
 
 def test_reserve_is_exclusive(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(lambda _: runs.reserve(tmp_path / "a"), range(16)))
+        taken = list(pool.map(lambda _: run_folder.reserve(tmp_path / "a"), range(16)))
     assert len(set(taken)) == 16
     assert {path.name for path in taken} == {"a", *(f"a.{number}" for number in range(2, 17))}
 
 
 def test_latest_knows_its_own_siblings_only(tmp_path: Path) -> None:
     for age, name in enumerate(["pct", "pct.2", "pct-2048", "pct.x", "apct"]):
-        file = runs.checkpoint_path(tmp_path / name, "best")
+        file = run_folder.checkpoint_path(tmp_path / name, "best")
         file.parent.mkdir(parents=True)
         file.touch()
         os.utime(file, (age, age))
-    assert runs.latest(tmp_path / "pct", "best") == tmp_path / "pct.2"
-    assert runs.latest(tmp_path / "pct", "last") is None
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
-def test_alone(tmp_path: Path) -> None:
-    """Also where the process that asked has died, as long as one that it started lives."""
-    with runs.alone(tmp_path) as lock:
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock or 0,))
-    with (
-        child,
-        pytest.raises(ValueError, match="for this process alone, but another one works there"),
-        runs.alone(tmp_path, patience=0.1),
-    ):
-        pass
-    with runs.alone(tmp_path), runs.alone(tmp_path.parent):
-        pass
+    assert run_folder.latest(tmp_path / "pct", "best") == tmp_path / "pct.2"
+    assert run_folder.latest(tmp_path / "pct", "last") is None
 
 
 class TestTwoRunsOfOneConfiguration:
@@ -105,9 +92,9 @@ class TestTwoRunsOfOneConfiguration:
         # What the saved configuration says is a training and not how one was resumed: it starts a new run.
         saved = yaml.safe_load(Path("runs/tiny/config.yaml").read_text())
         assert saved["ckpt_path"] is None
-        before = runs.checkpoint_path(Path("runs/tiny"), "last").read_bytes()
+        before = run_folder.checkpoint_path(Path("runs/tiny"), "last").read_bytes()
         main(["fit", "-c", "runs/tiny/config.yaml", "--model.attention=self", "--trainer.max_epochs=1"])
-        assert runs.checkpoint_path(Path("runs/tiny"), "last").read_bytes() == before
+        assert run_folder.checkpoint_path(Path("runs/tiny"), "last").read_bytes() == before
         assert checkpoint("runs/tiny.3")["hyper_parameters"]["attention"] == "self"
         # A run that was moved is still itself.
         Path("runs/tiny").rename("moved")
@@ -116,7 +103,7 @@ class TestTwoRunsOfOneConfiguration:
 
     def test_weights_from_elsewhere_start_a_new_run(self, config: str) -> None:
         weights = Path("weights.ckpt")
-        weights.write_bytes(runs.checkpoint_path(Path("runs/tiny"), "last").read_bytes())
+        weights.write_bytes(run_folder.checkpoint_path(Path("runs/tiny"), "last").read_bytes())
         before = {path: path.read_bytes() for path in Path("runs/tiny").rglob("*") if path.is_file()}
         main(["fit", "-c", config, "--ckpt_path", str(weights), "--trainer.max_epochs=2"])
         assert {path: path.read_bytes() for path in Path("runs/tiny").rglob("*") if path.is_file()} == before
@@ -137,7 +124,14 @@ class TestResumption:
         options = ["--seed_everything=7", "--data.batch_size=48", "--data.split_seed=5"]
         main(["fit", "-c", config, "--run=whole", *options])
         main(
-            ["fit", "-c", config, "--run=part", *options, "--trainer.callbacks+=tests.training.test_runs.StopAfterTwo"]
+            [
+                "fit",
+                "-c",
+                config,
+                "--run=part",
+                *options,
+                "--trainer.callbacks+=tests.training.test_run_folder.StopAfterTwo",
+            ]
         )
         main(["fit", "-c", config, "--run", str(Path("part").absolute()), "--ckpt_path=last"])
         assert same_weights("whole", "part")
@@ -147,15 +141,16 @@ class TestResumption:
     def test_one_that_still_goes_on_is_left_alone(
         self, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
-        monkeypatch.setattr(runs, "alone", partial(runs.alone, patience=0.0))
+        monkeypatch.setattr(lightning, "exclusive_lock", partial(exclusive_lock, timeout=0.0))
         main(["fit", "-c", config, "--run=run", "--trainer.max_epochs=1", "--final_test=false"])
         before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-        with runs.alone(Path("run")), pytest.raises(SystemExit) as stop:
+        with exclusive_lock(Path("run")), pytest.raises(SystemExit) as stop:
             main(["fit", "-c", config, "--run=run", "--ckpt_path=last", "--trainer.max_epochs=2"])
         assert stop.value.code == 2
-        assert "pcattn: error: expected run for this process alone" in capsys.readouterr().err
+        assert "pcattn: error: expected run to be unused" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
+    @pytest.mark.slow
     def test_of_a_killed_run_is_bit_identical(self, config: str) -> None:
         args = ["fit", "-c", config, "--trainer.max_epochs=6", "--model.ema_decay=0.99"]
         main([*args, "--run=whole"])
@@ -172,12 +167,14 @@ class TestResumption:
             assert results("whole")[name] == results("killed")[name]
         assert Path("killed/metrics.csv").read_text() == Path("whole/metrics.csv").read_text()
 
-    @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(
+        ("sent", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    )
     def test_signals(self, config: str, sent: signal.Signals, status: int) -> None:
         with start(["fit", "-c", config, "--trainer.max_epochs=200", "--run=run"]) as process:
             wait_for_epochs(Path("run"), 2, process)
             process.send_signal(sent)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate()
         assert process.returncode == status
         assert "fit -c run/config.yaml --ckpt_path last" in err
 
@@ -197,12 +194,12 @@ def start(args: list[str]) -> subprocess.Popen:
 
 
 def wait_for_epochs(run: Path, epochs: int, process: subprocess.Popen) -> None:
-    """Until that many validations are in the log: the checkpoints of all but the last of them are complete."""
-    for _ in range(6000):
-        if (run / "metrics.csv").is_file():
-            with (run / "metrics.csv").open() as file:
-                if sum(bool(row.get("val/oa")) for row in csv.DictReader(file)) >= epochs:
-                    return
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.05)
-    raise AssertionError("the run did not get that far in five minutes")
+    """Until the log has that many validations. The checkpoints of all of them but the last are complete then."""
+
+    def validated() -> bool:
+        if not (run / "metrics.csv").is_file():
+            return False
+        with (run / "metrics.csv").open() as file:
+            return sum(bool(row.get("val/oa")) for row in csv.DictReader(file)) >= epochs
+
+    wait_until(validated, process)
