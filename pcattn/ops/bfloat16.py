@@ -1,8 +1,12 @@
 """bfloat16 in compiled kernels. numba has no such type: a kernel sees arrays of it as the integers with these bits."""
 
+import time
+import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numba import types
 from numba.extending import overload
 
@@ -35,3 +39,25 @@ def _narrow(value, array):  # type: ignore[no-untyped-def]
         return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
 
     return rounded
+
+
+@cache
+def warn_if_slow() -> None:
+    """Warn once per process if products of this processor are slower in bfloat16 than in float32."""
+    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    if seconds[torch.bfloat16] > seconds[torch.float32]:
+        warnings.warn(
+            "products in bfloat16 are slower than in float32 on this processor: precision 32-true is faster here",
+            stacklevel=2,
+        )
+
+
+@torch.autocast("cpu", enabled=False)
+def _product_seconds(dtype: torch.dtype) -> float:
+    rows, weight = torch.ones(4096, 128, dtype=dtype), torch.ones(128, 128, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(rows, weight)
+        best = min(best, time.perf_counter() - start)
+    return best

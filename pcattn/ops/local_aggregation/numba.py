@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pcattn.ops.batch_norm.numba import FUSED, Array, Coefficients, Normalization, products, update_statistics
-from pcattn.ops.bfloat16 import narrow, widen
+from pcattn.ops.bfloat16 import narrow, warn_if_slow, widen
 from pcattn.ops.grouping.reference import flat_indices
 from pcattn.ops.threads import jit, part_sums, run_parts
 
@@ -205,8 +205,10 @@ class _Pool(torch.autograd.Function):
 
 
 def _block_dtype(points: Tensor) -> torch.dtype:
-    lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return torch.bfloat16 if lowered else points.dtype
+    if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return points.dtype
+    warn_if_slow()
+    return torch.bfloat16
 
 
 def _dot(rows: Tensor, others: Tensor) -> Tensor:
