@@ -33,6 +33,9 @@ NETWORKS = {
 }
 TEXTBOOK = "textbook pct"
 
+# What follows a network's name where it runs under bfloat16 autocast.
+_AUTOCAST = ", bf16-mixed"
+
 #: Where the time of a step goes.
 SHARES = ("sampling", "grouping", "attention", "rest")
 
@@ -110,6 +113,7 @@ def bench_train(
     repeats: int = 5,
     compiled: bool = False,
     narrow: bool = False,
+    autocast: bool = False,
     log: Callable[[str], Any] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure training steps (forward, backward, SGD) of several networks in turns, and the speed of data loading.
@@ -122,6 +126,7 @@ def bench_train(
         repeats: timed steps of each network, after two warm-up steps.
         compiled: also measure every network compiled.
         narrow: measure small networks, see `NARROW`.
+        autocast: also measure every network, the textbook included, under bfloat16 autocast.
         log: called with a line of text for each measurement.
 
     Returns:
@@ -152,6 +157,8 @@ def bench_train(
         if compiled:
             models[f"{name}, compiled"] = build(name)
             models[f"{name}, compiled"].compile()
+    if autocast:
+        models |= {f"{name}{_AUTOCAST}": copy.deepcopy(model) for name, model in models.items()}
     errors: dict[str, list[float]] = {TEXTBOOK: [], "pct": []}
     log("gradients")
     for seed in range(GRADIENT_SEEDS):
@@ -166,12 +173,12 @@ def bench_train(
     for name, model in models.items():
         log(name)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-        steps[name] = partial(_step, model, optimizer, pos, label)
+        steps[name] = partial(_step, model, optimizer, pos, label, name.endswith(_AUTOCAST))
         for _ in range(2):
             steps[name]()
         optimizer.zero_grad()
         rows[name] = {"name": name, "peak_mib": peak_memory(steps[name], device) / 2**20, "shares": None}
-        if not name.endswith("compiled"):
+        if "compiled" not in name:
             with OperationTimer(device) as timer:
                 steps[name]()
             total = sum(timer.seconds.values())
@@ -191,9 +198,11 @@ def bench_train(
     }
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, pos: Tensor, label: Tensor) -> None:
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, pos: Tensor, label: Tensor, autocast: bool) -> None:
     optimizer.zero_grad()
-    nn.functional.cross_entropy(model(pos), label).backward()
+    with torch.autocast(pos.device.type, torch.bfloat16, enabled=autocast):
+        loss = nn.functional.cross_entropy(model(pos), label)
+    loss.backward()
     optimizer.step()
 
 

@@ -101,13 +101,22 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_points", type=at_least(128), default=1024, help="per cloud (default: %(default)s)")
     parser.add_argument("--repeats", type=at_least(1), default=5, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="also measure every network compiled")
+    parser.add_argument("--autocast", action="store_true", help="also measure every network in bf16-mixed precision")
     parser.add_argument("--quick", action="store_true", help="narrow networks and few points, to see that it runs")
 
 
 def _bench_train(options: argparse.Namespace) -> None:
     batch, num_points = (4, 128) if options.quick else (options.batch, options.num_points)
     result = train.bench_train(
-        options.networks, batch, num_points, options.device, options.repeats, options.compile, options.quick, _log
+        options.networks,
+        batch,
+        num_points,
+        options.device,
+        options.repeats,
+        options.compile,
+        options.quick,
+        options.autocast,
+        _log,
     )
     print(json.dumps(result, indent=1) if options.json else train.table(result))
 

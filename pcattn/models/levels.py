@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pcattn.attention import Geometry
 from pcattn.attention.geometry import spacing_of
-from pcattn.ops import farthest_point_sample, gather
+from pcattn.ops import farthest_point_sample, gather, knn
 
 
 class Level(NamedTuple):
@@ -36,17 +36,19 @@ def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
     for stride in strides:
         num_points = below.pos.shape[1]
         num_samples = max(1, num_points // stride)
-        lists = below.neighbors(k)
         if num_samples == num_points:
-            levels.append(Level(below, None, lists, spacing_of(below.offsets(k))))
+            levels.append(Level(below, None, below.neighbors(k), spacing_of(below.offsets(k))))
             continue
         if sampled:
             # shape, because len() would fix a batch that export leaves free.
             centers = torch.arange(num_samples, device=pos.device).expand(pos.shape[0], -1)
         else:
             centers, sampled = farthest_point_sample(below.pos, num_samples), True
-        lists = gather(lists, centers)
         chosen = gather(below.pos, centers)
+        if levels:
+            lists = gather(below.neighbors(k), centers)  # the attention of that level needs all lists
+        else:
+            lists = knn(chosen, pos, min(k, num_points), query_indices=centers).indices
         spacing = spacing_of(gather(below.pos, lists) - chosen[:, :, None])
         below = Geometry(chosen, clip=True)
         levels.append(Level(below, centers, lists, spacing))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,11 +36,11 @@ def run_split(kernel: Callable[[int, int], Any], total: int, grain: int = 1) -> 
     These are Python threads, because numba's pools abort the process when it forks, as a DataLoader does, or when two
     user threads search at once. Kernels must not call `run_split`, so that none waits for a thread.
     """
-    parts = min(torch.get_num_threads(), total // grain)
-    if parts <= 1:
+    bounds = split(total, grain)
+    parts = len(bounds) - 1
+    if parts == 1:
         kernel(0, total)
         return
-    bounds = [total * part // parts for part in range(parts + 1)]
     pool = _pool(os.getpid())
     futures = [pool.submit(kernel, bounds[part], bounds[part + 1]) for part in range(1, parts)]
     try:
@@ -52,37 +51,51 @@ def run_split(kernel: Callable[[int, int], Any], total: int, grain: int = 1) -> 
         future.result()
 
 
+def split(total: int, grain: int) -> list[int]:
+    """Bounds of the parts of `run_split`."""
+    parts = max(1, min(torch.get_num_threads(), total // grain))
+    return [total * part // parts for part in range(parts + 1)]
+
+
+def part_sums(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Zeros of this shape for every thread: the sums of the parts of `run_parts`."""
+    return torch.zeros(torch.get_num_threads(), *shape, dtype=dtype)
+
+
 def run_parts(
     kernel: Callable[..., None],
     rows: tuple[Tensor, ...],
     shared: tuple[Tensor, ...],
     out: tuple[Tensor, ...],
-    sums: NDArray[np.float64] | None = None,
+    sums: tuple[Tensor, ...] = (),
     grain: int = 1,
 ) -> None:
-    """Call a kernel on parts of the rows, one per thread, and add up the sums of the parts in order.
+    """Call a kernel on parts of the rows, one part per thread.
+
+    The kernel is called with a part of each tensor in `rows`, the tensors in `shared`, a part of each tensor in `out`,
+    and its own element of each tensor in `sums`. It sees bfloat16 as in `pcattn.ops.bfloat16`.
 
     Args:
-        kernel: called with a part of `rows`, with `shared`, with a part of `out`, and with zeros like `sums` if given.
-        rows: read; of equal length, split along the first dimension.
+        kernel: compiled function of arrays.
+        rows: read; all have the same length and are split along their first dimension.
         shared: read by all parts.
         out: written; as long as `rows`.
-        sums: the sums of the parts are added to it.
+        sums: added to; results of `part_sums`.
         grain: see `run_split`.
     """
-    reads, common, writes = ([tensor.detach().numpy() for tensor in tensors] for tensors in (rows, shared, out))
-    partial: dict[int, NDArray[np.float64]] = {}
+    reads, common, writes, totals = ([_array(tensor) for tensor in tensors] for tensors in (rows, shared, out, sums))
+    bounds = split(len(reads[0]), grain)
 
     def run(start: int, stop: int) -> None:
-        arguments = [array[start:stop] for array in reads] + common + [array[start:stop] for array in writes]
-        if sums is not None:
-            arguments.append(partial.setdefault(start, np.zeros_like(sums)))
-        kernel(*arguments)
+        own = (array[bounds.index(start)] for array in totals)
+        kernel(*(array[start:stop] for array in reads), *common, *(array[start:stop] for array in writes), *own)
 
     run_split(run, len(reads[0]), grain)
-    if sums is not None:
-        for start in sorted(partial):
-            sums += partial[start]
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 @functools.cache

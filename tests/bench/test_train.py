@@ -25,13 +25,14 @@ def test_textbook_is_the_same_function() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "LOADED_CLOUDS", 64)
-    args = ["--quick", "--repeats", "1", "--device", "cpu", "--json"]
+    args = ["--quick", "--repeats", "1", "--device", "cpu", "--json", "--autocast"]
     args += ["--networks", "pct", "npct", "hierarchical_tiny"]
     with pytest.raises(SystemExit, match="0"):
         main(["bench", "train", *args])
     result = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in result["rows"]}
-    assert set(rows) == {"textbook pct", "pct", "npct", "hierarchical_tiny"}
+    networks = ("textbook pct", "pct", "npct", "hierarchical_tiny")
+    assert set(rows) == {*networks, *(f"{name}, bf16-mixed" for name in networks)}
     assert rows["textbook pct"]["speedup"] == 1
     for row in rows.values():
         assert sum(row["shares"].values()) == pytest.approx(1)

@@ -98,22 +98,20 @@ class TestOneAggregate:
         assert case.run("numba").isnan().all()
 
     def test_the_reference_runs_where_the_blocks_cannot(self) -> None:
-        """In evaluation, without gradients, in half precision, under autocast, with exchanged normalizations."""
+        """In training without gradients, in evaluation with them, in half precision, with exchanged normalizations."""
         case = make(SIZES[0])
         half = case._replace(points=case.points.bfloat16(), centers=case.centers.bfloat16())
         exchanged = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(case.modules))
         for other, reason in (
             (case._replace(points=case.points.detach()), "do not require gradients"),
-            (half._replace(modules=copy.deepcopy(case.modules).bfloat16()), "torch.bfloat16"),
+            (half._replace(modules=copy.deepcopy(case.modules).bfloat16()), "weights are in half precision"),
             (case._replace(modules=exchanged), "not an nn.BatchNorm1d"),
-            (case._replace(modules=copy.deepcopy(case.modules).eval()), "training mode"),
+            (case._replace(modules=copy.deepcopy(case.modules).eval()), "gradients of an evaluation"),
         ):
             with pytest.raises(InputError, match=reason):
                 other.run("numba")
             if other.modules is not exchanged:  # these run on GPUs only
                 assert other.run("auto").isfinite().all()
-        with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast"):
-            case.run("numba")
 
     @pytest.mark.parametrize("wrong", [-1, 20])
     def test_neighbors_out_of_range(self, wrong: int) -> None:
@@ -126,6 +124,52 @@ class TestOneAggregate:
         case = make(SIZES[0])
         with pytest.raises(InputError, match=r"expected points .* but got .*\(2, 9, 6\) and \(2, 8, 5\)"):
             case._replace(neighbors=case.neighbors[:, 1:]).run("auto")
+
+
+def with_statistics(case: Case) -> Case:
+    """The case in evaluation, with running statistics of its own rows."""
+    case.run("reference")
+    return case._replace(modules=case.modules.eval())
+
+
+class TestEvaluation:
+    @pytest.mark.usefixtures("_blocks")
+    @pytest.mark.parametrize("size", SIZES)
+    @torch.no_grad()
+    def test_equals_reference(self, size: tuple[int, ...]) -> None:
+        case = with_statistics(make(size))
+        torch.testing.assert_close(case.run("numba"), case.run("reference"), rtol=1e-10, atol=1e-10)
+
+    @torch.no_grad()
+    def test_nan_is_not_hidden(self) -> None:
+        case = with_statistics(make(SIZES[0]))
+        case.points[0, 0] = torch.nan
+        case.neighbors[0, 0, 0] = 0
+        assert case.run("numba")[0, 0].isnan().all()
+
+    @torch.no_grad()
+    def test_autocast(self) -> None:
+        case = with_statistics(make((4, 200, 60, 16, 8, 8), torch.float32))
+        exact = case.run("reference")
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, reference = case.run("numba"), case.run("reference")
+        assert ours.dtype == reference.dtype == torch.bfloat16
+        assert (ours - exact).norm() <= 1.1 * (reference - exact).norm()
+
+
+class TestAutocast:
+    @pytest.mark.usefixtures("_blocks")
+    def test_gradients_are_as_exact_as_those_of_the_reference(self) -> None:
+        """Output, gradients and buffers, by their distance from float32."""
+        case = make((4, 200, 60, 16, 32, 32), torch.float32)
+        exact = case.step("reference")
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, reference = case.step("numba"), case.step("reference")
+        for got, peer, expected in zip(ours, reference, exact, strict=True):
+            assert got.dtype == peer.dtype
+            assert (got - expected).float().norm() <= 1.1 * (
+                peer - expected
+            ).float().norm() + 1e-3 * expected.float().norm()
 
 
 class TestPool:

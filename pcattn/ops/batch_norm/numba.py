@@ -5,14 +5,15 @@ memory, so that this costs next to nothing. Kernels sum into arrays of their own
 vectorize sums into an argument.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pcattn.ops.threads import jit, run_parts
+from pcattn.ops.bfloat16 import narrow, widen
+from pcattn.ops.threads import jit, part_sums, run_parts
 
 Array = NDArray[np.floating]
 Coefficients = NDArray[np.float64]
@@ -54,23 +55,35 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of_sums(
-        cls, sums: NDArray[np.float64], origin: Tensor, num_rows: int, weight: Tensor, bias: Tensor, eps: float
+        cls, sums: Tensor, origin: Tensor, num_rows: int, weight: Tensor, bias: Tensor, eps: float
     ) -> "Normalization":
         """From sums (2, C) of x - origin over all rows x, and of its squares; `origin` (C,) is one of the rows."""
-        difference, square = torch.from_numpy(sums) / num_rows
+        difference, square = sums / num_rows
         mean, variance = origin + difference, (square - difference**2).clamp_min(0)
         inverse = (variance + eps).rsqrt()
         scale = weight * inverse
         return cls(mean, variance, inverse, scale, bias - mean * scale, num_rows)
 
-    def backward(self, sums: NDArray[np.float64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    @classmethod
+    def running(cls, norm: nn.BatchNorm1d) -> "Normalization":
+        """With the running statistics."""
+        mean, variance = (cast("Tensor", values).double() for values in (norm.running_mean, norm.running_var))
+        inverse = (variance + norm.eps).rsqrt()
+        scale = norm.weight * inverse
+        return cls(mean, variance, inverse, scale, norm.bias - mean * scale, 0)
+
+    def coefficients(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Scale and shift, rounded."""
+        return self.scale.to(dtype), self.shift.to(dtype)
+
+    def backward(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """From sums (2, C) of the gradients of all normalized rows, and of their products with x - mean.
 
         Returns:
             The gradients of weight and bias, then a factor and a constant: the gradient of a row x is scale times that
             of its normalized form, plus factor x + constant.
         """
-        grad_bias, product = torch.from_numpy(sums)
+        grad_bias, product = sums
         factor = -self.scale * self.inverse**2 * product / self.num_rows
         return product * self.inverse, grad_bias, factor, -self.scale * grad_bias / self.num_rows - factor * self.mean
 
@@ -81,25 +94,25 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         x = x.contiguous()
-        origin, sums, out = x[0].double(), np.zeros((2, x.shape[1])), torch.empty_like(x)
-        run_parts(moments, (x,), (origin,), (), sums, grain=_GRAIN)
-        norm = Normalization.of_sums(sums, origin, len(x), weight, bias, eps)
+        origin, sums, out = x[0].double(), part_sums(2, x.shape[1]), torch.empty_like(x)
+        run_parts(moments, (x,), (origin,), (), (sums,), grain=_GRAIN)
+        norm = Normalization.of_sums(sums.sum(0), origin, len(x), weight, bias, eps)
         run_parts(affine, (x,), (norm.scale, norm.shift), (out,), grain=_GRAIN)
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, weight)
         ctx.norm = norm
-        statistics = norm.mean.to(x.dtype), norm.variance.to(x.dtype)
+        statistics = norm.mean.to(weight.dtype), norm.variance.to(weight.dtype)
         ctx.mark_non_differentiable(*statistics)
         return out, *statistics
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        (x,), norm, grad = ctx.saved_tensors, ctx.norm, grad.contiguous()
-        sums, out = np.zeros((2, x.shape[1])), torch.empty_like(x)
-        run_parts(products, (grad, x), (norm.mean,), (), sums, grain=_GRAIN)
-        grad_weight, grad_bias, *terms = norm.backward(sums)
+        (x, weight), norm, grad = ctx.saved_tensors, ctx.norm, grad.contiguous()
+        sums, out = part_sums(2, x.shape[1]), torch.empty_like(x)
+        run_parts(products, (grad, x), (norm.mean,), (), (sums,), grain=_GRAIN)
+        grad_weight, grad_bias, *terms = norm.backward(sums.sum(0))
         run_parts(combine, (grad, x), (norm.scale, *terms), (out,), grain=_GRAIN)
-        return out, grad_weight.to(x.dtype), grad_bias.to(x.dtype), None
+        return out, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
 
 
 def _moments(x: Array, origin: Coefficients, sums: Coefficients) -> None:
@@ -108,7 +121,7 @@ def _moments(x: Array, origin: Coefficients, sums: Coefficients) -> None:
     total = np.zeros((2, dim))
     for i in range(num_rows):
         for c in range(dim):
-            difference = x[i, c] - origin[c]
+            difference = widen(x[i, c]) - origin[c]
             total[0, c] += difference
             total[1, c] += difference * difference
     sums += total
@@ -119,7 +132,7 @@ def _affine(x: Array, scale: Coefficients, shift: Coefficients, out: Array) -> N
     num_rows, dim = x.shape
     for i in range(num_rows):
         for c in range(dim):
-            out[i, c] = scale[c] * x[i, c] + shift[c]
+            out[i, c] = narrow(scale[c] * widen(x[i, c]) + shift[c], out)
 
 
 def _products(grad: Array, x: Array, origin: Coefficients, sums: Coefficients) -> None:
@@ -128,8 +141,9 @@ def _products(grad: Array, x: Array, origin: Coefficients, sums: Coefficients) -
     total = np.zeros((2, dim))
     for i in range(num_rows):
         for c in range(dim):
-            total[0, c] += grad[i, c]
-            total[1, c] += grad[i, c] * (x[i, c] - origin[c])
+            error = widen(grad[i, c])
+            total[0, c] += error
+            total[1, c] += error * (widen(x[i, c]) - origin[c])
     sums += total
 
 
@@ -140,7 +154,7 @@ def _combine(
     num_rows, dim = x.shape
     for i in range(num_rows):
         for c in range(dim):
-            out[i, c] = scale[c] * grad[i, c] + (factor[c] * x[i, c] + constant[c])
+            out[i, c] = narrow(scale[c] * widen(grad[i, c]) + (factor[c] * widen(x[i, c]) + constant[c]), out)
 
 
 moments, affine = jit(_moments, **FUSED), jit(_affine, **FUSED)

@@ -30,18 +30,25 @@ def normalize(norm: nn.Module, x: Tensor, backend: str = "auto") -> Tensor:
 
 
 def why_not_numba(x: Tensor, *norms: nn.Module) -> list[str]:
-    """Reasons why compiled passes cannot normalize x (..., C): they are for training steps in full precision."""
-    if torch.compiler.is_compiling():  # first: a graph has no sizes to look at
-        return ["the model is being compiled or exported"]
-    reasons = backends.why_not_numba(x)
-    if x.dtype not in (torch.float32, torch.float64):
-        reasons.append(f"{x.dtype} is neither torch.float32 nor torch.float64")
-    if torch.is_autocast_enabled("cpu"):
-        reasons.append("autocast is enabled")
+    """Reasons why compiled passes cannot normalize x (..., C): they are for training steps."""
+    if reasons := why_not_rows(x, *norms):
+        return reasons
     if x.shape[:-1].numel() < 2:
         reasons.append("one row has no variance")
     if not all(type(norm) is nn.BatchNorm1d and norm.training and norm.momentum is not None for norm in norms):
         reasons.append("the normalization is not an nn.BatchNorm1d with momentum in training mode")
+    return reasons
+
+
+def why_not_rows(x: Tensor, *norms: nn.Module) -> list[str]:
+    """Reasons why no compiled pass can take x (..., C) and the weights of `norms`."""
+    if torch.compiler.is_compiling():  # first: a graph has no sizes to look at
+        return ["the model is being compiled or exported"]
+    reasons = backends.why_not_numba(x)
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        reasons.append(f"{x.dtype} is none of torch.float32, torch.float64 and torch.bfloat16")
+    if any(weight.dtype not in (torch.float32, torch.float64) for norm in norms for weight in norm.parameters()):
+        reasons.append("the weights are in half precision")
     return reasons
 
 

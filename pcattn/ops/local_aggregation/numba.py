@@ -1,20 +1,25 @@
-r"""Local aggregation in training on the CPU, in blocks that stay in the cache.
+r"""Local aggregation on the CPU, in blocks that stay in the cache.
 
 .. math::
     y_i = \max_{j \in \mathcal{N}(i)} \mathrm{ReLU}(\mathrm{BN}_2(W\, \mathrm{ReLU}(\mathrm{BN}_1(p_j + c_i))))
 
-In the reference, every operation passes over all B M k rows in memory, forward and backward. Here
+In the reference, every operation passes over all B M k rows x_ij = p_j + c_i in memory, forward and backward. Here
 
 - normalization and ReLU are monotone in every channel, so the maximum is taken before them: of W h or, where the scale
   of BN_2 is negative, of -W h.
-- p_j + c_i and h, the output of the first ReLU, are computed again in the backward pass, block by block. Of W h only
-  the maxima are kept. The gradient of W h is a W h + b, with a and b per channel from BN_2, and an extra term at the
+- x and h, the output of the first ReLU, are computed block by block, and again in the backward pass. Of W h only the
+  maxima are kept. The gradient of W h is a W h + b, with a and b per channel from BN_2, and an extra term at the
   maximum. So the gradient of h is (W^T a W) h + W^T b, that of W is a W (sum of h h^T) + b (sum of h)^T, and the extra
   terms concern one row in k.
-- Sums, and everything between two arrays that are kept, are in float64, as in `pcattn.ops.batch_norm.numba`. Rows of
-  neighbors are gathered where they are needed: the points stay in the cache, k times as many rows would not.
+- The gradient of x is linear in e, the gradient of BN_1's output, and in x. So the gradients of p and c need only the
+  sums of e and of x over the rows of a point and of a center: no array of all rows is written.
+- Rows of one group are summed in the type of the points, groups in float64. p and c are taken relative to one of them,
+  so that clouds far from the origin lose no digits.
+
+Under bfloat16 autocast the blocks are bfloat16 and products run on the matrix units; all sums stay as they are.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -24,10 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pcattn.ops.batch_norm.numba import FUSED, Array, Coefficients, Normalization, products, update_statistics
+from pcattn.ops.bfloat16 import narrow, warn_if_slow, widen
 from pcattn.ops.grouping.reference import flat_indices
-from pcattn.ops.threads import jit, run_parts
+from pcattn.ops.threads import jit, part_sums, run_parts
 
 Indices = NDArray[np.int64]
+Places = NDArray[np.int32]
 
 # Elements of a block per thread: small enough for the caches, large enough for a matrix product at full speed.
 _BLOCK_ELEMENTS = 1 << 19
@@ -35,21 +42,31 @@ _BLOCK_ELEMENTS = 1 << 19
 # The fewest groups that are worth a thread.
 _GRAIN = 8
 
+# Rows that are summed before they are added to a sum in float64.
+_CHUNK = 32
+
 _run = partial(run_parts, grain=_GRAIN)
 
 
 def aggregate(
     points: Tensor, centers: Tensor, neighbors: Tensor, first: nn.BatchNorm1d, linear: nn.Linear, second: nn.BatchNorm1d
 ) -> Tensor:
-    """See `pcattn.ops.local_aggregation.op.aggregate`; updates the running statistics."""
+    """See `pcattn.ops.local_aggregation.op.aggregate`; in training updates the running statistics."""
     flat = flat_indices(neighbors, points.shape[1]).view(-1, neighbors.shape[2])
-    out, *statistics = _Aggregate.apply(
-        points.flatten(0, 1), centers.flatten(0, 1), flat, first.weight, first.bias, linear.weight, second.weight,
-        second.bias, first.eps, second.eps,
-    )  # fmt: skip
-    for norm, mean, variance in ((first, *statistics[:2]), (second, *statistics[2:])):
-        update_statistics(norm, mean, variance, flat.numel())
-    return out.view(*neighbors.shape[:2], -1)
+    block_dtype = _block_dtype(points)
+    dtype = torch.promote_types(points.dtype, torch.float32)
+    points, centers = (rows.flatten(0, 1).to(dtype) for rows in (points, centers))
+    with torch.autocast("cpu", enabled=False):
+        if first.training:
+            out, *statistics = _Aggregate.apply(
+                points, centers, flat, first.weight, first.bias, linear.weight, second.weight, second.bias, first.eps,
+                second.eps, block_dtype,
+            )  # fmt: skip
+            for norm, mean, variance in ((first, *statistics[:2]), (second, *statistics[2:])):
+                update_statistics(norm, mean, variance, flat.numel())
+        else:
+            out = _evaluate(points, centers, flat, first, linear.weight, second, block_dtype)
+    return out.to(block_dtype).view(*neighbors.shape[:2], -1)
 
 
 def pool(x: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d) -> Tensor:
@@ -61,84 +78,102 @@ def pool(x: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d) -> Tensor:
     return out
 
 
+def _evaluate(
+    points: Tensor, centers: Tensor, neighbors: Tensor, first: nn.BatchNorm1d, linear: Tensor, second: nn.BatchNorm1d,
+    block_dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`aggregate` of points (P, C), centers (G, C) and neighbors (G, k) with the running statistics."""
+    (scale, shift), (scale2, shift2) = (
+        Normalization.running(norm).coefficients(points.dtype) for norm in (first, second)
+    )
+    weight = (linear * scale2[:, None]).to(block_dtype)
+    best = points.new_empty(len(neighbors), len(weight))
+    for block, hidden, mapped in _blocks(neighbors, block_dtype, *reversed(weight.shape)):
+        _run(activate, (neighbors[block], centers[block]), (points, scale, shift), (hidden,))
+        torch.mm(hidden.flatten(0, 1), weight.t(), out=mapped.flatten(0, 1))
+        _run(maximum, (mapped,), (), (best[block],))
+    return best.add_(shift2).relu_()
+
+
 class _Aggregate(torch.autograd.Function):
     """`aggregate` of points (P, C), centers (G, C) and neighbors (G, k), and the statistics of both normalizations."""
 
     @staticmethod
     def forward(
         ctx: Any, points: Tensor, centers: Tensor, neighbors: Tensor, weight1: Tensor, bias1: Tensor, linear: Tensor,
-        weight2: Tensor, bias2: Tensor, eps1: float, eps2: float,
+        weight2: Tensor, bias2: Tensor, eps1: float, eps2: float, block_dtype: torch.dtype,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         (out_dim, dim), num_rows = linear.shape, neighbors.numel()
         best = points.new_empty(len(neighbors), out_dim)
         where = torch.empty(len(neighbors), out_dim, dtype=torch.int32)
 
-        origin = points[neighbors[0, 0]].double() + centers[0]
-        sums = np.zeros((2, dim))
-        _run(moments, (neighbors, centers), (points, origin), (), sums)
-        first = Normalization.of_sums(sums, origin, num_rows, weight1, bias1, eps1)
+        origins = points[neighbors[0, 0]], centers[0]
+        points, centers = points - origins[0], centers - origins[1]
+        of_groups, of_points = torch.empty_like(centers), part_sums(*points.shape, dtype=points.dtype)
+        squares = part_sums(dim)
+        _run(moments, (neighbors, centers), (points,), (of_groups,), (squares, of_points))
+        sums = torch.stack((of_groups.sum(0, dtype=torch.float64), squares.sum(0)))
+        first = Normalization.of_sums(sums, torch.zeros(dim), num_rows, weight1, bias1, eps1)
+        scale, shift = first.coefficients(points.dtype)
         sign = _sign(weight2)
         signed = linear * sign[:, None]
+        weight = signed.to(block_dtype)
 
-        sums = np.zeros((2, out_dim))
-        blocks, k = _blocks(neighbors, max(dim, out_dim)), neighbors.shape[1]
-        hidden_of, mapped_of = (points.new_empty(blocks[0].stop, k, width) for width in (dim, out_dim))
-        for block in blocks:
-            hidden, mapped = hidden_of[: block.stop - block.start], mapped_of[: block.stop - block.start]
-            groups = (neighbors[block], centers[block])
-            _run(activate, groups, (points, first.scale, first.shift), (hidden,))
-            torch.mm(hidden.view(-1, dim), signed.t(), out=mapped.view(-1, out_dim))
+        sums, origin = part_sums(2, out_dim), points.new_empty(out_dim)
+        for block, hidden, mapped in _blocks(neighbors, block_dtype, dim, out_dim):
+            _run(activate, (neighbors[block], centers[block]), (points, scale, shift), (hidden,))
+            torch.mm(hidden.flatten(0, 1), weight.t(), out=mapped.flatten(0, 1))
             if block.start == 0:
-                origin = mapped[0, 0].to(torch.float64, copy=True)  # this memory is used again
-            _run(reduce, (mapped,), (origin,), (best[block], where[block]), sums)
-        second = Normalization.of_sums(sums, origin, num_rows, weight2.abs(), bias2, eps2)
+                origin.copy_(mapped[0, 0])
+            _run(reduce, (mapped,), (origin,), (best[block], where[block]), (sums,))
+        second = Normalization.of_sums(sums.sum(0), origin, num_rows, weight2.abs(), bias2, eps2)
         out = _affine(best, second).relu_()
-        ctx.save_for_backward(points, centers, neighbors, best, where, out, sign, signed)
-        ctx.norms = first, second
-        statistics = tuple(
-            values.to(points.dtype) for values in (first.mean, first.variance, second.mean * sign, second.variance)
-        )
+
+        ctx.save_for_backward(points, centers, neighbors, best, where, out, sign, signed, of_groups, of_points.sum(0))
+        ctx.norms, ctx.block_dtype = (first, second), block_dtype
+        means = first.mean + origins[0] + origins[1], second.mean * sign
+        statistics = [values.to(points.dtype) for values in (means[0], first.variance, means[1], second.variance)]
         ctx.mark_non_differentiable(*statistics)
         return out, *statistics
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        points, centers, neighbors, best, where, out, sign, signed = ctx.saved_tensors
+        points, centers, neighbors, best, where, out, sign, signed, of_groups, of_points = ctx.saved_tensors
         (first, second), (out_dim, dim) = ctx.norms, signed.shape
-
         grad_weight2, grad_bias2, factor, constant, chosen = _before_maximum(grad * (out > 0), best, second)
 
         # The gradient of a row W h of the second map is factor W h + constant, and `chosen` where the maximum is.
-        exact = signed.double()
-        square, offset = (exact.t() @ (factor[:, None] * exact)).to(points.dtype), constant @ exact
-        errors = points.new_empty(*neighbors.shape, dim)  # gradient of the output of BN_1
-        products, sums = points.new_zeros(dim, dim, dtype=torch.float64), np.zeros((3 + out_dim, dim))
-        blocks = _blocks(neighbors, max(dim, out_dim))
-        hidden_of = points.new_empty(blocks[0].stop, neighbors.shape[1], dim)
-        for block in blocks:
-            hidden, groups = hidden_of[: block.stop - block.start], (neighbors[block], centers[block])
-            _run(activate, groups, (points, first.scale, first.shift), (hidden,))
-            rows = hidden.view(-1, dim)
-            products += rows.t() @ rows
-            torch.mm(rows, square, out=errors[block].view(-1, dim))
-            of_groups = (*groups, hidden, where[block], chosen[block])
-            _run(propagate, of_groups, (points, signed, offset, first.mean), (errors[block],), sums)
-        of_hidden, at_maxima = torch.from_numpy(sums[2]), torch.from_numpy(sums[3:])
-        grad_linear = (factor[:, None] * exact) @ products + constant[:, None] * of_hidden + at_maxima
+        exact, (scale, shift) = signed.double(), first.coefficients(points.dtype)
+        square = (exact.t() @ (factor[:, None] * exact)).to(ctx.block_dtype)
+        offset = (constant @ exact).to(points.dtype)
+        gram = points.new_zeros(dim, dim, dtype=torch.float64)
+        of_hidden, at_maxima = part_sums(dim), part_sums(out_dim, dim)
+        error_groups, error_points = torch.empty_like(centers), part_sums(*points.shape, dtype=points.dtype)
+        for block, hidden, errors in _blocks(neighbors, ctx.block_dtype, dim, dim):
+            _run(activate, (neighbors[block], centers[block]), (points, scale, shift), (hidden,))
+            rows = hidden.flatten(0, 1)
+            gram += rows.t() @ rows
+            torch.mm(rows, square, out=errors.flatten(0, 1))
+            maxima = (hidden, where[block], chosen[block])
+            _run(propagate, (*maxima, errors, neighbors[block]), (signed, offset), (error_groups[block],),
+                 (of_hidden, error_points))  # fmt: skip
+            _run(outer, maxima, (), (), (at_maxima,))
+        grad_linear = (factor[:, None] * exact) @ gram + constant[:, None] * of_hidden.sum(0) + at_maxima.sum(0)
 
-        grad_weight1, grad_bias1, *terms = first.backward(sums[:2])
-        grad_centers = torch.empty_like(centers)
-        _run(finish, (neighbors, centers, errors), (points, first.scale, *terms), (grad_centers,))
-        # Sums over equal indices, as the slower index_add does.
-        grad_points = torch.ops.aten.embedding_dense_backward(
-            errors.view(-1, dim), neighbors.flatten(), len(points), -1, False
-        )
+        error_points = error_points.sum(0)
+        total = error_groups.sum(0, dtype=torch.float64)
+        product = _dot(points, error_points) + _dot(centers, error_groups) - first.mean * total
+        grad_weight1, grad_bias1, *terms = first.backward(torch.stack((total, product)))
+        factor, constant = (term.to(points.dtype) for term in terms)
+        counts = torch.bincount(neighbors.flatten(), minlength=len(points)).to(points.dtype)
+        grad_points = error_points.mul_(scale).addcmul_(of_points, factor).addcmul_(counts[:, None], constant)
+        grad_centers = error_groups.mul_(scale).addcmul_(of_groups, factor).add_(neighbors.shape[1] * constant)
         of_parameters = (
             gradient.to(grad.dtype)
             for gradient in (grad_weight1, grad_bias1, grad_linear * sign[:, None], grad_weight2 * sign, grad_bias2)
         )
-        return grad_points, grad_centers, None, *of_parameters, None, None
+        return grad_points, grad_centers, None, *of_parameters, None, None, None
 
 
 class _Pool(torch.autograd.Function):
@@ -147,25 +182,38 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mapped: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         batch, num_points, dim = mapped.shape
-        best = mapped.new_empty(batch, dim)
+        best = mapped.new_empty(batch, dim, dtype=weight.dtype)
         where = torch.empty(batch, dim, dtype=torch.int32)
-        origin, sums = mapped[0, 0].double(), np.zeros((2, dim))
-        run_parts(reduce, (mapped,), (origin,), (best, where), sums)
-        norm = Normalization.of_sums(sums, origin, batch * num_points, weight, bias, eps)
+        origin, sums = mapped[0, 0].to(weight.dtype), part_sums(2, dim)
+        run_parts(reduce, (mapped,), (origin,), (best, where), (sums,))
+        norm = Normalization.of_sums(sums.sum(0), origin, batch * num_points, weight, bias, eps)
         ctx.save_for_backward(mapped, best, where)
         ctx.norm = norm
-        statistics = norm.mean.to(mapped.dtype), norm.variance.to(mapped.dtype)
+        statistics = norm.mean.to(weight.dtype), norm.variance.to(weight.dtype)
         ctx.mark_non_differentiable(*statistics)
-        return _affine(best, norm), *statistics
+        return _affine(best, norm).to(mapped.dtype), *statistics
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         (mapped, best, where), norm = ctx.saved_tensors, ctx.norm
+        grad = grad.to(best.dtype)
         grad_weight, grad_bias, *terms, chosen = _before_maximum(grad.contiguous(), best, norm)
         errors = torch.empty_like(mapped)
         run_parts(differentiate, (mapped, where, chosen), (*terms,), (errors,))
         return errors, grad_weight.to(grad.dtype), grad_bias.to(grad.dtype), None
+
+
+def _block_dtype(points: Tensor) -> torch.dtype:
+    if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return points.dtype
+    warn_if_slow()
+    return torch.bfloat16
+
+
+def _dot(rows: Tensor, others: Tensor) -> Tensor:
+    """Sum over the rows of the products of two arrays (R, C), in float64."""
+    return (rows.double() * others).sum(0)
 
 
 def _sign(weight: Tensor) -> Tensor:
@@ -184,73 +232,93 @@ def _before_maximum(grad: Tensor, best: Tensor, norm: Normalization) -> tuple[Te
     Returns:
         The results of `Normalization.backward`, and `chosen` (G, D), which is added to the gradient at the maximum.
     """
-    sums = np.zeros((2, best.shape[1]))
-    run_parts(products, (grad, best), (norm.mean,), (), sums)
-    return *norm.backward(sums), (norm.scale * grad).to(grad.dtype)
+    sums = part_sums(2, best.shape[1])
+    run_parts(products, (grad, best), (norm.mean,), (), (sums,))
+    return *norm.backward(sums.sum(0)), (norm.scale * grad).to(grad.dtype)
 
 
-def _blocks(neighbors: Tensor, width: int) -> list[slice]:
-    """Slices of the groups of neighbors (G, k), for rows of `width` channels; the first slice is the largest."""
+def _blocks(neighbors: Tensor, dtype: torch.dtype, *widths: int) -> Iterator[tuple[Any, ...]]:
+    """Slices of the groups of neighbors (G, k), and arrays (g, k, width) that all slices share."""
     num_groups, k = neighbors.shape
-    size = min(num_groups, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // (k * width)))
-    return [slice(start, min(start + size, num_groups)) for start in range(0, num_groups, size)]
+    size = min(num_groups, max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // (k * max(widths))))
+    arrays = [torch.empty(size, k, width, dtype=dtype) for width in widths]
+    for start in range(0, num_groups, size):
+        block = slice(start, min(start + size, num_groups))
+        yield block, *(array[: block.stop - start] for array in arrays)
 
 
-def _moments(neighbors: Indices, centers: Array, points: Array, origin: Coefficients, sums: Coefficients) -> None:
-    """Sum points[neighbors[i, j]] + centers[i] - origin, and its squares."""
+def _moments(
+    neighbors: Indices, centers: Array, points: Array, of_groups: Array, squares: Coefficients, of_points: Array
+) -> None:
+    """Sum the rows x of each group and of each point, and the squares of all."""
     num_groups, k = neighbors.shape
     dim = points.shape[1]
-    total = np.zeros((2, dim))
+    x, square = np.empty(dim, points.dtype), np.empty(dim, points.dtype)
     for i in range(num_groups):
+        of_groups[i] = 0
+        square[:] = 0
         for j in range(k):
-            row = neighbors[i, j]
+            row = np.uintp(neighbors[i, j])
             for c in range(dim):
-                difference = (points[row, c] + centers[i, c]) - origin[c]
-                total[0, c] += difference
-                total[1, c] += difference * difference
-    sums += total
+                x[c] = points[row, c] + centers[i, c]
+            for c in range(dim):  # with more arrays a loop is not vectorized
+                of_groups[i, c] += x[c]
+                square[c] += x[c] * x[c]
+            for c in range(dim):
+                of_points[row, c] += x[c]
+        for c in range(dim):
+            squares[c] += square[c]
 
 
-def _activate(
-    neighbors: Indices, centers: Array, points: Array, scale: Coefficients, shift: Coefficients, hidden: Array
-) -> None:
-    """hidden[i, j] = ReLU(scale * (points[neighbors[i, j]] + centers[i]) + shift), NaN included."""
+def _activate(neighbors: Indices, centers: Array, points: Array, scale: Array, shift: Array, hidden: Array) -> None:
+    """hidden = ReLU(scale * x + shift), NaN included."""
     num_groups, k, dim = hidden.shape
+    zero = points.dtype.type(0)
     for i in range(num_groups):
         for j in range(k):
-            row = neighbors[i, j]
+            row = np.uintp(neighbors[i, j])
             for c in range(dim):
                 value = scale[c] * (points[row, c] + centers[i, c]) + shift[c]
-                hidden[i, j, c] = 0.0 if value < 0.0 else value
+                hidden[i, j, c] = narrow(zero if value < zero else value, hidden)
 
 
-def _reduce(mapped: Array, origin: Coefficients, best: Array, where: NDArray[np.int32], sums: Coefficients) -> None:
-    """Find the maximum of each group and its first place; sum all rows minus origin, and their squares."""
+def _maximum(mapped: Array, best: Array) -> None:
+    """Find the maximum of each group, NaN included."""
     num_groups, k, dim = mapped.shape
-    total = np.zeros((2, dim))
     for i in range(num_groups):
         for c in range(dim):
-            best[i, c] = mapped[i, 0, c]
-            where[i, c] = 0
-        for j in range(k):
-            place = np.int32(j)
+            best[i, c] = widen(mapped[i, 0, c])
+        for j in range(1, k):
             for c in range(dim):
-                value = mapped[i, j, c]
-                difference = value - origin[c]
-                total[0, c] += difference
-                total[1, c] += difference * difference
-                where[i, c] = place if value > best[i, c] else where[i, c]
-                best[i, c] = value if value > best[i, c] else best[i, c]
-    sums += total
+                value = widen(mapped[i, j, c])
+                best[i, c] = value if (value > best[i, c]) | (value != value) else best[i, c]
+
+
+def _reduce(mapped: Array, origin: Array, best: Array, where: Places, sums: Coefficients) -> None:
+    """Find the maximum of each group and its first place; sum all rows minus origin, and their squares."""
+    num_groups, k, dim = mapped.shape
+    total = np.empty((2, dim), best.dtype)
+    for i in range(num_groups):
+        for c in range(dim):
+            best[i, c] = widen(mapped[i, 0, c])
+            where[i, c] = 0
+        for start in range(0, k, _CHUNK):
+            total[:] = 0
+            for j in range(start, min(start + _CHUNK, k)):
+                place = np.int32(j)
+                for c in range(dim):
+                    difference = widen(mapped[i, j, c]) - origin[c]
+                    total[0, c] += difference
+                    total[1, c] += difference * difference
+                for c in range(dim):
+                    value = widen(mapped[i, j, c])
+                    where[i, c] = place if value > best[i, c] else where[i, c]
+                    best[i, c] = value if value > best[i, c] else best[i, c]
+            sums += total
 
 
 def _differentiate(
-    mapped: Array,
-    where: NDArray[np.int32],
-    chosen: Array,
-    factor: Coefficients,
-    constant: Coefficients,
-    out: Array,
+    mapped: Array, where: Places, chosen: Array, factor: Coefficients, constant: Coefficients, out: Array
 ) -> None:
     """out = factor * mapped + constant, plus `chosen` where the maximum is."""
     num_groups, k, dim = mapped.shape
@@ -260,77 +328,72 @@ def _differentiate(
             place = np.int32(j)
             for c in range(dim):
                 extra = chosen[i, c] if where[i, c] == place else zero
-                out[i, j, c] = factor[c] * mapped[i, j, c] + constant[c] + extra
+                out[i, j, c] = narrow(factor[c] * widen(mapped[i, j, c]) + constant[c] + extra, out)
 
 
 def _propagate(
-    neighbors: Indices,
-    centers: Array,
     hidden: Array,
-    where: NDArray[np.int32],
+    where: Places,
     chosen: Array,
-    points: Array,
+    errors: Array,
+    neighbors: Indices,
     linear: Array,
-    constant: Coefficients,
-    mean: Coefficients,
-    error: Array,
-    sums: Coefficients,
+    constant: Array,
+    of_groups: Array,
+    of_hidden: Coefficients,
+    of_points: Array,
 ) -> None:
-    """Add `constant` to `error`, and chosen * linear at the maximum; set it to 0 where `hidden` is 0.
+    """Sum the rows e of each group and of each point, and those of `hidden`.
 
-    `sums` holds the sums of the rows of `error`, of their products with x - mean (x is the input of BN_1), and of the
-    rows of `hidden`; then, for each channel of the output, the sum of chosen * hidden at the maximum.
+    e is errors + constant, plus chosen * linear at the maximum, and 0 where `hidden` is 0.
     """
-    num_groups, k, dim = error.shape
-    out_dim = len(linear)
-    total = np.zeros((3 + out_dim, dim))
-    zero = error.dtype.type(0)
+    num_groups, k, dim = errors.shape
+    error, total = np.empty((k, dim), linear.dtype), np.empty(dim, linear.dtype)
+    zero = linear.dtype.type(0)
     for i in range(num_groups):
-        for d in range(out_dim):
+        of_groups[i] = 0
+        total[:] = 0
+        for j in range(k):
+            for c in range(dim):
+                error[j, c] = widen(errors[i, j, c]) + constant[c]
+        for d in range(len(linear)):
             extra = chosen[i, d]
             if extra != zero:
-                j = where[i, d]
+                best = np.uintp(where[i, d])
                 for c in range(dim):
-                    error[i, j, c] += extra * linear[d, c]
-                for c in range(dim):
-                    total[3 + d, c] += extra * hidden[i, j, c]
+                    error[best, c] += extra * linear[d, c]
         for j in range(k):
-            row = neighbors[i, j]
-            for c in range(dim):  # with more arrays the loop is not vectorized
-                error[i, j, c] = zero if hidden[i, j, c] <= zero else error[i, j, c] + constant[c]
+            row = np.uintp(neighbors[i, j])
             for c in range(dim):
-                value = error[i, j, c]
-                total[0, c] += value
-                total[1, c] += value * ((points[row, c] + centers[i, c]) - mean[c])
+                value = widen(hidden[i, j, c])
+                total[c] += value
+                error[j, c] = zero if value <= zero else error[j, c]
             for c in range(dim):
-                total[2, c] += hidden[i, j, c]
-    sums += total
-
-
-def _finish(
-    neighbors: Indices,
-    centers: Array,
-    error: Array,
-    points: Array,
-    scale: Coefficients,
-    factor: Coefficients,
-    constant: Coefficients,
-    total: Array,
-) -> None:
-    """error = scale * error + factor * (points[neighbors] + centers) + constant; total: its sums over the neighbors."""
-    num_groups, k, dim = error.shape
-    exact = np.empty(dim)
-    for i in range(num_groups):
-        exact[:] = 0.0
-        for j in range(k):
-            row = neighbors[i, j]
+                of_groups[i, c] += error[j, c]
             for c in range(dim):
-                value = scale[c] * error[i, j, c] + (factor[c] * (points[row, c] + centers[i, c]) + constant[c])
-                error[i, j, c] = value
-                exact[c] += value
+                of_points[row, c] += error[j, c]
         for c in range(dim):
-            total[i, c] = exact[c]
+            of_hidden[c] += total[c]
 
 
-moments, activate, reduce = jit(_moments, **FUSED), jit(_activate, **FUSED), jit(_reduce, **FUSED)
-differentiate, propagate, finish = jit(_differentiate, **FUSED), jit(_propagate, **FUSED), jit(_finish, **FUSED)
+def _outer(hidden: Array, where: Places, chosen: Array, sums: Coefficients) -> None:
+    """Sum chosen * hidden at the maximum, for each channel of the output."""
+    num_groups, out_dim = chosen.shape
+    dim = hidden.shape[2]
+    total = np.empty(dim, chosen.dtype)
+    zero = chosen.dtype.type(0)
+    for d in range(out_dim):
+        total[:] = 0
+        for i in range(num_groups):
+            extra = chosen[i, d]
+            if extra != zero:
+                best = np.uintp(where[i, d])
+                for c in range(dim):
+                    total[c] += extra * widen(hidden[i, best, c])
+        for c in range(dim):
+            sums[d, c] += total[c]
+
+
+moments, activate, maximum = jit(_moments, **FUSED), jit(_activate, **FUSED), jit(_maximum, **FUSED)
+reduce, differentiate = jit(_reduce, **FUSED), jit(_differentiate, **FUSED)
+propagate, outer = jit(_propagate, **FUSED), jit(_outer, **FUSED)

@@ -1,5 +1,6 @@
 """Local aggregation after its first linear map, with checked arguments, and the maximum over all points of a cloud."""
 
+import torch
 from torch import Tensor, nn
 
 from pcattn.ops.backends import Kernels
@@ -68,15 +69,28 @@ def pool(x: Tensor, linear: nn.Module, norm: nn.Module, backend: str = "auto") -
     Raises:
         InputError: `backend` cannot run; the message lists the reasons.
     """
-    return _KERNELS.choose(backend, x, norm).pool(x, linear, norm)
+    return _POOL_KERNELS.choose(backend, x, norm).pool(x, linear, norm)
 
 
-def _why_not_numba(x: Tensor, *norms: nn.Module) -> list[str]:
-    """Reasons why the compiled passes cannot run on features x (B, N, C)."""
+def _why_not_training(x: Tensor, *norms: nn.Module) -> list[str]:
+    """Reasons why the compiled passes cannot train on features x (B, N, C)."""
     reasons = batch_norm.why_not_numba(x, *norms)
     if not x.requires_grad:
         reasons.append("the features do not require gradients")
     return reasons
 
 
+def _why_not_numba(x: Tensor, *norms: nn.Module) -> list[str]:
+    """Reasons why the compiled passes can neither train nor evaluate on features x (B, N, C)."""
+    if any(norm.training for norm in norms):
+        return _why_not_training(x, *norms)
+    reasons = batch_norm.why_not_rows(x, *norms)
+    if torch.is_grad_enabled():
+        reasons.append("gradients of an evaluation are enabled")
+    if not all(type(norm) is nn.BatchNorm1d and norm.track_running_stats for norm in norms):
+        reasons.append("the normalization is not an nn.BatchNorm1d with running statistics")
+    return reasons
+
+
 _KERNELS = Kernels(reference, numba=_why_not_numba)
+_POOL_KERNELS = Kernels(reference, numba=_why_not_training)
