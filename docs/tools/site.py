@@ -30,6 +30,7 @@ from pcattn.cli.main import COMMANDS, LIGHTNING  # noqa: E402
 
 #: Files of the repository that are pages of the site.
 READMES = {
+    "attention.md": "pcattn/attention/README.md",
     "changelog.md": "CHANGELOG.md",
     "configs.md": "configs/README.md",
     "contributing.md": "CONTRIBUTING.md",
@@ -46,7 +47,7 @@ READMES = {
 }
 
 #: Links to these READMEs lead to pages that say the same at more length.
-REPLACED = {"README.md": "index.md", "pcattn/attention/README.md": "mechanisms.md"}
+REPLACED = {"README.md": "index.md"}
 
 #: Modules of the reference that export their names by `__all__`, and public names of those that do not.
 MODULES: dict[str, tuple[str, ...]] = {
