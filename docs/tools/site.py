@@ -1,4 +1,4 @@
-"""What MkDocs is told beside its pages: those generated from the package, the project's READMEs, and equations.
+"""Hooks of MkDocs: pages generated from the package, the READMEs of the repository, and equations.
 
 MkDocs calls the functions `on_*` (https://www.mkdocs.org/user-guide/plugins/#events).
 """
