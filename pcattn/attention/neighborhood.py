@@ -81,7 +81,8 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to its neighbors."""
-        return self.proj(self.attend(*self._inputs(x, geometry)).flatten(2))
+        out: Tensor = self.proj(self.attend(*self._inputs(x, geometry)).flatten(2))
+        return out
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """One map per head: the softmax of a point over its neighbors, which sums to 1."""

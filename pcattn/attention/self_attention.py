@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,4 +57,4 @@ class SelfAttention(nn.Module):
         return heads((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1).squeeze(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / H)
+        return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / H)

@@ -88,7 +88,8 @@ def bench_networks(
 def _step(network: nn.Module, pos: Tensor) -> None:
     network.zero_grad()
     logits = network(pos)[0]
-    nn.functional.cross_entropy(logits, torch.arange(len(logits), device=pos.device) % NUM_PARTS).backward()
+    loss = nn.functional.cross_entropy(logits, torch.arange(len(logits), device=pos.device) % NUM_PARTS)
+    torch.autograd.backward(loss)
 
 
 def _exponent(rows: Sequence[dict[str, Any]], key: str) -> float | None:

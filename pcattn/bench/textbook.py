@@ -63,8 +63,8 @@ class LocalOp(nn.Module):
     def forward(self, grouped: Tensor) -> Tensor:
         """Aggregate."""
         batch, num_groups, k, channels = grouped.shape
-        x = grouped.transpose(2, 3).reshape(-1, channels, k)
-        return self.lbr(x).max(dim=2).values.view(batch, num_groups, -1).transpose(1, 2)
+        x: Tensor = self.lbr(grouped.transpose(2, 3).reshape(-1, channels, k))
+        return x.max(dim=2).values.view(batch, num_groups, -1).transpose(1, 2)
 
 
 class Offset(nn.Module):
@@ -81,7 +81,8 @@ class Offset(nn.Module):
         q = k = self.qk(x)
         weights = (q.transpose(1, 2) @ k).softmax(dim=-1)
         weights = weights / (1e-9 + weights.sum(dim=1, keepdim=True))
-        return x + self.lbr(x - self.v(x) @ weights)
+        update: Tensor = self.lbr(x - self.v(x) @ weights)
+        return x + update
 
 
 class TextbookPCT(nn.Module):
@@ -143,4 +144,5 @@ class TextbookPCT(nn.Module):
         for layer in self.layers:
             x = layer(x)
             outputs.append(x)
-        return self.head(self.fuse(torch.cat(outputs, dim=1)).max(dim=2).values)
+        logits: Tensor = self.head(self.fuse(torch.cat(outputs, dim=1)).max(dim=2).values)
+        return logits

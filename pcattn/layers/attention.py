@@ -37,7 +37,8 @@ class AttentionLayer(nn.Module):
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Update the features of every point."""
         core = self.core(x, geometry)
-        return x + self.lbr(x - core if self.offset else core)
+        update: Tensor = self.lbr(x - core if self.offset else core)
+        return x + update
 
 
 class AttentionBlock(nn.Module):

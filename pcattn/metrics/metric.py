@@ -74,13 +74,13 @@ class PartIoU(Metric):
         """The result over all shapes; its `shapes` is None."""
         return summarize(self.sums, self.counts)
 
-    def _wrap_compute(self, compute: Callable) -> Callable:
+    def _wrap_compute(self, compute: Callable[..., PartIoUResult]) -> Callable[..., PartIoUResult]:
         """Undo what torchmetrics does to every tensor of one element: of one category, `per_class` is (1,), not ()."""
         squeezed = super()._wrap_compute(compute)
 
         @wraps(compute)
         def wrapped(*args: Any, **kwargs: Any) -> PartIoUResult:
-            result = squeezed(*args, **kwargs)
+            result: PartIoUResult = squeezed(*args, **kwargs)
             return result._replace(per_class=result.per_class.view(-1), counts=result.counts.view(-1))
 
         return wrapped

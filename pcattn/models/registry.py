@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from pcattn.models.pct import PCTBackbone, PCTClassifier
 from pcattn.models.pretrained import list_weights, load_weights
 from pcattn.models.segmenter import PCTNormals, PCTSegmenter
 from pcattn.utils.errors import InputError
-from pcattn.utils.registry import Registry, construct, resolve
+from pcattn.utils.registry import Registry, construct
 
 #: What selects a network: a variant's name, an import path (`my_package.my_module.MyNet`), or a class.
 ModelName = str | type[nn.Module]
@@ -65,9 +66,9 @@ def create_model(name: ModelName, pretrained: bool = False, **kwargs: Any) -> nn
     if isinstance(name, str):
         base = name.partition(".")[0]
         if pretrained or (base in models and base != name):
-            weights = list_weights()
+            weights = _pretrained()
             tagged = next((each for each in weights if each.partition(".")[0] == name), name)
-            path, arguments = resolve("pretrained model", tagged, weights)
+            path, arguments = weights.find(tagged)
             network = create_model(tagged.partition(".")[0], **{**arguments, **kwargs})
             load_weights(network, path)
             return network
@@ -87,7 +88,7 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
         >>> list_models("*pct")
         ['npct', 'spct', 'pct']
     """
-    return Registry("pretrained model", list_weights()).names(pattern) if pretrained else _models().names(pattern)
+    return (_pretrained() if pretrained else _models()).names(pattern)
 
 
 def register_model(name: str) -> Callable[[Factory], Factory]:
@@ -128,6 +129,10 @@ def _build(registry: Registry[Factory], variant: ModelName, *outputs: int | None
     if given.get("num_features") == 0:
         del given["num_features"]
     return construct("variant", variant, registry.find(variant), *outputs, **given)
+
+
+def _pretrained() -> Registry[tuple[Path, dict[str, Any]]]:
+    return Registry("pretrained model", list_weights())
 
 
 def _models() -> Registry[Factory]:

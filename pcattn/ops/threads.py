@@ -16,10 +16,12 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile on the first call, to code that releases the interpreter's lock, and cache it on disk."""
     import numba
 
+    compiled: Callable[..., Any]
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        compiled = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
     except RuntimeError:  # no cache folder is writable: compile in every process
-        return numba.njit(nogil=True, error_model="numpy", **options)(function)
+        compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    return compiled
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 @contextmanager
 def child_process(
     command: Sequence[str], stop: signal.Signals = signal.SIGTERM, **options: Any
-) -> Iterator[subprocess.Popen]:
+) -> Iterator[subprocess.Popen[Any]]:
     """A child process in its own process group, so that Ctrl-C reaches this process alone.
 
     If the block ends before the child does, by an error or otherwise, the group gets the signal `stop` and the child is

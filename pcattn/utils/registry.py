@@ -13,11 +13,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from pcattn.utils.errors import InputError
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _untrusted: ContextVar[str | None] = ContextVar("untrusted", default=None)
@@ -66,9 +67,9 @@ class Registry(dict[str, T]):
         self.kind = kind
 
     @overload
-    def register(self, target: str) -> Callable[[T], T]: ...
+    def register(self, target: str) -> Callable[[E], E]: ...
     @overload
-    def register(self, target: T) -> T: ...
+    def register(self, target: E) -> E: ...
     def register(self, target: Any) -> Any:
         """Add an entry: `@register("name")`, or `@register`, which takes the name of the class or function.
 
@@ -145,7 +146,7 @@ def resolve(kind: str, name: str | T, registry: Mapping[str, T]) -> T:
         )
     try:
         look_here(module_name)
-        return getattr(importlib.import_module(module_name), attribute)
+        return cast("T", getattr(importlib.import_module(module_name), attribute))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{kind} {name!r} cannot be imported: {error}") from error
 
