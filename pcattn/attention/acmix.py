@@ -135,5 +135,5 @@ class ACmixAttention(nn.Module):
             offsets = offsets / spacing.clamp_min(torch.finfo(offsets.dtype).tiny)
         else:
             offsets = offsets / self.spacing
-        distance = (offsets[..., None, :] - self.kernel_points.to(offsets.dtype)).norm(dim=-1)
+        distance: Tensor = (offsets[..., None, :] - self.kernel_points.to(offsets.dtype)).norm(dim=-1)
         return (1 - distance / self.sigma).clamp_min(0)

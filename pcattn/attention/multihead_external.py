@@ -59,7 +59,7 @@ class MultiheadExternalAttention(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to the slots of the memory."""
-        out = multihead_external_attention(self._heads(x), self.memory_key, self.memory_value.weight)
+        out: Tensor = multihead_external_attention(self._heads(x), self.memory_key, self.memory_value.weight)
         out = self.proj((out + self.memory_value.bias).transpose(1, 2).flatten(2))
         return out
 

@@ -98,7 +98,7 @@ def layer_kwargs(attention_kwargs: dict[str, Any] | None, depth: int) -> list[di
         values = value if isinstance(value, list) else [value] * depth
         if len(values) != depth:
             raise InputError(
-                f"expected attention_kwargs[{key!r}] to be one value or a list of {depth} (one a layer), "
+                f"expected attention_kwargs[{key!r}] to be one value or a list of {depth} (one per layer), "
                 f"but got {len(values)}: {value}"
             )
         for layer, item in zip(layers, values, strict=True):

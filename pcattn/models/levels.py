@@ -1,4 +1,4 @@
-"""The levels of a hierarchy: ever fewer points, with the neighbor lists that lead from one level to the next."""
+"""The levels of a hierarchical network: samples of the points, and neighbors in the previous level."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,42 +12,42 @@ from pcattn.ops import farthest_point_sample, gather
 
 
 class Level(NamedTuple):
-    """One level: M points out of the N of the level before."""
+    """One level: M of the N points of the previous level."""
 
-    geometry: Geometry  #: of its points, (B, M, 3)
-    centers: Tensor | None  #: (B, M), its points among those of the level before; None: they are the same
-    neighbors: Tensor  #: (B, M, k), the nearest points of the level before, the center itself first
-    spacing: Tensor  #: (B, 1, 1), root mean square distance of the centers to their neighbors
+    geometry: Geometry  #: positions (B, M, 3) of its points
+    centers: Tensor | None  #: (B, M), indices of its points in the previous level; None if it has all of them
+    neighbors: Tensor  #: (B, M, k), nearest points of the previous level, the center itself first
+    spacing: Tensor  #: (B, 1, 1), root mean square distance from the centers to their neighbors
 
 
 def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
-    """Sample a cloud level by level, each with N / stride of the N points of the level before, at least one.
+    """Sample a cloud level by level. Each level has N / stride of the N points of the previous level, at least one.
 
-    The first M of a farthest point sample are the farthest point sample of M points. So a cloud is sampled once: every
-    further level is the beginning of the one before it.
+    The first M points of a farthest point sample are the farthest point sample of size M. The cloud is therefore
+    sampled once, and every further level is the beginning of the previous one.
 
     Args:
         pos: (B, N, 3).
-        strides: of each level; 1 leaves a level all points.
-        k: length of the neighbor lists, clipped to the number of points.
+        strides: one per level; a level with stride 1 has all points of the previous level.
+        k: number of neighbors, reduced to the number of points if necessary.
     """
-    below, sampled = Geometry(pos, clip=True), False
+    previous, sampled = Geometry(pos, clip=True), False
     levels = []
     for stride in strides:
-        num_points = below.pos.shape[1]
+        num_points = previous.pos.shape[1]
         num_samples = max(1, num_points // stride)
-        lists = below.neighbors(k)
+        lists = previous.neighbors(k)
         if num_samples == num_points:
-            levels.append(Level(below, None, lists, spacing_of(below.offsets(k))))
+            levels.append(Level(previous, None, lists, spacing_of(previous.offsets(k))))
             continue
         if sampled:
-            # shape, because len() would fix a batch that export leaves free.
+            # pos.shape[0], because len() would fix the batch size in export.
             centers = torch.arange(num_samples, device=pos.device).expand(pos.shape[0], -1)
         else:
-            centers, sampled = farthest_point_sample(below.pos, num_samples), True
+            centers, sampled = farthest_point_sample(previous.pos, num_samples), True
         lists = gather(lists, centers)
-        chosen = gather(below.pos, centers)
-        spacing = spacing_of(gather(below.pos, lists) - chosen[:, :, None])
-        below = Geometry(chosen, clip=True)
-        levels.append(Level(below, centers, lists, spacing))
+        chosen = gather(previous.pos, centers)
+        spacing = spacing_of(gather(previous.pos, lists) - chosen[:, :, None])
+        previous = Geometry(chosen, clip=True)
+        levels.append(Level(previous, centers, lists, spacing))
     return levels

@@ -31,7 +31,7 @@ def test_tokens_follow_the_points(attention):
     torch.testing.assert_close(backbone(pos[:, order])[1], backbone(pos)[1][:, order])
 
 
-def test_dilation_a_layer():
+def test_dilation_per_layer():
     model = PCTClassifier(
         5, "spct", "neighborhood", {"k": 4, "dilation": [1, 2, 1, 8], "dilation_mode": "class"}, dim=16, out_dim=32
     )
@@ -42,7 +42,7 @@ def test_dilation_a_layer():
 
 
 def test_layer_kwargs_of_another_length():
-    with pytest.raises(ValueError, match="a list of 4 \\(one a layer\\), but got 3"):
+    with pytest.raises(ValueError, match="a list of 4 \\(one per layer\\), but got 3"):
         layer_kwargs({"dilation": [1, 2, 3]}, 4)
 
 
