@@ -12,10 +12,10 @@ from pcattn.utils.errors import InputError
 
 DILATION_MODES = ("rank", "class")
 
-# A dilated search keeps every `dilation`-th entry of longer lists, which hold this many entries per cloud at once.
+# A dilated search keeps every `dilation`-th entry of longer lists. This many entries per cloud are in memory at once.
 _BLOCK_ENTRIES = 1 << 20
 
-# Most cells along one axis: two cell coordinates and the index of the cloud fit into one 64-bit integer.
+# Largest number of cells along one axis: two cell coordinates and the index of the cloud fit into one 64-bit integer.
 _MAX_CELLS = 1 << 20
 
 

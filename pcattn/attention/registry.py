@@ -21,7 +21,7 @@ from pcattn.utils.registry import Registry, construct
 #: What selects an attention: a name in `ATTENTION`, an import path (`my_package.my_module.MyAttention`), or a class.
 AttentionName = str | type[nn.Module]
 
-#: Every attention by name. A built-in one is a class in a file of this folder and a line here.
+#: Every attention by name. A built-in attention is a class in a file of this folder and a line here.
 ATTENTION: Registry[type[nn.Module]] = Registry(
     "attention",
     {

@@ -156,8 +156,8 @@ def _measure(attention: str, num_points: int, dim: int, batch: int, device: str,
 def count_multiply_adds(run: Callable[[], object]) -> int:
     """Multiply-adds of the matrix products in `run`, including those in this package's operations.
 
-    They are those of the mathematics: self-attention pads queries and keys with zeros on its way to a fused kernel, and
-    on the CPU this padding is not counted. The formulas are in `pcattn.attention.flops`.
+    Self-attention pads queries and keys with zeros for a fused kernel; on the CPU, this padding is not counted. The
+    formulas are in `pcattn.attention.flops`.
     """
     with FlopCounterMode(display=False) as counter:
         run()

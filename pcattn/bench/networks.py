@@ -40,7 +40,7 @@ def bench_networks(
     Returns:
         `rows`: a dictionary per network and size. On the CPU, `seconds` of a step are processor time, summed over
         threads, which other programs hardly change. `peak_mib` is what the step adds to the memory in use (None if the
-        system does not provide it). `shares` are those of the time, see `OperationTimer`. `exponents`: the slopes of
+        system does not provide it). `shares` are shares of the time, see `OperationTimer`. `exponents`: the slopes of
         time and memory in N by network, fitted to all sizes.
 
     Raises:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pcattn.attention import AttentionName
 from pcattn.layers import LBR
 from pcattn.models.hierarchical import HierarchicalBackbone
-from pcattn.models.segmenter import SegmentationHead, one_hot
+from pcattn.models.segmenter import SegmentationHead, cloud_features
 from pcattn.ops import interpolate
 from pcattn.ops.batch_norm.op import normalize
 from pcattn.utils.errors import InputError
@@ -66,8 +66,7 @@ class HierarchicalSegmenter(nn.Module):
         )  # fmt: skip
         dims = self.backbone.dims
         self.upwards = nn.ModuleList(FeaturePropagation(*pair) for pair in zip(dims[1:], dims, strict=False))
-        self.num_categories = num_categories or 0
-        self.category = LBR(self.num_categories, 64, negative_slope=0.2) if self.num_categories else None
+        self.category = LBR(num_categories, 64, negative_slope=0.2) if num_categories else None
         cloud_dim = 2 * dims[-1] + (64 if self.category is not None else 0)
         self.head = SegmentationHead(dims[0], cloud_dim, num_parts, dropout)
 
@@ -75,14 +74,12 @@ class HierarchicalSegmenter(nn.Module):
         """Logits of every point, in the order of the points."""
         levels, tokens = self.backbone(pos, features)
         x = tokens[-1]
-        cloud = [x.max(dim=1).values, x.mean(dim=1)]
-        if self.category is not None:
-            cloud.append(self.category(one_hot(category, pos, self.num_categories).to(x.dtype)))
+        cloud = cloud_features(x, pos, category, self.category)
         positions = [level.geometry.pos for level in levels]
         for level in reversed(range(len(self.upwards))):
             x = self.upwards[level](x, tokens[level], positions[level + 1], positions[level])
         points = None if levels[0].centers is None else (pos, positions[0])
-        logits: Tensor = self.head(x, torch.cat(cloud, dim=1), points)
+        logits: Tensor = self.head(x, cloud, points)
         return logits
 
 

@@ -76,28 +76,37 @@ class PCTSegmenter(nn.Module):
         self.backbone = construct(
             "network", variant, PCTBackbone, base, attention, attention_kwargs, downsample=self.downsample, **backbone
         )
-        self.num_categories = num_categories or 0
-        self.category = LBR(self.num_categories, 64, negative_slope=0.2) if self.num_categories else None
+        self.category = LBR(num_categories, 64, negative_slope=0.2) if num_categories else None
         cloud_dim = 2 * self.backbone.out_dim + (64 if self.category is not None else 0)
         self.head = SegmentationHead(self.backbone.out_dim, cloud_dim, num_parts, dropout)
 
     def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Logits of every point, in the order of the points."""
         token_pos, tokens = self.backbone(pos, features)
-        cloud = [tokens.max(dim=1).values, tokens.mean(dim=1)]
-        if self.category is not None:
-            cloud.append(self.category(one_hot(category, pos, self.num_categories).to(tokens.dtype)))
         points = (pos, token_pos) if self.downsample else None
-        logits: Tensor = self.head(tokens, torch.cat(cloud, dim=1), points)
+        logits: Tensor = self.head(tokens, cloud_features(tokens, pos, category, self.category), points)
         return logits
 
 
-def one_hot(category: Tensor | None, pos: Tensor, num_categories: int) -> Tensor:
-    """One-hot vectors (B, num_categories), bool, of the categories (B,) of clouds (B, N, 3).
+def cloud_features(tokens: Tensor, pos: Tensor, category: Tensor | None, embedding: LBR | None) -> Tensor:
+    """Maximum and mean of the tokens (B, T, C), and the embedding of the category (B,): (B, 2 C + 64).
+
+    Args:
+        tokens: (B, T, C).
+        pos: (B, N, 3), for checks.
+        category: (B,), integers.
+        embedding: of one-hot categories; None leaves the category out.
 
     Raises:
         InputError: the categories are missing or do not fit the clouds, or on the CPU one is out of range.
     """
+    features = [tokens.max(dim=1).values, tokens.mean(dim=1)]
+    if embedding is not None:
+        features.append(embedding(_one_hot(category, pos, embedding.linear.in_features).to(tokens.dtype)))
+    return torch.cat(features, dim=1)
+
+
+def _one_hot(category: Tensor | None, pos: Tensor, num_categories: int) -> Tensor:
     if category is None or category.shape != pos.shape[:1] or not is_integer(category):
         got = "none" if category is None else f"{category.dtype} of shape {tuple(category.shape)}"
         raise InputError(f"expected category to be integers of shape {tuple(pos.shape[:1])}, but got {got}")

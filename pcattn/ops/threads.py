@@ -34,7 +34,7 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 def run_split(kernel: Callable[[int, int], Any], total: int, grain: int = 1) -> None:
     """Call `kernel(start, stop)` on consecutive parts of `range(total)`, one per thread of torch.
 
-    No part is smaller than `grain`, the least work that is worth a thread.
+    No part is smaller than `grain`, the smallest amount of work that is worth a thread.
 
     These are Python threads, because numba's pools abort the process when it forks, as a DataLoader does, or when two
     user threads search at once. Kernels must not call `run_split`, so that none waits for a thread.

@@ -167,7 +167,7 @@ class TestErrors:
             ({"target": torch.zeros(2, 3, dtype=torch.long)}, r"target to be integers of shape \(2, 4\), but got"),
             ({"target": torch.zeros(2, 4)}, "target to be integers .* but got torch.float32"),
             ({"target": torch.tensor([[1] * 4, [9, 9, 9, 8]])}, r"\(\[9\] for shape 1 of category 2\), but got 8"),
-            ({"category": None}, r"category \(B,\) where there are 4 categories, but got None"),
+            ({"category": None}, r"category \(B,\) because there are 4 categories, but got None"),
             ({"category": torch.zeros(3, dtype=torch.long)}, r"category to be integers of shape \(2,\)"),
             ({"category": torch.tensor([0, 4])}, r"category in \[0, 4\), but got 4 for shape 1"),
             ({"category": torch.tensor([0, -1])}, r"category in \[0, 4\), but got -1 for shape 1"),

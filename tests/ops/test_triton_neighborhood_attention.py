@@ -70,5 +70,5 @@ def test_a_bias_may_exclude_neighbors():
 
 def test_says_why_it_cannot_run():
     qkv, neighbors, _ = draw(13, 4, 1, 300, False, torch.float64)
-    with pytest.raises(ValueError, match=r"torch.float64 is none of .*; heads are 300 wide, more than 256"):
+    with pytest.raises(ValueError, match=r"torch.float64 is not one of .*; heads are 300 wide, more than 256"):
         neighborhood_attention(*qkv.unbind(2), neighbors, backend="triton")

@@ -1,7 +1,7 @@
 """Multi-head external attention, a few heads at a time: `pcattn::multihead_external`.
 
-The weights of all heads would be many times larger than the features. They are computed in blocks of heads, and once
-more in the backward pass.
+The weights of all heads would be many times larger than the features. They are therefore computed in blocks of heads,
+and computed again in the backward pass.
 """
 
 from typing import Any

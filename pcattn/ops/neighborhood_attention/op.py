@@ -35,8 +35,8 @@ def neighborhood_attention(
         (B, N, H, D), in the dtype of q, computed in at least float32.
 
     Raises:
-        InputError: the shapes or dtypes do not fit, on the CPU a neighbor is none of the N points, or `backend` cannot
-            run (the message lists every reason).
+        InputError: the shapes or dtypes do not fit, on the CPU an index of a neighbor is out of range, or `backend`
+            cannot run (the message lists every reason).
     """
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
         raise InputError(
@@ -63,7 +63,7 @@ def _why_not_triton(q: Tensor) -> list[str]:
     """Reasons why the Triton kernels cannot run on queries (B, N, H, D)."""
     reasons = why_not_triton(q)
     if q.dtype not in _TRITON_DTYPES:
-        reasons.append(f"{q.dtype} is none of {', '.join(map(str, _TRITON_DTYPES))}")
+        reasons.append(f"{q.dtype} is not one of {', '.join(map(str, _TRITON_DTYPES))}")
     if q.shape[-1] > _TRITON_MAX_HEAD_DIM:
         reasons.append(f"heads are {q.shape[-1]} wide, more than {_TRITON_MAX_HEAD_DIM}")
     if torch.are_deterministic_algorithms_enabled():

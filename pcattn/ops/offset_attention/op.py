@@ -30,7 +30,7 @@ def offset_attention(q: Tensor, v: Tensor) -> Tensor:
     Memory grows with N, because large clouds are computed in blocks of keys.
 
     Args:
-        q: (B, N, D), queries and keys in one.
+        q: (B, N, D), used as queries and as keys.
         v: values (B, N, C).
 
     Shape:
