@@ -194,7 +194,7 @@ def bench_train(
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, pos: Tensor, label: Tensor) -> None:
     optimizer.zero_grad()
-    torch.autograd.backward(nn.functional.cross_entropy(model(pos), label))
+    nn.functional.cross_entropy(model(pos), label).backward()
     optimizer.step()
 
 

@@ -31,23 +31,23 @@ def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
         strides: one per level; a level with stride 1 has all points of the previous level.
         k: number of neighbors, reduced to the number of points if necessary.
     """
-    previous, sampled = Geometry(pos, clip=True), False
+    below, sampled = Geometry(pos, clip=True), False
     levels = []
     for stride in strides:
-        num_points = previous.pos.shape[1]
+        num_points = below.pos.shape[1]
         num_samples = max(1, num_points // stride)
-        lists = previous.neighbors(k)
+        lists = below.neighbors(k)
         if num_samples == num_points:
-            levels.append(Level(previous, None, lists, spacing_of(previous.offsets(k))))
+            levels.append(Level(below, None, lists, spacing_of(below.offsets(k))))
             continue
         if sampled:
-            # pos.shape[0], because len() would fix the batch size in export.
+            # shape, because len() would fix a batch that export leaves free.
             centers = torch.arange(num_samples, device=pos.device).expand(pos.shape[0], -1)
         else:
-            centers, sampled = farthest_point_sample(previous.pos, num_samples), True
+            centers, sampled = farthest_point_sample(below.pos, num_samples), True
         lists = gather(lists, centers)
-        chosen = gather(previous.pos, centers)
-        spacing = spacing_of(gather(previous.pos, lists) - chosen[:, :, None])
-        previous = Geometry(chosen, clip=True)
-        levels.append(Level(previous, centers, lists, spacing))
+        chosen = gather(below.pos, centers)
+        spacing = spacing_of(gather(below.pos, lists) - chosen[:, :, None])
+        below = Geometry(chosen, clip=True)
+        levels.append(Level(below, centers, lists, spacing))
     return levels
