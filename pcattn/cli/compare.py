@@ -31,6 +31,7 @@ from pcattn.training import run_folder
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_figure, write_text
 from pcattn.utils.locks import exclusive_lock
+from pcattn.utils.registry import resolve
 from pcattn.utils.text import escape_unprintable, in_markdown
 from pcattn.visualize.text import plain_text
 
@@ -333,7 +334,7 @@ def main(args: Sequence[str]) -> int:
 def _networks(attentions: Sequence[str], also: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     """The options of every network by its name. Mistakes are found here, before the first training."""
     for name in attentions:
-        ATTENTION.find(name)
+        resolve("attention", name, ATTENTION)
     networks = {name: ["--model.attention", name] for name in attentions}
     for name, options in also:
         if not name or not is_file_name(name) or name in networks:

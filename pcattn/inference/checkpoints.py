@@ -26,7 +26,7 @@ from pcattn.tasks.base import FROM_DATA, PointCloudTask
 from pcattn.training import run_folder
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_bytes
-from pcattn.utils.registry import construct, names_only
+from pcattn.utils.registry import construct, names_only, resolve
 from pcattn.utils.tensors import load_tensors
 
 #: Floating point numbers of the matrices in a `.safetensors` file.
@@ -104,7 +104,7 @@ def build(checkpoint: Checkpoint, source: str = "the checkpoint", trust: bool = 
     """
     with names_only(None if trust else source):
         try:
-            factory = TASKS.find(checkpoint.task)
+            factory = resolve("task", checkpoint.task, TASKS)
             arguments = _accepted(factory, {**checkpoint.hyper_parameters, "compile": False})
             task = construct("task", checkpoint.task, factory, **arguments)
         except ValueError:
