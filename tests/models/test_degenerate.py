@@ -1,4 +1,4 @@
-"""Degenerate and spoiled input of the networks and every attention: a finite result, or an error that says why."""
+"""Degenerate and invalid input of networks and attentions: a finite result, or a clear error."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ class TestNetworks:
 class TestAttention:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_dtypes(self, name: str, dtype: torch.dtype) -> None:
-        """Train and evaluation, a batch of one, not contiguous: of the same dtype, near the result in float64."""
+        """In training and evaluation, with a batch of one and strided input, close to the result in float64."""
         exact = build_attention(name, 16).double()
         attention = build_attention(name, 16)
         attention.load_state_dict(exact.state_dict())
