@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.maps import AttentionMaps, heads, neighbor_weights
+from pcattn.attention.maps import AttentionMaps, head_maps, neighbor_weights
 from pcattn.ops.neighborhood_attention import neighborhood_attention
 from pcattn.utils.errors import InputError
 
@@ -98,7 +98,7 @@ class ACmixAttention(nn.Module):
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """One map per head of the attention path: the softmax of a point over its neighbors, which sums to 1."""
         q, k = (project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q, self.k_proj))
-        return heads(neighbor_weights(q, k, geometry.neighbors(self.k), self._bias(q, geometry), point))
+        return head_maps(neighbor_weights(q, k, geometry.neighbors(self.k), self._bias(q, geometry), point))
 
     def _bias(self, q: Tensor, geometry: Geometry) -> Tensor:
         """q_i . W_p (p_i - p_j) / sqrt(d_h), (B, N, k, h)."""

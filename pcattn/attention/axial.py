@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.maps import AttentionMaps, heads
+from pcattn.attention.maps import AttentionMaps, head_maps
 from pcattn.ops.axial_attention import pencil_attention, pencil_variances
 from pcattn.ops.batch_norm import normalize
 from pcattn.utils.errors import InputError
@@ -172,7 +172,7 @@ class PencilAttention(nn.Module):
         )
         logits = sum(scale[:, None] * each for scale, each in zip(scales, maps, strict=True))
         logits = logits.masked_fill((pencil != pencil[:, point, None])[:, None], -torch.inf)
-        return heads(logits.softmax(dim=-1), prefix=f"{'xyz'[self.axis]}, ")
+        return head_maps(logits.softmax(dim=-1), prefix=f"{'xyz'[self.axis]}, ")
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys, values (B, N, G, D), and the products of queries and keys with the tables."""

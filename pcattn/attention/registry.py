@@ -75,8 +75,8 @@ def _check_input(dim: int, core: nn.Module, args: tuple[Any, ...], kwargs: dict[
         break
 
 
-def accepted(name: AttentionName, offered: dict[str, Any]) -> dict[str, Any]:
-    """The offered arguments that an attention has parameters for.
+def supported_kwargs(name: AttentionName, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that an attention has parameters for.
 
     Raises:
         InputError: no such attention.

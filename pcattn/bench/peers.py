@@ -1,4 +1,4 @@
-"""The same operations in other libraries: functions by name, of the libraries that are installed."""
+"""Neighbor search and farthest point sampling of other installed libraries."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ Sample = Callable[[Tensor, int], Tensor]
 
 
 def search_peers(device: str) -> dict[str, Search]:
-    """Neighbor searches, the baseline cdist + topk first."""
+    """Neighbor searches by name; the first is the baseline cdist + topk."""
     candidates: list[tuple[str, str, Search, bool]] = [
         ("cdist + topk", "torch", _cdist, True),
         ("cdist without matmul + topk", "torch", partial(_cdist, mode="donot_use_mm_for_euclid_dist"), True),
@@ -35,7 +35,7 @@ def search_peers(device: str) -> dict[str, Search]:
 
 
 def sample_peers(device: str) -> dict[str, Sample]:
-    """Farthest point samplings, the textbook loop first."""
+    """Farthest point samplings by name; the first is the textbook loop."""
     candidates: list[tuple[str, str, Sample]] = [
         ("textbook loop", "torch", textbook_sample),
         ("torch_cluster", "torch_cluster", _torch_cluster_sample),

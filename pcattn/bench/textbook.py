@@ -1,4 +1,4 @@
-"""The PCT classifier as PyTorch ports of it are commonly written: what `pcattn bench train` compares with.
+"""The PCT classifier in the common style of PyTorch ports, the baseline of `pcattn bench train`.
 
 Channels first, convolutions of width one, loops for sampling, the full matrix of distances for neighbors, and features
 that are gathered and concatenated before the first linear map. From the same weights it computes the same function as
@@ -25,7 +25,7 @@ class Sampling(nn.Module):
         self.k = k
 
     def forward(self, pos: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Sample, and search."""
+        """Sample centers and search their neighbors."""
         centers = textbook_sample(pos, num_samples)
         query = index_points(pos, centers)
         distances = -2 * query @ pos.transpose(1, 2)
@@ -37,7 +37,7 @@ class SharedSampling(Sampling):
     """The samples and neighbors of `PCTClassifier`, for comparing the rest of the two networks."""
 
     def forward(self, pos: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Sample, and search."""
+        """Sample centers and search their neighbors."""
         centers = farthest_point_sample(pos, num_samples, "pointnet2")
         return centers, knn(gather(pos, centers), pos, self.k, query_indices=centers).indices
 
@@ -54,7 +54,7 @@ def conv_bn(in_dim: int, out_dim: int, bias: bool = False) -> list[nn.Module]:
 
 
 class LocalOp(nn.Module):
-    """Two LBRs on every neighborhood, and the maximum: (B, M, k, 2C) -> (B, C', M)."""
+    """Two LBRs on every neighborhood, then the maximum: (B, M, k, 2C) -> (B, C', M)."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class TextbookPCT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        # In the order of the network's modules, so that its parameters correspond to these one by one.
+        # In the order of the network's modules, so that the parameters of both correspond.
         self.embedding = nn.Sequential(*conv_bn(3, dim // 4), nn.ReLU(), *conv_bn(dim // 4, dim // 4), nn.ReLU())
         self.groups = nn.ModuleList([LocalOp(dim // 2, dim // 2), LocalOp(dim, dim)])
         self.mix = nn.Sequential(*conv_bn(dim, dim), nn.ReLU(), *conv_bn(dim, dim), nn.ReLU())

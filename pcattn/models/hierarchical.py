@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from pcattn.attention import AttentionName, Geometry, accepted, layer_kwargs
+from pcattn.attention import AttentionName, Geometry, layer_kwargs, supported_kwargs
 from pcattn.layers import LBR, AttentionBlock, LocalAggregation, network_input
 from pcattn.models.levels import Level, build_levels
 from pcattn.models.pct import ClassificationHead
@@ -128,7 +128,7 @@ class HierarchicalBackbone(nn.Module):
             offered: dict[str, Any] = {"num_heads": heads[level], "k": k, "dilation_mode": dilation_mode}
             for block in range(depths[level]):
                 offered["dilation"] = dilations[level] if block % 2 else 1
-                kwargs = {**accepted(name, offered), **given}
+                kwargs = {**supported_kwargs(name, offered), **given}
                 blocks.append(AttentionBlock(dim, name, kwargs, mlp_ratio, layer_scale, rate))
                 rate += step
             self.layers.append(blocks)
