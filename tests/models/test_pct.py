@@ -157,3 +157,10 @@ class TestClassifier:
         classifier = PCTClassifier(5, "pct", dim=16, num_features=num_features)
         with pytest.raises(ValueError, match=message):
             classifier(torch.randn(pos), None if features is None else torch.randn(features))
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_features_that_are_not_finite(self, value: float) -> None:
+        classifier, features = small("spct", num_features=3), torch.randn(3, 32, 3)
+        features[2, 7, 1] = value
+        with pytest.raises(ValueError, match="features to be finite, but cloud 2"):
+            classifier(torch.randn(3, 32, 3), features)
