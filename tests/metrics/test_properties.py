@@ -67,7 +67,7 @@ class TestPartIoU:
     def test_batches_and_processes_do_not_matter(
         self, protocol: str, data: Shapes, cuts: set[int], processes: int
     ) -> None:
-        """Every batch goes to one of the processes in turn; the states of these are added up."""
+        """Batches are distributed over the processes in turn, and the states of the processes are added."""
         logits, target, category, parts = data
         bounds = [0, *sorted(cut for cut in cuts if cut < len(logits)), len(logits)]
         metrics = [PartIoU(parts, protocol) for _ in range(processes)]
