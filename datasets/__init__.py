@@ -13,7 +13,7 @@ from pcattn.datasets.shapenet import ShapeNetPart
 from pcattn.datasets.shapes import Shapes
 from pcattn.transforms.pyg import build_pyg_transforms
 from pcattn.utils.errors import DatasetError
-from pcattn.utils.registry import construct, resolve
+from pcattn.utils.registry import Registry, construct
 
 __all__ = [
     "DATASETS",
@@ -31,15 +31,19 @@ __all__ = [
 ]
 
 #: Every data set by its name, called with `(root, split="train" | "val" | "test")` and `dataset_kwargs`.
-DATASETS: dict[str, type[PointCloudDataset]] = {
-    "modelnet10": ModelNet10,
-    "modelnet40": ModelNet40,
-    "scanobjectnn": ScanObjectNN,
-    "shapenetpart": ShapeNetPart,
-    "shapes": Shapes,
-    "folder": PointCloudFolder,
-    "pyg": PyGPointClouds,
-}
+#: `@DATASETS.register("screws")` adds one.
+DATASETS: Registry[type[PointCloudDataset]] = Registry(
+    "dataset",
+    {
+        "modelnet10": ModelNet10,
+        "modelnet40": ModelNet40,
+        "scanobjectnn": ScanObjectNN,
+        "shapenetpart": ShapeNetPart,
+        "shapes": Shapes,
+        "folder": PointCloudFolder,
+        "pyg": PyGPointClouds,
+    },
+)
 
 
 def find_dataset(name: str) -> type[PointCloudDataset]:
@@ -51,7 +55,7 @@ def find_dataset(name: str) -> type[PointCloudDataset]:
     Raises:
         InputError: there is no such data set.
     """
-    return adapt(name, resolve("dataset", name, DATASETS))
+    return adapt(name, DATASETS.find(name))
 
 
 def open_dataset(name: str, root: str, split: str, **kwargs: Any) -> PointCloudDataset:

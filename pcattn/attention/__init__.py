@@ -16,10 +16,10 @@ from pcattn.attention.polarized import PolarizedAttention
 from pcattn.attention.registry import (
     ATTENTION,
     AttentionName,
-    accepted,
     build_attention,
     layer_kwargs,
     register_attention,
+    supported_kwargs,
 )
 from pcattn.attention.self_attention import SelfAttention
 
@@ -36,10 +36,10 @@ __all__ = [
     "OffsetAttention",
     "PolarizedAttention",
     "SelfAttention",
-    "accepted",
     "build_attention",
     "layer_kwargs",
     "register_attention",
+    "supported_kwargs",
 ]
 
 register_formulas()

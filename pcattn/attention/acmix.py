@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.maps import AttentionMaps, heads, neighbor_weights
+from pcattn.attention.maps import AttentionMaps, head_maps, neighbor_weights
 from pcattn.ops.neighborhood_attention import neighborhood_attention
 from pcattn.utils.errors import InputError
 
@@ -98,25 +98,26 @@ class ACmixAttention(nn.Module):
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """One map per head of the attention path: the softmax of a point over its neighbors, which sums to 1."""
         q, k = (project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q, self.k_proj))
-        return heads(neighbor_weights(q, k, geometry.neighbors(self.k), self._bias(q, geometry), point))
+        return head_maps(neighbor_weights(q, k, geometry.neighbors(self.k), self._bias(q, geometry), point))
 
     def _bias(self, q: Tensor, geometry: Geometry) -> Tensor:
         """q_i . W_p (p_i - p_j) / sqrt(d_h), (B, N, k, h)."""
         # q . W_p (p_i - p_j) = (W_p^T q) . (p_i - p_j): three numbers per head instead of the width of the head.
-        direction = q @ self.position.weight * q.shape[-1] ** -0.5  # (B, N, h, 3)
+        scale: float = q.shape[-1] ** -0.5
+        direction = q @ self.position.weight * scale  # (B, N, h, 3)
         return -geometry.offsets(self.k).to(direction.dtype) @ direction.transpose(2, 3)
 
     def conv_path(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
         """Convolution over the neighbors: q, k, v (B, N, h, C / h) -> (B, N, C)."""
-        maps = self.mix(torch.cat((q, k, v), dim=2).transpose(2, 3))  # (B, N, C / h, maps)
+        maps: Tensor = self.mix(torch.cat((q, k, v), dim=2).transpose(2, 3))  # (B, N, C / h, maps)
         # Weights are applied to the points before they are gathered. The rest is a weighted sum of rows, which
         # embedding_bag computes without holding the gathered rows.
-        weight = self.conv.unflatten(0, (-1, self.num_heads))  # (C / h, h, maps, kernel points)
+        weight = torch.unflatten(self.conv, 0, (-1, self.num_heads))  # (C / h, h, maps, kernel points)
         batch, num_points, width, _ = maps.shape
         by_channel = maps.flatten(0, 1).transpose(0, 1)  # (C / h, B * N, maps)
         rows = by_channel @ weight.permute(0, 2, 3, 1).flatten(2).to(maps.dtype)  # (C / h, B * N, kernel points * h)
         num_kernel_points = self.kernel_points.shape[0]
-        rows = rows.unflatten(2, (num_kernel_points, -1)).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+        rows = torch.unflatten(rows, 2, (num_kernel_points, -1)).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
         starts = torch.arange(batch, device=maps.device)[:, None, None] * num_points
         points = (geometry.neighbors(self.k) + starts)[..., None] * num_kernel_points
         points = points + torch.arange(num_kernel_points, device=maps.device)  # (B, N, k, kernel points)
@@ -134,5 +135,5 @@ class ACmixAttention(nn.Module):
             offsets = offsets / spacing.clamp_min(torch.finfo(offsets.dtype).tiny)
         else:
             offsets = offsets / self.spacing
-        distance = (offsets[..., None, :] - self.kernel_points.to(offsets.dtype)).norm(dim=-1)
+        distance: Tensor = (offsets[..., None, :] - self.kernel_points.to(offsets.dtype)).norm(dim=-1)
         return (1 - distance / self.sigma).clamp_min(0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.maps import AttentionMaps, heads
+from pcattn.attention.maps import AttentionMaps, head_maps
 from pcattn.ops.axial_attention import pencil_attention, pencil_variances
 from pcattn.ops.batch_norm import normalize
 from pcattn.utils.errors import InputError
@@ -131,7 +131,7 @@ class PencilAttention(nn.Module):
             raise InputError(f"expected span >= 1, but got {span}")
         self.axis, self.num_groups, self.grid, self.cell = axis, num_groups, grid, cell
         width = out_dim // num_groups
-        self.widths = (width // 2, width // 2, width)
+        self.widths = [width // 2, width // 2, width]
         self.qkv = nn.Linear(in_dim, 2 * out_dim, bias=False)
         self.qkv_norm = nn.BatchNorm1d(2 * out_dim)
         self.relative = nn.Parameter(torch.empty(2 * width, 2 * span - 1))
@@ -147,12 +147,13 @@ class PencilAttention(nn.Module):
         q, k, v, q_table, k_table = self._inputs(x)
         scales = self.logit_norm(q, k, q_table, k_table, *pencils)
         values, mass = pencil_attention(q, k, v, q_table, k_table, scales, *pencils)
-        positions = mass @ self.relative.to(v.dtype).split(self.widths)[2].t()
+        _, _, relative_v = torch.split(self.relative.to(v.dtype), self.widths)
+        positions = mass @ relative_v.t()
         if self.gates is not None:
             values, positions = values * self.gates[2], positions * self.gates[3]
         # One BN over both sums, channel c of the first at 2 c and of the second at 2 c + 1.
         both = torch.stack((values, positions.to(values.dtype)), dim=-1).flatten(2)
-        return normalize(self.out_norm, both).unflatten(-1, (-1, 2)).sum(dim=-1)
+        return torch.unflatten(normalize(self.out_norm, both), -1, (-1, 2)).sum(dim=-1)
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """One map per group: the weights a_ij of a point i."""
@@ -171,13 +172,13 @@ class PencilAttention(nn.Module):
         )
         logits = sum(scale[:, None] * each for scale, each in zip(scales, maps, strict=True))
         logits = logits.masked_fill((pencil != pencil[:, point, None])[:, None], -torch.inf)
-        return heads(logits.softmax(dim=-1), prefix=f"{'xyz'[self.axis]}, ")
+        return head_maps(logits.softmax(dim=-1), prefix=f"{'xyz'[self.axis]}, ")
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys, values (B, N, G, D), and the products of queries and keys with the tables."""
-        qkv = normalize(self.qkv_norm, self.qkv(x)).unflatten(-1, (self.num_groups, -1))  # (B, N, G, 2 g)
-        q, k, v = qkv.split(self.widths, dim=-1)
-        relative_q, relative_k, _ = self.relative.to(qkv.dtype).split(self.widths)
+        qkv = torch.unflatten(normalize(self.qkv_norm, self.qkv(x)), -1, (self.num_groups, -1))  # (B, N, G, 2 g)
+        q, k, v = torch.split(qkv, self.widths, dim=-1)
+        relative_q, relative_k, _ = torch.split(self.relative.to(qkv.dtype), self.widths)
         q_table, k_table = q @ relative_q, k @ relative_k  # (B, N, G, 2 K - 1)
         if self.gates is not None:
             q_table, k_table = q_table * self.gates[0], k_table * self.gates[1]

@@ -1,7 +1,7 @@
 """The positions of a batch of clouds, and the neighbor lists and cells that attention layers derive from them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from pcattn.utils.errors import InputError
 
 DILATION_MODES = ("rank", "class")
 
-# A dilated search keeps every `dilation`-th entry of longer lists, which hold this many entries per cloud at once.
+# A dilated search keeps every `dilation`-th entry of longer lists. This many entries per cloud are in memory at once.
 _BLOCK_ENTRIES = 1 << 20
 
-# Most cells along one axis: two cell coordinates and the index of the cloud fit into one 64-bit integer.
+# Largest number of cells along one axis: two cell coordinates and the index of the cloud fit into one 64-bit integer.
 _MAX_CELLS = 1 << 20
 
 
@@ -49,7 +49,9 @@ class Geometry:
         self.pos = pos
         self._search = search
         self._clip = clip
-        self._cache: dict[tuple[Any, ...], Any] = {}
+        self._cached_neighbors: dict[tuple[int, int, str], Tensor] = {}
+        self._cached_offsets: dict[tuple[int, int, str, bool], Tensor] = {}
+        self._cached_pencils: dict[tuple[int, int | None, float | None], Pencils] = {}
 
     def neighbors(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
         """Neighbors of every point: the point itself first, then by increasing distance.
@@ -78,20 +80,20 @@ class Geometry:
                 f"expected 1 <= dilation <= floor(N / k) = {num_points // k} for N={num_points} points and k={k}, "
                 f"but got dilation={dilation}"
             )
-        key = ("neighbors", k, dilation, mode if dilation > 1 else "")
-        if key not in self._cache:
+        key = (k, dilation, mode if dilation > 1 else "")
+        if key not in self._cached_neighbors:
             search = self._class_neighbors if mode == "class" and dilation > 1 else self._rank_neighbors
-            self._cache[key] = search(k, dilation)
-        return self._cache[key]
+            self._cached_neighbors[key] = search(k, dilation)
+        return self._cached_neighbors[key]
 
     def offsets(self, k: int, dilation: int = 1, mode: str = "rank") -> Tensor:
         """Positions (B, N, k, 3) of the `neighbors` of every point, relative to the point."""
         k, dilation = self._fit(k, dilation)
         # A result that was computed without gradients must not be reused where gradients are needed.
-        key = ("offsets", k, dilation, mode if dilation > 1 else "", torch.is_grad_enabled())
-        if key not in self._cache:
-            self._cache[key] = gather(self.pos, self.neighbors(k, dilation, mode)) - self.pos[:, :, None]
-        return self._cache[key]
+        key = (k, dilation, mode if dilation > 1 else "", torch.is_grad_enabled())
+        if key not in self._cached_offsets:
+            self._cached_offsets[key] = gather(self.pos, self.neighbors(k, dilation, mode)) - self.pos[:, :, None]
+        return self._cached_offsets[key]
 
     def pencils(self, axis: int, grid: int | None = None, cell: float | None = None) -> Pencils:
         """The pencils along one axis: points that share their cell coordinates along the two other axes.
@@ -103,10 +105,10 @@ class Geometry:
             grid: number of cells along the longest side of the cloud; None selects sqrt(N) / 4, at least 2.
             cell: size of a cell in units of the positions, instead of `grid`.
         """
-        key = ("pencils", axis, grid, cell)
-        if key not in self._cache:
-            self._cache[key] = self._pencils(axis, grid, cell)
-        return self._cache[key]
+        key = (axis, grid, cell)
+        if key not in self._cached_pencils:
+            self._cached_pencils[key] = self._pencils(axis, grid, cell)
+        return self._cached_pencils[key]
 
     def _fit(self, k: int, dilation: int) -> tuple[int, int]:
         """k and dilation, reduced to what the cloud allows if `clip` is set."""
@@ -122,7 +124,7 @@ class Geometry:
         rows = max(1, _BLOCK_ENTRIES // (k * dilation))
         blocks = [
             _self_first(self._search(query, self.pos, k * dilation).indices, own)[..., ::dilation]
-            for query, own in zip(self.pos.split(rows, dim=1), index.split(rows, dim=1), strict=True)
+            for query, own in zip(torch.split(self.pos, rows, dim=1), torch.split(index, rows, dim=1), strict=True)
         ]
         return torch.cat(blocks, dim=1)
 

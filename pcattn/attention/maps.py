@@ -14,15 +14,9 @@ class AttentionMaps(NamedTuple):
     slots: bool = False  #: maps of memory slots: the value at a point is how much it attends to the slot
 
 
-def heads(weights: Tensor, prefix: str = "") -> AttentionMaps:
+def head_maps(weights: Tensor, prefix: str = "") -> AttentionMaps:
     """Maps (B, H, N), one per head."""
     return AttentionMaps(weights, [f"{prefix}head {head}" for head in range(weights.shape[1])])
-
-
-def spread(weights: Tensor, neighbors: Tensor, num_points: int) -> Tensor:
-    """Weights (B, H, K) of the neighbors (B, K) of a point as weights (B, H, N) of all points."""
-    out = weights.new_zeros(*weights.shape[:2], num_points)
-    return out.scatter_add_(2, neighbors[:, None].expand_as(weights), weights)
 
 
 def neighbor_weights(q: Tensor, k: Tensor, neighbors: Tensor, bias: Tensor | None, point: int) -> Tensor:
@@ -32,4 +26,6 @@ def neighbor_weights(q: Tensor, k: Tensor, neighbors: Tensor, bias: Tensor | Non
     logits = torch.einsum("bhd,bkhd->bhk", q[:, point] * q.shape[-1] ** -0.5, k[rows, own])
     if bias is not None:
         logits = logits + bias[:, point].transpose(1, 2)
-    return spread(logits.softmax(dim=-1), own, k.shape[1])
+    weights = logits.softmax(dim=-1)  # (B, H, K)
+    out = weights.new_zeros(*weights.shape[:2], k.shape[1])
+    return out.scatter_add_(2, own[:, None].expand_as(weights), weights)

@@ -59,8 +59,9 @@ class MultiheadExternalAttention(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to the slots of the memory."""
-        out = multihead_external_attention(self._heads(x), self.memory_key, self.memory_value.weight)
-        return self.proj((out + self.memory_value.bias).transpose(1, 2).flatten(2))
+        out: Tensor = multihead_external_attention(self._heads(x), self.memory_key, self.memory_value.weight)
+        out = self.proj((out + self.memory_value.bias).transpose(1, 2).flatten(2))
+        return out
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """One map per slot and head: how much every point attends to it. At a point, the maps of a head sum to 1."""
@@ -72,4 +73,4 @@ class MultiheadExternalAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """The widened features, (B, 4H, N, C / H)."""
-        return self.expand(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return torch.unflatten(self.expand(x), -1, (self.num_heads, -1)).transpose(1, 2)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import DILATION_MODES, Geometry, spacing_of
-from pcattn.attention.maps import AttentionMaps, heads, neighbor_weights
+from pcattn.attention.maps import AttentionMaps, head_maps, neighbor_weights
 from pcattn.ops.neighborhood_attention import neighborhood_attention
 from pcattn.utils.errors import InputError
 
@@ -81,12 +81,13 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to its neighbors."""
-        return self.proj(self.attend(*self._inputs(x, geometry)).flatten(2))
+        out: Tensor = self.proj(self.attend(*self._inputs(x, geometry)).flatten(2))
+        return out
 
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """One map per head: the softmax of a point over its neighbors, which sums to 1."""
         q, k, _, neighbors, bias = self._inputs(x, geometry)
-        return heads(neighbor_weights(q, k, neighbors, bias, point))
+        return head_maps(neighbor_weights(q, k, neighbors, bias, point))
 
     def _inputs(self, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """Arguments of `attend`."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.maps import AttentionMaps, heads
+from pcattn.attention.maps import AttentionMaps, head_maps
 from pcattn.ops.offset_attention import offset_attention
 from pcattn.ops.offset_attention.reference import attention_weights, widen
 from pcattn.utils.errors import InputError
@@ -55,4 +55,4 @@ class OffsetAttention(nn.Module):
         q = widen(self.qk(x))
         with torch.autocast(q.device.type, enabled=False):
             weights = attention_weights(q)  # (B, keys, queries)
-        return heads(weights[:, None, :, point])
+        return head_maps(weights[:, None, :, point])

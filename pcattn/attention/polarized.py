@@ -90,19 +90,19 @@ class PolarizedAttention(nn.Module):
 
     def _channel_query(self, x: Tensor) -> Tensor:
         """softmax_N(W_q x), (B, N, 1)."""
-        return self.channel_q(x).softmax(dim=1).to(x.dtype)
+        return torch.softmax(self.channel_q(x), dim=1).to(x.dtype)
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """Gate of every channel, (B, 1, C), in [0, 1]."""
         weights = self._channel_query(x)
         # The values are linear in x, so the points are summed first: one product per cloud instead of one per point.
         pooled = weights.transpose(1, 2) @ x  # (B, 1, C)
-        return self.channel_up(self.channel_v(pooled)).sigmoid()
+        return torch.sigmoid(self.channel_up(self.channel_v(pooled)))
 
     def spatial_gate(self, x: Tensor) -> Tensor:
         """Gate of every point, (B, N, 1), in [0, 1]."""
-        query = self.spatial_q(x.mean(dim=1, keepdim=True))  # (B, 1, C / 2)
-        value = self.spatial_v(x)
+        query: Tensor = self.spatial_q(x.mean(dim=1, keepdim=True))  # (B, 1, C / 2)
+        value: Tensor = self.spatial_v(x)
         if self.variant == "paper":
             return (value @ query.softmax(dim=2).to(value.dtype).transpose(1, 2)).sigmoid()
         if self.layout == "parallel":

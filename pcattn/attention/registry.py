@@ -21,7 +21,7 @@ from pcattn.utils.registry import Registry, construct
 #: What selects an attention: a name in `ATTENTION`, an import path (`my_package.my_module.MyAttention`), or a class.
 AttentionName = str | type[nn.Module]
 
-#: Every attention by name. A built-in one is a class in a file of this folder and a line here.
+#: Every attention by name. A built-in attention is a class in a file of this folder and a line here.
 ATTENTION: Registry[type[nn.Module]] = Registry(
     "attention",
     {
@@ -75,8 +75,8 @@ def _check_input(dim: int, core: nn.Module, args: tuple[Any, ...], kwargs: dict[
         break
 
 
-def accepted(name: AttentionName, offered: dict[str, Any]) -> dict[str, Any]:
-    """The offered arguments that an attention has parameters for.
+def supported_kwargs(name: AttentionName, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that an attention has parameters for.
 
     Raises:
         InputError: no such attention.
@@ -98,7 +98,7 @@ def layer_kwargs(attention_kwargs: dict[str, Any] | None, depth: int) -> list[di
         values = value if isinstance(value, list) else [value] * depth
         if len(values) != depth:
             raise InputError(
-                f"expected attention_kwargs[{key!r}] to be one value or a list of {depth} (one a layer), "
+                f"expected attention_kwargs[{key!r}] to be one value or a list of {depth} (one per layer), "
                 f"but got {len(values)}: {value}"
             )
         for layer, item in zip(layers, values, strict=True):

@@ -2,11 +2,12 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcattn.attention.geometry import Geometry
-from pcattn.attention.maps import AttentionMaps, heads
+from pcattn.attention.maps import AttentionMaps, head_maps
 from pcattn.utils.errors import InputError
 
 
@@ -53,7 +54,7 @@ class SelfAttention(nn.Module):
     def attention_map(self, x: Tensor, geometry: Geometry, point: int) -> AttentionMaps:
         """One map per head: the weights softmax_j(q_i . k_j / sqrt(d_a)) of a point i, which sum to 1."""
         q, k = self._split_heads(self.q(x[:, point, None])), self._split_heads(self.k(x))
-        return heads((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1).squeeze(2))
+        return head_maps((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1).squeeze(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / H)
+        return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / H)

@@ -1,1 +1,1 @@
-"""Benchmarks: this library and other installed ones, side by side in one run. `pcattn bench` runs them."""
+"""Benchmarks of this library against other installed libraries, behind `pcattn bench`."""

@@ -32,7 +32,8 @@ class WrittenOutSelfAttention(SelfAttention):
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attend from every point to every point."""
         q, k, v = (self._split_heads(project(x)) for project in (self.q, self.k, self.v))
-        weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        scale: float = q.shape[-1] ** -0.5
+        weights = (q @ k.transpose(2, 3) * scale).softmax(dim=-1)
         return (weights @ v).transpose(1, 2).flatten(2)
 
 
@@ -42,7 +43,8 @@ class GatheredNeighborhoodAttention(NeighborhoodAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, bias: Tensor | None) -> Tensor:
         """Attention (B, N, H, D) of every point over its list."""
         cloud = torch.arange(len(q), device=q.device)[:, None, None]
-        logits = (q[:, :, None] * k[cloud, neighbors]).sum(dim=-1) * q.shape[-1] ** -0.5
+        scale: float = q.shape[-1] ** -0.5
+        logits = (q[:, :, None] * k[cloud, neighbors]).sum(dim=-1) * scale
         weights = (logits if bias is None else logits + bias).softmax(dim=2)
         return (weights[..., None] * v[cloud, neighbors]).sum(dim=2)
 
@@ -154,12 +156,13 @@ def _measure(attention: str, num_points: int, dim: int, batch: int, device: str,
 def count_multiply_adds(run: Callable[[], object]) -> int:
     """Multiply-adds of the matrix products in `run`, including those in this package's operations.
 
-    They are those of the mathematics: self-attention pads queries and keys with zeros on its way to a fused kernel, and
-    on the CPU this padding is not counted. The formulas are in `pcattn.attention.flops`.
+    Self-attention pads queries and keys with zeros for a fused kernel; on the CPU, this padding is not counted. The
+    formulas are in `pcattn.attention.flops`.
     """
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops() // 2
+    flops: int = counter.get_total_flops()
+    return flops // 2
 
 
 def count_table_12(num_points: int = 128 * 128, dim: int = 512) -> dict[str, dict[str, int]]:
@@ -175,7 +178,8 @@ def count_table_12(num_points: int = 128 * 128, dim: int = 512) -> dict[str, dic
 
     def run_self() -> Tensor:
         q, k, v = (layer(x) for layer in self_layers[:3])
-        return self_layers[3]((q @ k.transpose(1, 2)).softmax(dim=-1) @ v)
+        out: Tensor = self_layers[3]((q @ k.transpose(1, 2)).softmax(dim=-1) @ v)
+        return out
 
     geometry = Geometry(torch.empty(1, num_points, 3, device="meta"))
     weights = [self_layers, nn.ModuleList((external, after))]
@@ -252,7 +256,8 @@ def _extrapolate(measured: list[dict[str, Any]], key: str, num_points: int) -> f
     if len(measured) > 1 and measured[-2][key] > 0 and last[key] > 0:
         before = measured[-2]
         exponent = math.log(last[key] / before[key]) / math.log(last["num_points"] / before["num_points"])
-    return last[key] * (num_points / last["num_points"]) ** max(1.0, exponent)
+    growth: float = (num_points / last["num_points"]) ** max(1.0, exponent)
+    return float(last[key]) * growth
 
 
 def _exponents(rows: list[dict[str, Any]]) -> dict[str, float | None]:

@@ -40,7 +40,7 @@ def bench_networks(
     Returns:
         `rows`: a dictionary per network and size. On the CPU, `seconds` of a step are processor time, summed over
         threads, which other programs hardly change. `peak_mib` is what the step adds to the memory in use (None if the
-        system does not provide it). `shares` are those of the time, see `OperationTimer`. `exponents`: the slopes of
+        system does not provide it). `shares` are shares of the time, see `OperationTimer`. `exponents`: the slopes of
         time and memory in N by network, fitted to all sizes.
 
     Raises:
@@ -88,7 +88,8 @@ def bench_networks(
 def _step(network: nn.Module, pos: Tensor) -> None:
     network.zero_grad()
     logits = network(pos)[0]
-    nn.functional.cross_entropy(logits, torch.arange(len(logits), device=pos.device) % NUM_PARTS).backward()
+    loss = nn.functional.cross_entropy(logits, torch.arange(len(logits), device=pos.device) % NUM_PARTS)
+    torch.autograd.backward(loss)
 
 
 def _exponent(rows: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The same operations in other libraries: functions by name, of the libraries that are installed."""
+"""Neighbor search and farthest point sampling of other installed libraries."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ Sample = Callable[[Tensor, int], Tensor]
 
 
 def search_peers(device: str) -> dict[str, Search]:
-    """Neighbor searches, the baseline cdist + topk first."""
+    """Neighbor searches by name; the first is the baseline cdist + topk."""
     candidates: list[tuple[str, str, Search, bool]] = [
         ("cdist + topk", "torch", _cdist, True),
         ("cdist without matmul + topk", "torch", partial(_cdist, mode="donot_use_mm_for_euclid_dist"), True),
@@ -35,7 +35,7 @@ def search_peers(device: str) -> dict[str, Search]:
 
 
 def sample_peers(device: str) -> dict[str, Sample]:
-    """Farthest point samplings, the textbook loop first."""
+    """Farthest point samplings by name; the first is the textbook loop."""
     candidates: list[tuple[str, str, Sample]] = [
         ("textbook loop", "torch", textbook_sample),
         ("torch_cluster", "torch_cluster", _torch_cluster_sample),
@@ -75,14 +75,16 @@ def _pyg_lib(query: Tensor, support: Tensor, k: int) -> Tensor:
 def _pytorch3d(query: Tensor, support: Tensor, k: int) -> Tensor:
     from pytorch3d.ops import knn_points
 
-    return knn_points(query, support, K=k).idx
+    indices: Tensor = knn_points(query, support, K=k).idx
+    return indices
 
 
 def _keops(query: Tensor, support: Tensor, k: int) -> Tensor:
     from pykeops.torch import LazyTensor
 
     x, y = LazyTensor(query[:, :, None].contiguous()), LazyTensor(support[:, None].contiguous())
-    return ((x - y) ** 2).sum(-1).argKmin(k, dim=2)
+    indices: Tensor = ((x - y) ** 2).sum(-1).argKmin(k, dim=2)
+    return indices
 
 
 def _scipy(query: Tensor, support: Tensor, k: int) -> Tensor:
@@ -146,7 +148,7 @@ def _torch_cluster_sample(pos: Tensor, num_samples: int) -> Tensor:
     from torch_cluster import fps
 
     points, batch = _batched(pos)
-    chosen = fps(points, batch, ratio=num_samples / pos.shape[1], random_start=False)
+    chosen: Tensor = fps(points, batch, ratio=num_samples / pos.shape[1], random_start=False)
     offsets = torch.arange(pos.shape[0], device=pos.device) * pos.shape[1]
     return chosen.view(pos.shape[0], -1) - offsets[:, None]
 
@@ -154,4 +156,5 @@ def _torch_cluster_sample(pos: Tensor, num_samples: int) -> Tensor:
 def _pytorch3d_sample(pos: Tensor, num_samples: int) -> Tensor:
     from pytorch3d.ops import sample_farthest_points
 
-    return sample_farthest_points(pos, K=num_samples)[1]
+    indices: Tensor = sample_farthest_points(pos, K=num_samples)[1]
+    return indices

@@ -1,4 +1,4 @@
-"""The PCT classifier as PyTorch ports of it are commonly written: what `pcattn bench train` compares with.
+"""The PCT classifier in the common style of PyTorch ports, the baseline of `pcattn bench train`.
 
 Channels first, convolutions of width one, loops for sampling, the full matrix of distances for neighbors, and features
 that are gathered and concatenated before the first linear map. From the same weights it computes the same function as
@@ -25,7 +25,7 @@ class Sampling(nn.Module):
         self.k = k
 
     def forward(self, pos: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Sample, and search."""
+        """Sample centers and search their neighbors."""
         centers = textbook_sample(pos, num_samples)
         query = index_points(pos, centers)
         distances = -2 * query @ pos.transpose(1, 2)
@@ -37,7 +37,7 @@ class SharedSampling(Sampling):
     """The samples and neighbors of `PCTClassifier`, for comparing the rest of the two networks."""
 
     def forward(self, pos: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Sample, and search."""
+        """Sample centers and search their neighbors."""
         centers = farthest_point_sample(pos, num_samples, "pointnet2")
         return centers, knn(gather(pos, centers), pos, self.k, query_indices=centers).indices
 
@@ -54,7 +54,7 @@ def conv_bn(in_dim: int, out_dim: int, bias: bool = False) -> list[nn.Module]:
 
 
 class LocalOp(nn.Module):
-    """Two LBRs on every neighborhood, and the maximum: (B, M, k, 2C) -> (B, C', M)."""
+    """Two LBRs on every neighborhood, then the maximum: (B, M, k, 2C) -> (B, C', M)."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class LocalOp(nn.Module):
     def forward(self, grouped: Tensor) -> Tensor:
         """Aggregate."""
         batch, num_groups, k, channels = grouped.shape
-        x = grouped.transpose(2, 3).reshape(-1, channels, k)
-        return self.lbr(x).max(dim=2).values.view(batch, num_groups, -1).transpose(1, 2)
+        x: Tensor = self.lbr(grouped.transpose(2, 3).reshape(-1, channels, k))
+        return x.max(dim=2).values.view(batch, num_groups, -1).transpose(1, 2)
 
 
 class Offset(nn.Module):
@@ -81,7 +81,8 @@ class Offset(nn.Module):
         q = k = self.qk(x)
         weights = (q.transpose(1, 2) @ k).softmax(dim=-1)
         weights = weights / (1e-9 + weights.sum(dim=1, keepdim=True))
-        return x + self.lbr(x - self.v(x) @ weights)
+        update: Tensor = self.lbr(x - self.v(x) @ weights)
+        return x + update
 
 
 class TextbookPCT(nn.Module):
@@ -106,7 +107,7 @@ class TextbookPCT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        # In the order of the network's modules, so that its parameters correspond to these one by one.
+        # In the order of the network's modules, so that the parameters of both correspond.
         self.embedding = nn.Sequential(*conv_bn(3, dim // 4), nn.ReLU(), *conv_bn(dim // 4, dim // 4), nn.ReLU())
         self.groups = nn.ModuleList([LocalOp(dim // 2, dim // 2), LocalOp(dim, dim)])
         self.mix = nn.Sequential(*conv_bn(dim, dim), nn.ReLU(), *conv_bn(dim, dim), nn.ReLU())
@@ -143,4 +144,5 @@ class TextbookPCT(nn.Module):
         for layer in self.layers:
             x = layer(x)
             outputs.append(x)
-        return self.head(self.fuse(torch.cat(outputs, dim=1)).max(dim=2).values)
+        logits: Tensor = self.head(self.fuse(torch.cat(outputs, dim=1)).max(dim=2).values)
+        return logits

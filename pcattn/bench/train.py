@@ -52,7 +52,7 @@ LOADED_CLOUDS = 2048
 _AUGMENTATION: list[dict[str, Any]] = [{"scale": {}}, {"translate": {}}, {"dropout": {}}]
 
 
-class RandomClouds(InMemoryDataset):
+class RandomClouds(InMemoryDataset):  # type: ignore[misc]  # torch-geometric has no types
     """Points on spheres, as a data set."""
 
     class_names = tuple(str(label) for label in range(40))
@@ -63,7 +63,7 @@ class RandomClouds(InMemoryDataset):
         self.slices = {"pos": torch.arange(num_clouds + 1) * num_points, "y": torch.arange(num_clouds + 1)}
 
 
-class OperationTimer(TorchDispatchMode):
+class OperationTimer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Time of a step, forward and backward, split by the part of the network: one of `SHARES`.
 
     Neighbor search and farthest point sampling are recognized by their names, other operations by the module that calls
@@ -72,7 +72,7 @@ class OperationTimer(TorchDispatchMode):
     """
 
     def __init__(self, device: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.clock = time.process_time if device == "cpu" else time.perf_counter
         self.modules = ModuleTracker()
@@ -81,12 +81,13 @@ class OperationTimer(TorchDispatchMode):
 
     def __enter__(self) -> "OperationTimer":
         self.last = self.clock()
-        self.modules.__enter__()
-        return super().__enter__()
+        self.modules.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.modules.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.modules.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

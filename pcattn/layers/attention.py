@@ -22,7 +22,7 @@ class AttentionLayer(nn.Module):
     Args:
         dim: channels C.
         attention: name in `ATTENTION`, import path or class of an attention.
-        attention_kwargs: further arguments of the mechanism.
+        attention_kwargs: further arguments of the attention.
 
     Shape:
         x (B, N, C) -> (B, N, C).
@@ -37,7 +37,8 @@ class AttentionLayer(nn.Module):
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Update the features of every point."""
         core = self.core(x, geometry)
-        return x + self.lbr(x - core if self.offset else core)
+        update: Tensor = self.lbr(x - core if self.offset else core)
+        return x + update
 
 
 class AttentionBlock(nn.Module):
@@ -54,7 +55,7 @@ class AttentionBlock(nn.Module):
     Args:
         dim: channels C.
         attention: name in `ATTENTION`, import path or class of an attention.
-        attention_kwargs: further arguments of the mechanism.
+        attention_kwargs: further arguments of the attention.
         mlp_ratio: width of the MLP's hidden layer, in units of C.
         layer_scale: initial value of both lambdas.
         drop_path: probability in [0, 1).

@@ -28,11 +28,13 @@ class LBR(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map every point."""
-        return self.act(normalize(self.norm, self.linear(x)))
+        out: Tensor = self.act(normalize(self.norm, self.linear(x)))
+        return out
 
     def max(self, x: Tensor) -> Tensor:
         """Maximum of the output over the points: (B, N, in_dim) -> (B, out_dim).
 
         The activation is monotone, so it is applied to the maxima only.
         """
-        return self.act(pool(x, self.linear, self.norm))
+        out: Tensor = self.act(pool(x, self.linear, self.norm))
+        return out

@@ -1,4 +1,4 @@
-"""Metrics of per-point predictions: part IoU, as a function and as a torchmetrics `Metric`, and angles of normals."""
+"""Metrics of per-point predictions: part IoU, as a function and as a torchmetrics `Metric`, and errors of normals."""
 
 from pcattn.metrics.functional import PROTOCOLS, PartIoUResult, part_iou, predict_parts
 from pcattn.metrics.metric import PartIoU

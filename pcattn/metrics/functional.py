@@ -1,4 +1,4 @@
-"""Part IoU of segmented shapes, under each of the protocols that published figures were measured with."""
+"""Part IoU of segmented shapes, with the protocols of published results."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from pcattn.utils.errors import InputError
 
 
 class Protocol(NamedTuple):
-    """What published part IoUs differ in."""
+    """How a published part IoU predicts and counts parts."""
 
     own_parts: bool  #: predict only parts of the shape's category; otherwise any part of the data set
     count_absent: bool  #: a part absent from truth and prediction has IoU 1; otherwise only parts in the truth count
 
 
-#: Protocols by name, and code that uses them. "category": PointNet++, DGCNN, PCT and most papers. "all50":
+#: Protocols by name. Code that uses them: "category": PointNet++, DGCNN, PCT and most papers. "all50":
 #: AnTao97/dgcnn.pytorch, Pointcept, PointNeXt. "present": PAConv, PointMLP. "category_present": KPConv, openpoints.
 PROTOCOLS = {
     "category": Protocol(own_parts=True, count_absent=True),
@@ -28,28 +28,28 @@ PROTOCOLS = {
 
 
 class PartIoUResult(NamedTuple):
-    """Part IoU of a set of shapes, in [0, 1]; NaN where there are no shapes."""
+    """Part IoU of a set of shapes, in [0, 1]; NaN without shapes."""
 
     instance: Tensor  #: (), mean over shapes: the instance mIoU
     classes: Tensor  #: (), mean over the categories that have shapes: the class mIoU
     per_class: Tensor  #: (C,), mean over the shapes of each category
     counts: Tensor  #: (C,), number of shapes of each category
-    shapes: Tensor | None  #: (B,), IoU of each shape; None from a `PartIoU`, which keeps sums alone
+    shapes: Tensor | None  #: (B,), IoU of each shape; None from `PartIoU`, which keeps only sums
 
 
 class PartTable:
-    """The parts of each category as tensors, each row filled up by repeating its first part.
+    """The parts of each category as tensors. Short rows are padded with their first part.
 
     Args:
         parts: part ids of each category; two categories may share a part.
 
     Raises:
-        InputError: no category, a category without parts, or an id that is negative or twice in a category.
+        InputError: there is no category, a category has no parts, or an id is negative or repeated in a category.
     """
 
     def __init__(self, parts: Sequence[Sequence[int]]) -> None:
         if not parts or not all(parts):
-            raise InputError(f"expected parts to list one part or more for each category, but got {parts}")
+            raise InputError(f"expected parts to list at least one part for each category, but got {parts}")
         for ids in parts:
             if min(ids) < 0 or len(set(ids)) < len(ids):
                 raise InputError(f"expected the parts of a category to be different and >= 0, but got {ids}")
@@ -68,8 +68,8 @@ def predict_parts(
     """The predicted part of every point.
 
     Args:
-        logits: (B, N, num_parts), or anything that orders the parts as they do.
-        category: (B,), integers; may be None where there is one category.
+        logits: (B, N, num_parts), or other scores of the parts.
+        category: (B,), integers; may be None if there is only one category.
         parts: part ids of each category.
         protocol: a key of `PROTOCOLS`; `"category"` and `"category_present"` choose among the parts of the shape's
             category, the others among all parts.
@@ -124,7 +124,7 @@ def shape_iou(
 
 
 def count_shapes(shapes: Tensor, category: Tensor, num_categories: int) -> tuple[Tensor, Tensor]:
-    """Sum (C,) and number (C,) of the shape IoUs (B,) of each category; NaN is left out."""
+    """Sum (C,) and number (C,) of the shape IoUs (B,) of each category, ignoring NaN."""
     sums = shapes.new_zeros(num_categories).index_add(0, category, shapes.nan_to_num())
     counts = category.new_zeros(num_categories).index_add(0, category, (~shapes.isnan()).long())
     return sums, counts
@@ -149,13 +149,14 @@ def part_iou(
     .. math::
         \mathrm{IoU}_s = \frac{1}{|P_s|} \sum_{p \in P_s} \frac{|T_p \cap \hat T_p|}{|T_p \cup \hat T_p|}
 
-    with the points T_p of part p in the truth and those in the prediction, over the parts P_s of the shape's category.
-    The instance mIoU is its mean over shapes, the class mIoU the mean over categories of the mean over their shapes.
+    Here P_s are the parts of the shape's category, T_p are the points of part p in the truth, and :math:`\hat T_p` are
+    its points in the prediction. The instance mIoU is the mean over all shapes. The class mIoU is the mean over
+    categories of the mean over the shapes of a category.
 
     Args:
         logits: (B, N, num_parts).
-        target: (B, N), part of every point, among those of the shape's category.
-        category: (B,), integers; may be None where there is one category.
+        target: (B, N), the part of every point, which must belong to the shape's category.
+        category: (B,), integers; may be None if there is only one category.
         parts: part ids of each category. ShapeNetPart: `[[0, 1, 2, 3], [4, 5], ...]`.
         protocol: which parts are predicted, and which count:
 
@@ -168,7 +169,7 @@ def part_iou(
             present          all parts                only parts in the truth count PAConv, PointMLP
             category_present the category's own parts only parts in the truth count KPConv, openpoints
             ================ ======================== ============================= ====================================
-        ignore_index: points with this target are left out; a shape without other points counts nowhere.
+        ignore_index: points with this target are ignored; a shape without other points is not counted.
 
     Returns:
         `PartIoUResult` in float64, with `instance`, `classes`, `per_class`, `counts` and the IoU of each of the
@@ -183,9 +184,9 @@ def part_iou(
         al. 2019, https://arxiv.org/abs/1904.08889.
 
     Example:
-        Two categories, with the parts 0, 1, 2 and the part 3 alone. A shape of the first has four points: two of part
-        0, two of part 1. The largest logits of its points are those of the parts 0, 1, 1, 3; the last point's largest
-        among the category's own is that of part 1.
+        The first category has the parts 0, 1, 2, the second has only part 3. A shape of the first category has two
+        points of part 0 and two points of part 1. Its largest logits are at parts 0, 1, 1, 3. Among the parts of its
+        category, the largest logit of the last point is at part 1.
 
         >>> import torch
         >>> logits = torch.tensor([[[9., 0, 0, 0], [0, 9, 0, 0], [0, 9, 0, 0], [0, 5, 0, 9]]])
@@ -198,13 +199,13 @@ def part_iou(
         >>> print(f"{part_iou(logits, target, category, parts).instance:.4f}")
         0.7222
 
-        `"all50"`, prediction 0 1 1 3: part 0 has 1/2, part 1 has 1/3, part 2 has 1: 11/18 = 0.6111. The point given to
-        part 3 is missing from part 1 and harms no other, because part 3 is not of this category.
+        `"all50"`, prediction 0 1 1 3: part 0 has 1/2, part 1 has 1/3, part 2 has 1: 11/18 = 0.6111. The point predicted
+        as part 3 is missing from part 1. Part 3 itself does not count, because it is not in this category.
 
         >>> print(f"{part_iou(logits, target, category, parts, 'all50').instance:.4f}")
         0.6111
 
-        `"present"`, prediction 0 1 1 3: part 2 is left out, (1/2 + 1/3) / 2 = 5/12 = 0.4167.
+        `"present"`, prediction 0 1 1 3: part 2 does not count, (1/2 + 1/3) / 2 = 5/12 = 0.4167.
 
         >>> print(f"{part_iou(logits, target, category, parts, 'present').instance:.4f}")
         0.4167
@@ -214,8 +215,8 @@ def part_iou(
         >>> print(f"{part_iou(logits, target, category, parts, 'category_present').instance:.4f}")
         0.5833
 
-        With a shape of the second category that is right everywhere, and two more like the first: the mean over shapes
-        is (3 * 13/18 + 1) / 4 = 0.7917, the mean over categories (13/18 + 1) / 2 = 0.8611.
+        With two more such shapes and a perfectly segmented shape of the second category, the mean over shapes is
+        (3 * 13/18 + 1) / 4 = 0.7917, and the mean over categories (13/18 + 1) / 2 = 0.8611.
 
         >>> target = torch.cat((target.expand(3, -1), torch.full((1, 4), 3)))
         >>> result = part_iou(logits.expand(4, -1, -1), target, torch.tensor([0, 0, 0, 1]), parts)
@@ -234,13 +235,13 @@ def _predict(logits: Tensor, category: Tensor, table: PartTable, protocol: str) 
     if not PROTOCOLS[protocol].own_parts:
         return logits.argmax(dim=2)
     ids = table.ids.to(logits.device)[category][:, None].expand(-1, logits.shape[1], -1)  # (B, N, P)
-    # A repeated part changes nothing in an argmax over parts. Reading the allowed logits, rather than setting the
-    # others to minus infinity, keeps the result among them whatever the logits are.
+    # Padding repeats a part, which does not change the argmax. Gathering the allowed logits, instead of setting the
+    # others to minus infinity, gives an allowed part even if all logits are minus infinity.
     return ids.gather(2, logits.gather(2, ids).argmax(dim=2, keepdim=True)).squeeze(2)
 
 
 def _check(logits: Tensor, category: Tensor | None, table: PartTable, protocol: str) -> Tensor:
-    """The categories (B,) in int64; zeros where there is one."""
+    """Check the arguments and return the categories (B,) in int64; zeros if there is only one category."""
     if protocol not in PROTOCOLS:
         raise InputError(f"expected protocol to be one of {', '.join(PROTOCOLS)}, but got {protocol!r}")
     if logits.dim() != 3 or logits.shape[1] == 0 or logits.shape[2] < table.num_parts:
@@ -252,10 +253,10 @@ def _check(logits: Tensor, category: Tensor | None, table: PartTable, protocol: 
         raise InputError(f"expected logits to be real numbers, but got {logits.dtype}")
     if reads_values(logits) and bool(logits.isnan().any()):
         shape, point, _ = logits.isnan().nonzero()[0].tolist()
-        raise InputError(f"expected logits without NaN, but point {point} of shape {shape} has some")
+        raise InputError(f"expected logits without NaN, but got NaN at point {point} of shape {shape}")
     if category is None:
         if len(table) > 1:
-            raise InputError(f"expected category (B,) where there are {len(table)} categories, but got None")
+            raise InputError(f"expected category (B,) because there are {len(table)} categories, but got None")
         return torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     check_device(logits=logits, category=category)
     if category.shape != logits.shape[:1] or not is_integer(category):

@@ -1,4 +1,4 @@
-"""`PartIoU`: `part_iou` over a whole data set, batch by batch and process by process."""
+"""Part IoU as a torchmetrics metric, over batches and processes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from pcattn.utils.errors import InputError
 class PartIoU(Metric):
     """Part IoU over all shapes seen since the last reset, see `pcattn.metrics.part_iou`.
 
-    The state is the sum of the shapes' IoUs and the number of shapes of each category, added up over processes: the
-    result depends neither on the batches nor on which process saw which shape.
+    The state is the sum of the IoUs and the number of shapes of each category, summed over processes. The result
+    therefore does not depend on how the shapes are distributed over batches and processes.
 
     Args:
         parts: part ids of each category.
         protocol: a key of `pcattn.metrics.PROTOCOLS`.
-        ignore_index: points with this target are left out.
+        ignore_index: points with this target are ignored.
         **kwargs: of `torchmetrics.Metric`.
 
     Raises:
         InputError: as `part_iou`.
 
     Example:
-        One category with the parts 0 and 1. The first shape is right (IoU 1); in the second, one of two points of part
-        0 is taken for part 1: part 0 has 1/2, part 1 has 2/3, their mean is 7/12. The mean of both is 19/24 = 0.7917.
+        One category with the parts 0 and 1. The first shape is segmented perfectly (IoU 1). In the second, one of two
+        points of part 0 is predicted as part 1: part 0 has 1/2, part 1 has 2/3, and their mean is 7/12. The mean of
+        both shapes is 19/24 = 0.7917.
 
         >>> import torch
         >>> metric = PartIoU([[0, 1]])
@@ -74,13 +75,13 @@ class PartIoU(Metric):
         """The result over all shapes; its `shapes` is None."""
         return summarize(self.sums, self.counts)
 
-    def _wrap_compute(self, compute: Callable) -> Callable:
-        """Undo what torchmetrics does to every tensor of one element: of one category, `per_class` is (1,), not ()."""
+    def _wrap_compute(self, compute: Callable[..., PartIoUResult]) -> Callable[..., PartIoUResult]:
+        """Keep `per_class` and `counts` (1,) for one category: torchmetrics squeezes tensors with one element."""
         squeezed = super()._wrap_compute(compute)
 
         @wraps(compute)
         def wrapped(*args: Any, **kwargs: Any) -> PartIoUResult:
-            result = squeezed(*args, **kwargs)
+            result: PartIoUResult = squeezed(*args, **kwargs)
             return result._replace(per_class=result.per_class.view(-1), counts=result.counts.view(-1))
 
         return wrapped

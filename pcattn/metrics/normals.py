@@ -1,4 +1,4 @@
-"""How far estimated normals are from the true ones."""
+"""Errors of estimated normals."""
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ def cosine_distance(predicted: Tensor, target: Tensor, oriented: bool = True) ->
     r"""Cosine distance :math:`1 - \cos\angle(n, \hat n)` of every normal; its mean is the loss of PCT section 4.3.
 
     Args:
-        predicted: (..., 3), of any length; a normal of length zero is at right angles to everything.
-        target: (..., 3), likewise.
-        oriented: False takes a normal and its opposite for the same, :math:`1 - |\cos|`.
+        predicted: normals (..., 3) of any length. A normal of length zero is perpendicular to every other.
+        target: normals (..., 3) of any length.
+        oriented: if false, a normal and its opposite are equal: :math:`1 - |\cos|`.
 
     Shape:
         (...,), in [0, 2].
 
     Raises:
-        InputError: shapes, types or devices differ.
+        InputError: shapes, dtypes or devices differ.
 
     Example:
         >>> import torch
@@ -39,15 +39,15 @@ def angle_error(predicted: Tensor, target: Tensor, oriented: bool = True) -> Ten
     Unlike the arc cosine it keeps its precision near 0 and 180 degrees.
 
     Args:
-        predicted: (..., 3), of any length; a normal of length zero is at right angles to everything.
-        target: (..., 3), likewise.
-        oriented: False takes a normal and its opposite for the same: at most 90 degrees.
+        predicted: normals (..., 3) of any length. A normal of length zero is perpendicular to every other.
+        target: normals (..., 3) of any length.
+        oriented: if false, a normal and its opposite are equal, and angles are at most 90 degrees.
 
     Shape:
         (...,), in [0, 180].
 
     Raises:
-        InputError: shapes, types or devices differ.
+        InputError: shapes, dtypes or devices differ.
 
     Example:
         >>> import torch
@@ -66,15 +66,17 @@ def angle_error(predicted: Tensor, target: Tensor, oriented: bool = True) -> Ten
 def _check(predicted: Tensor, target: Tensor) -> None:
     if predicted.shape != target.shape or predicted.dim() == 0 or predicted.shape[-1] != 3:
         raise InputError(
-            "expected predicted and target of one shape (..., 3), "
+            "expected predicted and target with the same shape (..., 3), "
             f"but got {tuple(predicted.shape)} and {tuple(target.shape)}"
         )
     check_floating("predicted", predicted)
     check_device(predicted=predicted, target=target)
     if predicted.dtype != target.dtype:
-        raise InputError(f"expected predicted and target of one type, but got {predicted.dtype} and {target.dtype}")
+        raise InputError(
+            f"expected predicted and target with the same dtype, but got {predicted.dtype} and {target.dtype}"
+        )
 
 
 def _rescale(normals: Tensor) -> Tensor:
-    """The largest coordinate 1, so that products neither overflow nor vanish."""
+    """Scale the largest coordinate to 1, so that products neither overflow nor vanish."""
     return normals / normals.detach().abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(normals.dtype).tiny)

@@ -1,4 +1,4 @@
-"""A hierarchical transformer on points: the design of NAT and DiNAT (Hassani et al. 2022) on sampled clouds."""
+"""A hierarchical point transformer: the design of NAT and DiNAT (Hassani et al. 2022) on sampled clouds."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from pcattn.attention import AttentionName, Geometry, accepted, layer_kwargs
+from pcattn.attention import AttentionName, Geometry, layer_kwargs, supported_kwargs
 from pcattn.layers import LBR, AttentionBlock, LocalAggregation, network_input
 from pcattn.models.levels import Level, build_levels
 from pcattn.models.pct import ClassificationHead
@@ -16,7 +16,7 @@ from pcattn.utils.registry import construct
 
 
 class Size(NamedTuple):
-    """Widths of a network, level by level."""
+    """Size of a network: one entry per level."""
 
     dims: tuple[int, ...]  #: channels
     depths: tuple[int, ...]  #: attention blocks
@@ -32,42 +32,44 @@ SIZES = {
 
 
 class HierarchicalBackbone(nn.Module):
-    r"""Levels of ever fewer and wider tokens, each a stack of attention blocks (`AttentionBlock`).
+    r"""Levels with fewer and wider tokens each, and a stack of attention blocks (`AttentionBlock`) in every level.
 
-    An LBR embeds every point. Each level then samples its points (farthest point sampling), gathers at each of them the
-    features and relative positions of its k nearest neighbors in the level before (`LocalAggregation`, a maximum), and
-    applies its blocks. These alternate near and far, as in DiNAT: dilation 1, :math:`\delta`, 1, ...
+    An LBR embeds every point. Each level samples points of the previous level (farthest point sampling), aggregates the
+    features and relative positions of their k nearest neighbors in that level (`LocalAggregation`), and applies its
+    blocks. As in DiNAT, blocks alternate between plain and dilated neighborhoods: dilation 1, :math:`\delta`, 1, ...
 
-    Relative positions are measured in root mean square distances of a level's neighbors, so that they are numbers
-    around one on every level and for any number of points.
+    Relative positions are divided by the root mean square distance of neighbors in the level. They are therefore close
+    to one in every level and for any number of points.
 
-    With fewer points lists become shorter, k to N and the dilation to DiNAT's bound
-    :math:`\delta \le \lfloor N / k \rfloor`, with N the number of points of the level: any cloud of N >= 1 points will
-    do. Sampling and neighbor lists are found once a forward pass, and shared by the blocks of a level.
+    In a level with few points, k is reduced to N and the dilation to DiNAT's bound
+    :math:`\delta \le \lfloor N / k \rfloor`, where N is the number of points of the level. The network thus accepts any
+    cloud with at least one point. Samples and neighbors are computed once per forward pass and shared by all blocks of
+    a level.
 
     Args:
-        variant: a name of `SIZES`.
-        attention: name of the mechanism, or a list with one a level. A mechanism is given those of `num_heads`, `k`,
-            `dilation` and `dilation_mode` that it takes.
-        attention_kwargs: further arguments of the mechanism, which win over those; a list of one value a level gives
-            each its own, None the level's.
-        num_features: channels of a point beside its position (normals: 3).
-        dims: channels of each level; None is the variant's own. Their number is that of the levels.
-        depths: blocks of each level, likewise.
-        num_heads: heads of each level, likewise.
-        k: neighbors of a point, itself among them, of aggregation and attention.
-        dilation: delta, or a list with one a level. 1: neighborhood attention only.
+        variant: a key of `SIZES`.
+        attention: name, import path or class of the attention, or a list with one per level; None selects
+            neighborhood attention. It receives those of `num_heads`, `k`, `dilation` and `dilation_mode` that it has
+            parameters for.
+        attention_kwargs: further arguments of the attention, which override those. A list has one value per level; None
+            in it selects the default.
+        num_features: channels of a point in addition to its position (3 for normals).
+        dims: channels of each level; None selects the variant's default. Its length is the number of levels.
+        depths: number of blocks of each level; None selects the variant's default.
+        num_heads: number of heads in each level; None selects the variant's default.
+        k: number of neighbors in aggregation and attention, including the point itself.
+        dilation: delta, or a list with one per level; 1 is plain neighborhood attention.
         dilation_mode: `"class"` or `"rank"`, see `Geometry.neighbors`.
-        stride: points of a level for one of the next, from the first level on.
-        stem_stride: points of the cloud for one of the first level. 1: every point is a token of it.
+        stride: ratio of the numbers of points of two successive levels.
+        stem_stride: ratio of the number of points in the cloud to that in the first level; 1 makes every point a token.
         mlp_ratio, layer_scale: see `AttentionBlock`.
-        drop_path: stochastic depth, growing linearly from 0 in the first block to this in the last one.
+        drop_path: probability of stochastic depth in the last block; it grows linearly from 0 in the first block.
 
     Shape:
         pos (B, N, 3), features (B, N, num_features) -> the levels, and the tokens (B, M, dim) of each.
 
-    Differs from the papers: their images are grids, whose windows are replaced by nearest points, strided convolutions
-    by the sampling above, and tables of biases by functions of the relative position. Widths and depths are fewer.
+    Differs from the papers, which use grids of pixels: nearest points replace windows, sampling and aggregation replace
+    strided convolutions, and functions of the relative position replace tables of biases. The networks are smaller.
 
     Source: Neighborhood Attention Transformer, https://arxiv.org/abs/2204.07143; Dilated Neighborhood Attention
     Transformer, https://arxiv.org/abs/2209.15001.
@@ -103,7 +105,9 @@ class HierarchicalBackbone(nn.Module):
         attention = attention or "neighborhood"
         names: list[Any] = list(attention) if isinstance(attention, (list, tuple)) else [attention] * num_levels
         if len(names) != num_levels:
-            raise InputError(f"expected attention to be one name or {num_levels}, one a level, but got {attention}")
+            raise InputError(
+                f"expected attention to be one name or a list of {num_levels}, one per level, but got {attention}"
+            )
         for name, value in (("k", k), ("stride", stride), ("stem_stride", stem_stride)):
             _per_level(name, value, 1)
         _per_level("num_features", num_features, 1, least=0)
@@ -112,10 +116,10 @@ class HierarchicalBackbone(nn.Module):
         self.num_features, self.k = num_features, k
         self.strides = [stem_stride] + [stride] * (num_levels - 1)
         self.embedding = LBR(3 + num_features, self.dims[0])
-        # Positions go along with the features: relative ones tell an aggregation the shape of its neighborhood.
+        # Positions are aggregated with the features, because relative positions describe the shape of a neighborhood.
         self.groups = nn.ModuleList(
-            LocalAggregation(3 + below, dim, num_relative=3)
-            for below, dim in zip([self.dims[0], *self.dims], self.dims, strict=False)
+            LocalAggregation(3 + previous, dim, num_relative=3)
+            for previous, dim in zip([self.dims[0], *self.dims], self.dims, strict=False)
         )
         self.layers = nn.ModuleList()
         rate, step = 0.0, drop_path / max(1, sum(depths) - 1)
@@ -124,13 +128,13 @@ class HierarchicalBackbone(nn.Module):
             offered: dict[str, Any] = {"num_heads": heads[level], "k": k, "dilation_mode": dilation_mode}
             for block in range(depths[level]):
                 offered["dilation"] = dilations[level] if block % 2 else 1
-                kwargs = {**accepted(name, offered), **given}
+                kwargs = {**supported_kwargs(name, offered), **given}
                 blocks.append(AttentionBlock(dim, name, kwargs, mlp_ratio, layer_scale, rate))
                 rate += step
             self.layers.append(blocks)
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> tuple[list[Level], list[Tensor]]:
-        """Levels and their tokens."""
+        """The levels and their tokens."""
         x = self.embedding(network_input(pos, features, self.num_features, self.embedding.linear.weight))
         levels, tokens = build_levels(pos, self.strides, self.k), []
         for level, group, blocks in zip(levels, self.groups, self.layers, strict=True):
@@ -143,9 +147,9 @@ class HierarchicalBackbone(nn.Module):
 
 
 def _in_units(pos: Tensor, spacing: Tensor) -> Tensor:
-    """Positions (B, N, 3) from the first one, in units of `spacing`, or a thousandth of their extent if that is more.
+    """Positions (B, N, 3) relative to the first point, in units of `spacing`, but at least a thousandth of the extent.
 
-    Without the bound, clouds most of whose points coincide would leave float32.
+    Without this bound, the results would leave the range of float32 for clouds in which most points coincide.
     """
     pos = pos - pos[:, :1]
     extent = (pos.amax(dim=1, keepdim=True) - pos.amin(dim=1, keepdim=True)).amax(dim=2, keepdim=True)
@@ -153,7 +157,7 @@ def _in_units(pos: Tensor, spacing: Tensor) -> Tensor:
 
 
 class _Stack(nn.ModuleList):
-    """Attention blocks one after the other."""
+    """Attention blocks, applied in order."""
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         for block in self:
@@ -162,11 +166,11 @@ class _Stack(nn.ModuleList):
 
 
 def _per_level(name: str, value: int | Sequence[int], num_levels: int, least: int = 1) -> list[int]:
-    """One value of each level: an integer >= `least`."""
+    """One integer >= `least` per level, from a list or from one value for all levels."""
     values = list(value) if isinstance(value, Sequence) else [value] * num_levels
     if len(values) != num_levels or any(not isinstance(each, Integral) or each < least for each in values):
         raise InputError(
-            f"expected {name} to be {'an integer' if num_levels == 1 else f'{num_levels} integers, one a level,'} "
+            f"expected {name} to be {'an integer' if num_levels == 1 else f'{num_levels} integers, one per level,'} "
             f">= {least}, but got {value}"
         )
     return values
@@ -175,23 +179,24 @@ def _per_level(name: str, value: int | Sequence[int], num_levels: int, least: in
 class HierarchicalClassifier(nn.Module):
     """The hierarchical transformer for classification.
 
-    The tokens of every level of a `HierarchicalBackbone` pass an LBR of the level's own (slope 0.2); their maxima over
-    the cloud, side by side, go through PCT's head (`ClassificationHead`).
+    Every level of a `HierarchicalBackbone` has its own LBR (slope 0.2), followed by the maximum over the cloud. The
+    concatenated maxima are the input of PCT's head (`ClassificationHead`).
 
     Args:
         num_classes: number of logits.
-        variant: a name of `SIZES`.
-        attention: name of the mechanism, or a list with one a level; None is neighborhood attention.
-        attention_kwargs: arguments of the mechanism.
+        variant: a key of `SIZES`.
+        attention: name, import path or class of the attention, or a list with one per level; None selects
+            neighborhood attention.
+        attention_kwargs: arguments of the attention.
         dropout: probability in the head.
-        pool_dim: channels of each level's maximum.
+        pool_dim: channels of the maximum of each level.
         **backbone: further arguments of `HierarchicalBackbone`.
 
     Shape:
         pos (B, N, 3), features (B, N, F) or None -> logits (B, num_classes).
 
     Raises:
-        InputError: an argument is out of range, or the input has another shape than the network was built for.
+        InputError: an argument is out of range, or the shape of an input does not fit the network.
     """
 
     def __init__(
@@ -214,4 +219,6 @@ class HierarchicalClassifier(nn.Module):
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits of each cloud."""
         _, tokens = self.backbone(pos, features)
-        return self.head(torch.cat([cast(LBR, pool).max(x) for pool, x in zip(self.pools, tokens, strict=True)], dim=1))
+        maxima = [cast("LBR", pool).max(x) for pool, x in zip(self.pools, tokens, strict=True)]
+        logits: Tensor = self.head(torch.cat(maxima, dim=1))
+        return logits

@@ -1,4 +1,4 @@
-"""The levels of a hierarchy: ever fewer points, with the neighbor lists that lead from one level to the next."""
+"""The levels of a hierarchical network: samples of the points, and neighbors in the previous level."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,24 +12,24 @@ from pcattn.ops import farthest_point_sample, gather, knn
 
 
 class Level(NamedTuple):
-    """One level: M points out of the N of the level before."""
+    """One level: M of the N points of the previous level."""
 
-    geometry: Geometry  #: of its points, (B, M, 3)
-    centers: Tensor | None  #: (B, M), its points among those of the level before; None: they are the same
-    neighbors: Tensor  #: (B, M, k), the nearest points of the level before, the center itself first
-    spacing: Tensor  #: (B, 1, 1), root mean square distance of the centers to their neighbors
+    geometry: Geometry  #: positions (B, M, 3) of its points
+    centers: Tensor | None  #: (B, M), indices of its points in the previous level; None if it has all of them
+    neighbors: Tensor  #: (B, M, k), nearest points of the previous level, the center itself first
+    spacing: Tensor  #: (B, 1, 1), root mean square distance from the centers to their neighbors
 
 
 def build_levels(pos: Tensor, strides: Sequence[int], k: int) -> list[Level]:
-    """Sample a cloud level by level, each with N / stride of the N points of the level before, at least one.
+    """Sample a cloud level by level. Each level has N / stride of the N points of the previous level, at least one.
 
-    The first M of a farthest point sample are the farthest point sample of M points. So a cloud is sampled once: every
-    further level is the beginning of the one before it.
+    The first M points of a farthest point sample are the farthest point sample of size M. The cloud is therefore
+    sampled once, and every further level is the beginning of the previous one.
 
     Args:
         pos: (B, N, 3).
-        strides: of each level; 1 leaves a level all points.
-        k: length of the neighbor lists, clipped to the number of points.
+        strides: one per level; a level with stride 1 has all points of the previous level.
+        k: number of neighbors, reduced to the number of points if necessary.
     """
     below, sampled = Geometry(pos, clip=True), False
     levels = []

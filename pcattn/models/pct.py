@@ -158,7 +158,7 @@ class PCTBackbone(nn.Module):
         self.fuse_after_mix = fuse_after_mix or depth == 0
         self.fuse = LBR((depth + self.fuse_embedding) * dim, out_dim, negative_slope=0.2)
         self.out_dim = out_dim
-        self.register_load_state_dict_pre_hook(_rename_mix)
+        self.register_load_state_dict_pre_hook(_rename_mix)  # type: ignore[no-untyped-call]
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Positions and features of the tokens."""
@@ -235,7 +235,8 @@ class PCTClassifier(nn.Module):
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits of each cloud."""
         _, outputs = self.backbone.outputs(pos, features)
-        return self.head(self.backbone.fuse.max(outputs))
+        logits: Tensor = self.head(self.backbone.fuse.max(outputs))
+        return logits
 
 
 class ClassificationHead(nn.Sequential):

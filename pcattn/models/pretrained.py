@@ -1,4 +1,4 @@
-"""Weights that come with the package (`pcattn/weights/`), as pretrained networks."""
+"""Weights that come with the package, in `pcattn/weights/`."""
 
 import json
 from importlib.resources import files
@@ -10,18 +10,18 @@ from torch import nn
 from pcattn.models.pct import is_fused_after_mix
 from pcattn.utils.errors import InputError
 
-#: What follows a variant in the name of a model, by task.
+#: Suffix of a variant in the name of a model, by task.
 _SUFFIX = {"Classification": "", "PartSegmentation": "_partseg"}
 
 
 def bundled() -> dict[str, Path]:
-    """The bundled files by name."""
+    """Bundled files by name."""
     folder = Path(str(files("pcattn"))) / "weights"
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def list_weights() -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The file and the arguments of the network of each `<model>.<weights>`."""
+    """The file and the arguments of the network for each name `<model>.<weights>`."""
     from safetensors import safe_open
 
     found = {}
@@ -46,7 +46,7 @@ def list_weights() -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Copy the weights of a file; layers of the head with another number of outputs keep their initial values.
+    """Load weights from a file; layers of the head with another number of outputs keep their initial values.
 
     Raises:
         InputError: any other layer differs.

@@ -1,7 +1,8 @@
-"""Networks by name: the registry behind `pcattn.create_model`, and the networks of the tasks."""
+"""Networks by name, behind `pcattn.create_model` and the tasks."""
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,13 +13,13 @@ from pcattn.models.pct import PCTBackbone, PCTClassifier
 from pcattn.models.pretrained import list_weights, load_weights
 from pcattn.models.segmenter import PCTNormals, PCTSegmenter
 from pcattn.utils.errors import InputError
-from pcattn.utils.registry import Registry, construct, resolve
+from pcattn.utils.registry import Registry, construct
 
-#: What selects a network: a variant's name, an import path (`my_package.my_module.MyNet`), or a class.
+#: What selects a network: the name of a variant, an import path (`my_package.my_module.MyNet`), or a class.
 ModelName = str | type[nn.Module]
 Factory = Callable[..., nn.Module]
 
-#: Networks of each task by variant. They are called with the numbers of outputs and further keyword arguments.
+#: Networks of each task by variant, called with the numbers of outputs and further keyword arguments.
 CLASSIFIERS: Registry[Factory] = Registry(
     "variant",
     {name: partial(PCTClassifier, variant=name) for name in PCTBackbone.VARIANTS}
@@ -33,7 +34,7 @@ NORMALS: Registry[Factory] = Registry(
     "variant", {name: partial(PCTNormals, variant=name) for name in PCTSegmenter.VARIANTS}
 )
 
-#: What is appended to a variant in `create_model`, and the networks that it stands for.
+#: Suffix of a variant in `create_model` -> networks of the task that it selects.
 SUFFIXES = {"_partseg": SEGMENTERS, "_normals": NORMALS, "": CLASSIFIERS}
 
 
@@ -41,18 +42,18 @@ def create_model(name: ModelName, pretrained: bool = False, **kwargs: Any) -> nn
     """A network by name.
 
     Args:
-        name: a name of `list_models()`: a variant for classification (`"pct"`), with `_partseg` for part segmentation
-            (`"pct_partseg"`), with `_normals` for normal estimation; or an import path or a class. A name of
-            `list_models(pretrained=True)`, such as `"pct.modelnet40-cpu"`, selects these weights.
-        pretrained: load the first bundled weights of this name. The network gets the arguments that it was trained
-            with; `kwargs` override them, and with another `num_classes` the last layer starts at random.
-        **kwargs: arguments of the network: `num_classes=40` of a classifier, `num_parts=50, num_categories=16` of a
+        name: a name in `list_models()`, an import path, or a class. A variant without suffix (`"pct"`) is a classifier,
+            the suffix `_partseg` selects part segmentation (`"pct_partseg"`), and `_normals` normal estimation. A name
+            in `list_models(pretrained=True)`, such as `"pct.modelnet40-cpu"`, also selects the weights.
+        pretrained: load the first bundled weights for this name. The network has the arguments that it was trained
+            with, unless `kwargs` override them. With another `num_classes`, the last layer is initialized at random.
+        **kwargs: arguments of the network: `num_classes=40` for a classifier, `num_parts=50, num_categories=16` for a
             part segmenter, `attention`, `attention_kwargs`, `num_features`, and those of `PCTBackbone` or
             `HierarchicalBackbone`.
 
     Returns:
-        A module in training mode: `network(pos, features)` of a classifier, `network(pos, category, features)` of a
-        part segmenter; see the classes for shapes.
+        A module in training mode, called as `network(pos, features)`, or as `network(pos, category, features)` for part
+        segmentation. The docstrings of the classes state the shapes.
 
     Raises:
         InputError: no such network or weights, or an argument is out of range.
@@ -65,9 +66,9 @@ def create_model(name: ModelName, pretrained: bool = False, **kwargs: Any) -> nn
     if isinstance(name, str):
         base = name.partition(".")[0]
         if pretrained or (base in models and base != name):
-            weights = list_weights()
+            weights = _pretrained()
             tagged = next((each for each in weights if each.partition(".")[0] == name), name)
-            path, arguments = resolve("pretrained model", tagged, weights)
+            path, arguments = weights.find(tagged)
             network = create_model(tagged.partition(".")[0], **{**arguments, **kwargs})
             load_weights(network, path)
             return network
@@ -77,7 +78,7 @@ def create_model(name: ModelName, pretrained: bool = False, **kwargs: Any) -> nn
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Names for `create_model` that match a pattern of the shell.
+    """Names for `create_model` that match a shell pattern.
 
     Args:
         pattern: `"pct*"`, `"*_partseg"`, ...
@@ -87,15 +88,15 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
         >>> list_models("*pct")
         ['npct', 'spct', 'pct']
     """
-    return Registry("pretrained model", list_weights()).names(pattern) if pretrained else _models().names(pattern)
+    return (_pretrained() if pretrained else _models()).names(pattern)
 
 
 def register_model(name: str) -> Callable[[Factory], Factory]:
     """Decorator that adds a network class or function by name.
 
-    The end of the name tells the task: `"mynet"` is a classifier, `"mynet_partseg"` a part segmenter, `"mynet_normals"`
-    estimates normals. In the configuration of each task, `variant: mynet` selects it. `pcattn/models/README.md` lists
-    the arguments that it must accept.
+    The suffix of the name selects the task: `"mynet"` is a classifier, `"mynet_partseg"` segments parts, and
+    `"mynet_normals"` estimates normals. In the configuration of the task, `variant: mynet` selects the network.
+    `pcattn/models/README.md` lists the arguments that it must accept.
 
     Raises:
         InputError: the name exists.
@@ -105,7 +106,7 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
 
 
 def build_classifier(num_classes: int, variant: ModelName = "pct", **kwargs: Any) -> nn.Module:
-    """The classifier of a variant; (pos, features) -> (B, num_classes).
+    """A classifier: (pos, features) -> logits (B, num_classes).
 
     Raises:
         InputError: no such variant, or an argument is out of range.
@@ -114,7 +115,7 @@ def build_classifier(num_classes: int, variant: ModelName = "pct", **kwargs: Any
 
 
 def build_segmenter(num_parts: int, num_categories: int | None, variant: ModelName = "pct", **kwargs: Any) -> nn.Module:
-    """The part segmenter of a variant; (pos, category, features) -> (B, N, num_parts).
+    """A part segmenter: (pos, category, features) -> logits (B, N, num_parts).
 
     Raises:
         InputError: no such variant, or an argument is out of range.
@@ -123,11 +124,15 @@ def build_segmenter(num_parts: int, num_categories: int | None, variant: ModelNa
 
 
 def _build(registry: Registry[Factory], variant: ModelName, *outputs: int | None, **kwargs: Any) -> nn.Module:
-    """A network with the arguments that are given: a user's class needs no parameters for the others."""
+    """Build a network without passing arguments that are None, so that users' classes need no parameters for them."""
     given = {name: value for name, value in kwargs.items() if value is not None}
     if given.get("num_features") == 0:
         del given["num_features"]
     return construct("variant", variant, registry.find(variant), *outputs, **given)
+
+
+def _pretrained() -> Registry[tuple[Path, dict[str, Any]]]:
+    return Registry("pretrained model", list_weights())
 
 
 def _models() -> Registry[Factory]:

@@ -4,7 +4,7 @@ Every folder holds the definition (`reference.py`), faster kernels where they ex
 `op.py`, which checks arguments and registers the operation with `torch.library`, so that `torch.compile` and
 `torch.export` pass through it. The README states what holds for all of them: exactness, ties, padding, determinism.
 
-The operations on positions are imported from here, those of attention and normalization from their folders.
+Import the operations on positions from here, and those for attention and normalization from their folders.
 """
 
 from pcattn.ops.grouping import gather, group

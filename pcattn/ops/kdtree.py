@@ -22,7 +22,7 @@ class Tree(NamedTuple):
     low: Any  #: (B, nodes, D), smallest coordinates of a node's points
     high: Any  #: (B, nodes, D), largest coordinates
     first_index: Any  #: (B, nodes), smallest index of a node's points
-    leaves: Any  #: (B, nodes, 2), a node's first leaf and the one after its last
+    leaves: Any  #: (B, nodes, 2), first leaf of a node, and the leaf after its last one
 
 
 def build_tree(points: Any, lengths: Any) -> Tree:

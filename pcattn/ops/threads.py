@@ -15,10 +15,12 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile on the first call, to code that releases the interpreter's lock, and cache it on disk."""
     import numba
 
+    compiled: Callable[..., Any]
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        compiled = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
     except RuntimeError:  # no cache folder is writable: compile in every process
-        return numba.njit(nogil=True, error_model="numpy", **options)(function)
+        compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    return compiled
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +33,7 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 def run_split(kernel: Callable[[int, int], Any], total: int, grain: int = 1) -> None:
     """Call `kernel(start, stop)` on consecutive parts of `range(total)`, one per thread of torch.
 
-    No part is smaller than `grain`, the least work that is worth a thread.
+    No part is smaller than `grain`, the smallest amount of work that is worth a thread.
 
     These are Python threads, because numba's pools abort the process when it forks, as a DataLoader does, or when two
     user threads search at once. Kernels must not call `run_split`, so that none waits for a thread.

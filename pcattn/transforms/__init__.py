@@ -28,7 +28,7 @@ from pcattn.transforms.mix import PointCutMix, PointMixup, RSMix
 from pcattn.transforms.points import Dropout, FeatureDropout, Jitter
 from pcattn.transforms.rigid import Flip, Rotate, RotateSO3, Scale, Translate
 from pcattn.utils.errors import InputError
-from pcattn.utils.registry import construct, resolve
+from pcattn.utils.registry import Registry, construct
 
 __all__ = [
     "TRANSFORMS",
@@ -48,20 +48,23 @@ __all__ = [
     "subsample",
 ]
 
-#: Every transform by the name it has in a configuration.
-TRANSFORMS: dict[str, Callable[..., Transform]] = {
-    "scale": Scale,
-    "translate": Translate,
-    "rotate": Rotate,
-    "rotate_so3": RotateSO3,
-    "flip": Flip,
-    "jitter": Jitter,
-    "dropout": Dropout,
-    "feature_dropout": FeatureDropout,
-    "point_mixup": PointMixup,
-    "point_cutmix": PointCutMix,
-    "rsmix": RSMix,
-}
+#: Every transform by the name it has in a configuration. `@TRANSFORMS.register("shear")` adds one.
+TRANSFORMS: Registry[Callable[..., Transform]] = Registry(
+    "augmentation step",
+    {
+        "scale": Scale,
+        "translate": Translate,
+        "rotate": Rotate,
+        "rotate_so3": RotateSO3,
+        "flip": Flip,
+        "jitter": Jitter,
+        "dropout": Dropout,
+        "feature_dropout": FeatureDropout,
+        "point_mixup": PointMixup,
+        "point_cutmix": PointCutMix,
+        "rsmix": RSMix,
+    },
+)
 
 
 def build_transforms(steps: list[dict[str, dict[str, Any] | None]] | None) -> list[Transform]:
@@ -77,6 +80,5 @@ def build_transforms(steps: list[dict[str, dict[str, Any] | None]] | None) -> li
         ((name, arguments),) = step.items()
         if not isinstance(arguments, dict | None):
             raise InputError(f"expected arguments {{name: value}} of augmentation step {name!r}, but got {arguments}")
-        factory = resolve("augmentation step", name, TRANSFORMS)
-        transforms.append(construct("augmentation step", name, factory, **(arguments or {})))
+        transforms.append(construct(TRANSFORMS.kind, name, TRANSFORMS.find(name), **(arguments or {})))
     return transforms

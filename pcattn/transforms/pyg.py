@@ -9,12 +9,12 @@ import torch_geometric.transforms
 from torch_geometric.transforms import Compose
 
 from pcattn.utils.errors import InputError
-from pcattn.utils.registry import construct, resolve
+from pcattn.utils.registry import Registry, construct, resolve
 
 #: Every transform of torch-geometric by the name of its class.
-PYG_TRANSFORMS: dict[str, Callable[..., Any]] = {
-    name: getattr(torch_geometric.transforms, name) for name in torch_geometric.transforms.__all__
-}
+PYG_TRANSFORMS: Registry[Callable[..., Any]] = Registry(
+    "transform", {name: getattr(torch_geometric.transforms, name) for name in torch_geometric.transforms.__all__}
+)
 
 
 def build_pyg_transforms(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -57,4 +57,4 @@ def _build(key: str, value: Any) -> Callable[[Any], Any]:
     ((name, arguments),) = step.items()
     if not isinstance(arguments, dict | None):
         raise InputError(f"expected arguments {{name: value}} of {key} {name!r}, but got {arguments!r}")
-    return construct(key, name, resolve(key, name, PYG_TRANSFORMS), **(arguments or {}))
+    return construct(key, name, PYG_TRANSFORMS.find(name), **(arguments or {}))

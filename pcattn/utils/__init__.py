@@ -1,1 +1,1 @@
-"""Helpers without geometry: registry, argument checks, errors, files and text."""
+"""Shared helpers: registries, argument checks, errors, files, processes, text, and triangle surfaces."""

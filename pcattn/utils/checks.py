@@ -1,7 +1,7 @@
 """Checks of arguments, shared by the operations, the attention mechanisms and the networks.
 
 Shapes, dtypes and devices are always checked. Values are checked only on the CPU: reading them on a GPU would wait for
-the device, and a compiled graph has none yet.
+the device, and a compiled graph has no values yet.
 """
 
 import operator
@@ -126,5 +126,5 @@ def check_count(name: str, count: int, most: int, of_what: str) -> int:
 
 
 def is_integer(tensor: Tensor) -> bool:
-    """Whether a tensor holds integers; booleans are none."""
+    """Whether a tensor holds integers; booleans do not count."""
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

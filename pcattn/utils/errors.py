@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 class DatasetError(InputError):
-    """The files of a data set do not hold what was asked for. The message escapes unprintable file names."""
+    """The files of a data set do not hold what was expected. The message escapes unprintable file names."""
 
     def __init__(self, message: str) -> None:
         super().__init__(escape_unprintable(message))
@@ -49,7 +49,7 @@ class DatasetBrokenError(DatasetError):
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
-        """Pickle the arguments, so that the error survives the way out of a worker process."""
+        """Pickle the arguments, so that the error can leave a worker process."""
         return type(self), (self.path, self.reason)
 
 

@@ -48,8 +48,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a binary file atomically and wait until it is on disk.
 
-    Use it for libraries that can also write to memory. On a full disk, torch and safetensors raise errors of their own,
-    and torch aborts the process when a second write fails.
+    Use it for libraries that can also write to memory: on a full disk, torch and safetensors raise other errors than
+    OSError, and torch aborts the process when a second write fails.
     """
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(content)
@@ -58,7 +58,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically. Bytes of file names that are not UTF-8 are written as they are."""
+    """Write a UTF-8 text file atomically. Bytes of file names that are not UTF-8 are kept."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 

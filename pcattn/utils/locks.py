@@ -41,7 +41,7 @@ def exclusive_lock(path: Path, timeout: float = 10.0) -> Iterator[int | None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    raise InputError(f"expected {path} to be unused, but another process works there") from error
+                    raise InputError(f"expected {path} to be unused, but another process uses it") from error
                 time.sleep(0.05)
                 continue
             except OSError:  # a file system without locks

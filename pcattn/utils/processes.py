@@ -17,11 +17,11 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 @contextmanager
 def child_process(
     command: Sequence[str], stop: signal.Signals = signal.SIGTERM, **options: Any
-) -> Iterator[subprocess.Popen]:
+) -> Iterator[subprocess.Popen[Any]]:
     """A child process in its own process group, so that Ctrl-C reaches this process alone.
 
-    If the block ends before the child does, by an error or otherwise, the group gets the signal `stop` and the child is
-    waited for. On Linux the child gets it as well when this process is killed.
+    If the block ends before the child does, the group gets the signal `stop`, and the block waits for the child. On
+    Linux, the child also gets the signal when this process is killed.
 
     Args:
         command: the program and its arguments.
@@ -39,14 +39,14 @@ def child_process(
 
 
 def _signal_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """What the child runs first, so that the kernel sends it a signal when its parent ends."""
+    """A function for the child to run first, so that the kernel sends it a signal when its parent ends."""
     if sys.platform != "linux":
         return None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()  # loaded before the fork
 
     def run() -> None:
         prctl(_PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # the parent has already ended
             os._exit(1)
 
     return run

@@ -1,4 +1,4 @@
-"""From a name and plain arguments in a configuration to an object."""
+"""Registries, and the construction of objects from names and arguments in a configuration."""
 
 import difflib
 import importlib
@@ -13,11 +13,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from pcattn.utils.errors import InputError
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _untrusted: ContextVar[str | None] = ContextVar("untrusted", default=None)
@@ -25,9 +26,9 @@ _untrusted: ContextVar[str | None] = ContextVar("untrusted", default=None)
 
 @contextmanager
 def names_only(source: str | None) -> Iterator[None]:
-    """Within this context, `resolve` refuses import paths: the names come from `source`, a file that is not trusted.
+    """Within this context, `resolve` refuses import paths, because the names come from `source`, an untrusted file.
 
-    With None nothing changes.
+    None changes nothing.
     """
     token = _untrusted.set(source or _untrusted.get())
     try:
@@ -37,7 +38,7 @@ def names_only(source: str | None) -> Iterator[None]:
 
 
 def find_import_path(value: Any) -> str | None:
-    """The first text in plain data, keys included, that could be an import path; None if there is none."""
+    """The first string in plain data, including keys, that could be an import path, or None."""
     if isinstance(value, str):
         return value if _IMPORT_PATH.fullmatch(value) else None
     if isinstance(value, Mapping):
@@ -66,9 +67,9 @@ class Registry(dict[str, T]):
         self.kind = kind
 
     @overload
-    def register(self, target: str) -> Callable[[T], T]: ...
+    def register(self, target: str) -> Callable[[E], E]: ...
     @overload
-    def register(self, target: T) -> T: ...
+    def register(self, target: E) -> E: ...
     def register(self, target: Any) -> Any:
         """Add an entry: `@register("name")`, or `@register`, which takes the name of the class or function.
 
@@ -90,7 +91,7 @@ class Registry(dict[str, T]):
         return resolve(self.kind, name, self)
 
     def names(self, pattern: str = "*") -> list[str]:
-        """The names that match a pattern of the shell (`fnmatch`), in the order of registration."""
+        """The names that match a shell pattern (`fnmatch`), in the order of registration."""
         return [name for name in self if fnmatchcase(name, pattern)]
 
 
@@ -145,16 +146,16 @@ def resolve(kind: str, name: str | T, registry: Mapping[str, T]) -> T:
         )
     try:
         look_here(module_name)
-        return getattr(importlib.import_module(module_name), attribute)
+        return cast("T", getattr(importlib.import_module(module_name), attribute))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{kind} {name!r} cannot be imported: {error}") from error
 
 
 def look_here(import_path: str) -> None:
-    """Let the module of an import path be found in the current folder, as `python -m` does.
+    """Add the current folder to `sys.path` if it has the module of an import path, as `python -m` does.
 
-    The folder is added only for modules that are found nowhere else, and only for trusted names: a folder of downloaded
-    files may contain modules, too.
+    It is added only for modules that are found nowhere else, and only for trusted names, because a folder of downloaded
+    files may contain modules.
     """
     name, here = import_path.partition(".")[0], os.getcwd()
     if name not in sys.modules and find_spec(name) is None and PathFinder.find_spec(name, [here]) is not None:

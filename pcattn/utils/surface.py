@@ -21,7 +21,7 @@ _AXES = {"x": 0, "y": 1, "z": 2}
 
 def unit(vectors: Array) -> Array:
     """`vectors` (..., 3) divided by their lengths; zero vectors stay zero."""
-    length = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+    length: Array = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
     return vectors / np.maximum(length, 1e-12)
 
 
@@ -71,7 +71,8 @@ class Surface:
         """Areas (T,) of the triangles."""
         edges = self.corners[:, 1:] - self.corners[:, :1]
         normal = cross(edges[:, 0], edges[:, 1])
-        return 0.5 * np.sqrt(np.einsum("ti,ti->t", normal, normal))
+        squares: Array = np.einsum("ti,ti->t", normal, normal)
+        return 0.5 * np.sqrt(squares)
 
     def affine(self, matrix: ArrayLike, offset: ArrayLike = (0.0, 0.0, 0.0)) -> Surface:
         """The surface under x -> matrix @ x + offset; `matrix` (3, 3) must be invertible."""

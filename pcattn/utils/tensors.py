@@ -11,7 +11,7 @@ from pcattn.utils.errors import InputError
 
 
 def pack(content: Any) -> memoryview:
-    """The bytes of a `torch.save` file, to be written in one piece by `pcattn.utils.files.write_bytes`."""
+    """The bytes of a `torch.save` file, for `pcattn.utils.files.write_bytes`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
@@ -22,8 +22,8 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         pickle.UnpicklingError: the file holds other objects.
-        InputError: the file would unpack to more bytes than it has, while torch never compresses.
-        Exception: whatever else torch raises for a file of another kind.
+        InputError: the file would unpack to more bytes than it has, although torch never compresses.
+        Exception: any other error of torch, for a file in another format.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

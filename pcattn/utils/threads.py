@@ -1,4 +1,4 @@
-"""Work that waits for files, done side by side."""
+"""Threads for work that waits for files."""
 
 from __future__ import annotations
 

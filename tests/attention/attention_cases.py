@@ -1,4 +1,4 @@
-"""The mechanisms under test, points on grids, searches in the metrics of images, and what tests share."""
+"""The mechanisms under test, points on grids, and helpers of several tests."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pcattn.ops import KNN, knn
 
-#: The arguments each mechanism is tested with, one line for each key of `ATTENTION`, further lines for further forms.
+#: Arguments to test each mechanism with: at least one line for each key of `ATTENTION`.
 MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("self", {}),
     ("self", {"tied": True, "num_heads": 2}),
@@ -26,15 +26,15 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("neighborhood", {"k": 5, "dilation": 2, "dilation_mode": "class", "bias": "table"}),
 ]
 
-#: Search in the maximum metric, whose balls are the windows of images.
+#: Search in the maximum metric, in which balls are windows of an image.
 knn_linf = partial(knn, metric="linf")
 
-#: Mechanisms that do not notice when every point is there twice.
+#: Mechanisms whose result does not change if every point is repeated.
 INVARIANT_TO_COPIES = ("self", "offset", "external", "multihead_external", "polarized")
 
 
 def randomize(module: nn.Module) -> nn.Module:
-    """Draw all parameters that start as zeros or ones, and the statistics, at random."""
+    """Randomize running statistics and all parameters that are initialized with zeros or ones."""
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and (tensor == tensor.flatten()[0]).all():
             tensor.uniform_(0.5, 1.5) if "var" in name or "weight" in name else tensor.normal_(0, 0.3)
@@ -48,7 +48,7 @@ def grid_positions(*sizes: int) -> Tensor:
 
 
 def window_search(height: int, width: int, size: int, dilation: int = 1) -> Callable[[Tensor, Tensor, int], KNN]:
-    """A search that returns the windows of neighborhood attention on a height x width grid, shifted at the borders."""
+    """A search that returns the windows of neighborhood attention on an image, which are shifted at the borders."""
 
     def start(i: int, length: int) -> int:
         members = range(i % dilation, length, dilation)
@@ -68,7 +68,7 @@ def window_search(height: int, width: int, size: int, dilation: int = 1) -> Call
 
 
 def load_norm(norm: nn.Module, arrays: dict[str, Tensor], prefix: str = "bn") -> None:
-    """Set weight, bias and running statistics of a batch normalization from a fixture."""
+    """Set weight, bias and running statistics of a batch normalization from arrays of a fixture."""
     for name, key in (("weight", "gamma"), ("bias", "beta"), ("running_mean", "mean"), ("running_var", "var")):
         norm.get_buffer(name).copy_(arrays[f"{prefix}_{key}"]) if "running" in name else load_parameter(
             norm.get_parameter(name), arrays[f"{prefix}_{key}"]
@@ -82,12 +82,12 @@ def load_parameter(parameter: Tensor, values: Tensor) -> None:
 
 
 def load_linear(linear: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Set weight and bias of a linear map."""
+    """Set weight and bias of a linear layer."""
     load_parameter(linear.get_parameter("weight"), weight)
     if bias is not None:
         load_parameter(linear.get_parameter("bias"), bias)
 
 
 def assert_near(actual: Tensor, expected: Tensor, atol: float = 1e-10) -> None:
-    """Equal within an absolute tolerance, and no NaN anywhere."""
+    """Equal within an absolute tolerance, without NaN."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)

@@ -1,4 +1,4 @@
-"""Random clouds, and the mechanism under test."""
+"""Fixtures: random clouds, and the mechanism under test."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def core(mechanism: tuple[str, dict[str, Any]]) -> Callable[..., nn.Module]:
-    """Build the core of the mechanism under test, in float64, with running statistics unlike the initial ones."""
+    """Build the core of the mechanism under test in float64, with random running statistics."""
 
     def build(dim: int = 16, **further: Any) -> nn.Module:
         name, kwargs = mechanism
@@ -34,7 +34,7 @@ def core(mechanism: tuple[str, dict[str, Any]]) -> Callable[..., nn.Module]:
 
 @pytest.fixture
 def cloud() -> Callable[..., tuple[Tensor, Geometry]]:
-    """Random features (B, N, C) in float64, and the geometry of random positions."""
+    """Draw random features (B, N, C) in float64 and a geometry of random positions."""
 
     def draw(batch: int = 2, num_points: int = 40, dim: int = 16) -> tuple[Tensor, Geometry]:
         pos = torch.randn(batch, num_points, 3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""ACmix on points of a grid against the authors' released module on the image."""
+"""ACmix on points of a grid against the authors' module on an image."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.attention.attention_cases import assert_near, grid_positions, knn_lin
 
 @pytest.fixture
 def image(load_fixture):
-    """The arrays, a core with their weights, features and geometry of the pixels as points in a random order."""
+    """The arrays, a core with their weights, features and geometry of the shuffled pixels, and their inverse order."""
     arrays = load_fixture("acmix")
     batch, height, width, dim = arrays["x"].shape
     size, num_heads = int(arrays["kernel_conv"]), int(arrays["head"])
@@ -41,14 +41,14 @@ def paths(core, x, geometry):
 def test_convolution_equals_image_everywhere(image):
     arrays, core, x, geometry, inverse = image
     expected = arrays["out_conv_init"].flatten(1, 2)
-    assert_near(core.conv, arrays["Wdep_init"].flatten(2))  # the weights start as the shifts
+    assert_near(core.conv, arrays["Wdep_init"].flatten(2))  # initialized to shifts
     assert_near(paths(core, x, geometry)[1][:, inverse], expected)
     load_parameter(core.conv, arrays["Wdep"])
     assert_near(paths(core, x, geometry)[1][:, inverse], arrays["out_conv"].flatten(1, 2))
 
 
 def test_attention_and_mixture_equal_image_in_the_interior(image):
-    """At the border the image reflects; a set of points has no border."""
+    """The image is padded by reflection at the border, which a set of points does not have."""
     arrays, core, x, geometry, inverse = image
 
     def interior(y):
@@ -82,8 +82,7 @@ def test_all_neighbors_are_dense_attention(cloud):
     assert_near(paths(core, x, geometry)[0], expected)
 
 
-def test_convolution_written_out(cloud):
-    """The sum over neighbors, maps and kernel points, as the docstring has it."""
+def test_convolution_equals_its_equation(cloud):
     core, (x, geometry) = build_attention("acmix", 16, num_heads=2).double(), cloud()
     load_parameter(core.conv, torch.randn_like(core.conv))
     q, k, v = (project(x).unflatten(-1, (2, -1)) for project in (core.q, core.k_proj, core.v))
@@ -102,7 +101,7 @@ def test_default_kernel_points_are_the_center_and_the_corners_of_a_cube():
     points = build_attention("acmix", 16).kernel_points.double()
     assert points[0].tolist() == [0, 0, 0]
     assert_near(points[1:].norm(dim=1), torch.ones(8).double(), atol=1e-6)
-    edge = 2 / 3**0.5  # the corners of a cube in the unit sphere: its edges, diagonals of its faces, its own diagonal
+    edge = 2 / 3**0.5  # distances of corners: edges, diagonals of faces, diagonal of the cube
     expected = torch.tensor([0.0] + [edge] * 3 + [edge * 2**0.5] * 3 + [2.0]).double().expand(8, -1)
     assert_near(torch.cdist(points[1:], points[1:]).sort(dim=1).values, expected, atol=1e-6)
 
@@ -128,6 +127,6 @@ def test_equal_points(cloud):
         ({"kernel_points": [[0.0, 1.0]]}, "list of \\[x, y, z\\]"),
     ],
 )
-def test_refuses(kwargs, message):
+def test_exceptions(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build_attention("acmix", 16, **kwargs)

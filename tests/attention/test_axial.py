@@ -1,4 +1,4 @@
-"""Pencil attention against the released axial attention on images, given as shuffled points."""
+"""Axial attention on shuffled points of a grid against the released axial attention on images."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def load_pencils(arrays, prefix, axis, gated=False):
 
 @pytest.fixture
 def image(load_fixture):
-    """The arrays, with x and the positions as points in a random order, and a function that orders an image alike."""
+    """The arrays, features and geometry of the shuffled pixels, and a function that shuffles an image."""
     arrays = load_fixture("axial")
     batch, height, width, channels = arrays["x"].shape
     order = torch.randperm(height * width)
@@ -38,7 +38,7 @@ def image(load_fixture):
 
 @pytest.fixture(params=[None, 1, 1 << 20], ids=["pencil by pencil", "small blocks", "large blocks"], autouse=True)
 def _blocks(request, monkeypatch):
-    """Both ways to compute: compiled for the CPU, and in blocks."""
+    """The numba kernels, and the reference in small and in large blocks."""
     if request.param is not None:
         monkeypatch.setattr("pcattn.ops.backends.is_installed", lambda module: False)
         monkeypatch.setattr("pcattn.ops.axial_attention.reference._BLOCK_ELEMENTS", {"cpu": request.param})
@@ -58,7 +58,7 @@ def test_gated_equals_image_layer(image):
     scale = max(1, arrays["y_height_width"].abs().max())
     gated = load_pencils(arrays, "h", 0, gated=True)
     gates = torch.tensor([0.1, 0.1, 1, 0.1], dtype=torch.float64)
-    assert_near(gated.gates, gates, atol=1e-8)  # as they start, but for the digits of float32
+    assert_near(gated.gates, gates, atol=1e-8)  # initial values, rounded to float32
     load_parameter(gated.gates, gates)
     assert_near(gated(x, geometry), shuffled(arrays["y_height_gated"]), atol=1e-12 * scale)
     load_parameter(gated.gates, torch.ones(4))
@@ -67,7 +67,7 @@ def test_gated_equals_image_layer(image):
 
 @pytest.mark.parametrize(("prefix", "axis"), [("h", 0), ("w", 1)])
 def test_weights_equal_fixture(load_fixture, prefix, axis):
-    """With the identity as values, the result is the matrix of weights."""
+    """With an identity matrix as values, the result is the matrix of weights."""
     arrays = load_fixture("axial")
     pencils = load_pencils(arrays, prefix, axis)
     batch, height, width, _ = arrays["x"].shape
@@ -95,7 +95,7 @@ def test_weights_equal_fixture(load_fixture, prefix, axis):
 
 
 def reference(pencils, x):
-    """The layer written out for one pencil that holds all points, in training mode; entries of the table by index."""
+    """The equation of the layer in training mode, for one pencil with all points."""
     pos = torch.arange(x.shape[1])
     size = pencils.relative.shape[1]
     entry = (pos[:, None] - pos[None] + size // 2).clamp(0, size - 1)
@@ -121,7 +121,7 @@ def reference(pencils, x):
 
 
 def test_one_pencil_is_full_attention_with_relative_terms():
-    """Also: what is clamped to the border of the table, and the statistics in training."""
+    """Distances are clamped to the table, and training updates the running variances."""
     pencils = PencilAttention(8, 8, axis=1, num_groups=2, span=4, cell=1.0).double()
     x = torch.randn(2, 9, 8, dtype=torch.float64)
     geometry = Geometry(grid_positions(1, 9).expand(2, -1, -1))
@@ -132,7 +132,7 @@ def test_one_pencil_is_full_attention_with_relative_terms():
 
 
 def test_batch_statistics_are_over_valid_pairs():
-    """Pencils of different lengths: the variance over all pairs inside pencils, and over nothing else."""
+    """With pencils of different lengths, the variance is over all pairs of points that share a pencil."""
     pos = grid_positions(5, 4)[torch.tensor([0, 1, 2, 4, 5, 8, 9, 10, 11, 16])][None]
     layout = Geometry(pos).pencils(1, cell=1.0)
     q, k, q_table, k_table = (torch.randn(1, 10, 2, size, dtype=torch.float64) for size in (3, 3, 7, 7))
@@ -161,7 +161,7 @@ def test_gradients_of_the_operations():
     torch.library.opcheck(torch.ops.pcattn.pencil_variances.default, (q, k, *tables, *layout))
 
 
-def test_defaults_give_pencils_of_some_twenty_points_on_a_surface():
+def test_default_pencils_on_a_surface_have_about_20_points():
     for num_points in (256, 1024, 4096, 16384):
         pos = torch.nn.functional.normalize(torch.randn(1, num_points, 3), dim=-1)
         for axis in range(3):
@@ -170,7 +170,7 @@ def test_defaults_give_pencils_of_some_twenty_points_on_a_surface():
 
 
 def test_isolated_and_equal_points():
-    """One point a pencil, and all points in one place: finite, and equal points get equal results."""
+    """With one point per pencil the result is finite, and equal points have equal results."""
     core = build_attention("axial", 8, grid=1000).double()
     x = torch.randn(1, 6, 8, dtype=torch.float64)
     assert core(x, Geometry(torch.rand(1, 6, 3, dtype=torch.float64))).isfinite().all()
@@ -179,15 +179,15 @@ def test_isolated_and_equal_points():
 
 
 def test_many_copies_of_one_point_take_little_memory(monkeypatch):
-    """They share one pencil, whose pairs are not held at once."""
+    """They share one pencil, whose pairs are not all in memory at once."""
     monkeypatch.setattr("pcattn.ops.axial_attention.reference._BLOCK_ELEMENTS", {"cpu": 1 << 18})
     core = build_attention("axial", 8, num_groups=2, axes="x")
     x, geometry = torch.randn(1, 4096, 8, requires_grad=True), Geometry(torch.ones(1, 4096, 3))
-    one_map = 2 * 4096**2 * 4  # of its pairs, in bytes
+    one_map = 2 * 4096**2 * 4  # bytes for one map of all pairs
     assert peak_memory(lambda: core(x, geometry).sum().backward()) < one_map / 2
 
 
-def test_any_number_of_threads_gives_the_same():
+def test_any_number_of_threads():
     core = build_attention("axial", 16).double()
     x, pos = torch.randn(2, 50, 16, dtype=torch.float64), torch.rand(2, 50, 3)
     before, results = torch.get_num_threads(), []
@@ -205,7 +205,7 @@ def test_any_number_of_threads_gives_the_same():
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("shape", [(2, 10, 16), (1, 40, 16), (2, 41, 16)])
 def test_features_of_other_points_are_refused(training, shape):
-    """Also by the class itself, which `build_attention` does not guard: its kernel would read foreign memory."""
+    """Also without the checks of `build_attention`, because the kernel would read out of bounds."""
     core = ATTENTION["axial"](16).train(training)
     with pytest.raises(ValueError, match=r"of \(2, 40\) points, as the pencils have, but got shape"):
         core(torch.randn(shape), Geometry(torch.randn(2, 40, 3)))
@@ -227,6 +227,6 @@ def test_pair_norm_starts_as_identity():
         ({"cell": -1.0}, "cell > 0"),
     ],
 )
-def test_refuses(kwargs, message):
+def test_exceptions(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build_attention("axial", 16, **kwargs)

@@ -1,4 +1,4 @@
-"""External attention, with one and with many heads, against the authors' released modules."""
+"""External attention and its multi-head form against the authors' modules."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def load_external(arrays, value="Mv"):
 
 
 def image_layer(core_out, arrays, training):
-    """What the image network does with the core: ReLU(x + BN(core W_2^T))."""
+    """The layer around the core in the image network: ReLU(x + BN(core W_2^T))."""
     norm = torch.nn.BatchNorm1d(core_out.shape[-1]).double().train(training)
     load_norm(norm, arrays)
     return (arrays["x"] + normalize(norm, core_out @ arrays["W2"].t())).relu()
@@ -68,6 +68,6 @@ def test_multihead_equals_fixture(load_fixture, monkeypatch, elements):
         ("multihead_external", {"num_heads": 3}, "divisible by num_heads"),
     ],
 )
-def test_refuses(name, kwargs, message):
+def test_exceptions(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build_attention(name, 16, **kwargs)

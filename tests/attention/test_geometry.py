@@ -1,4 +1,4 @@
-"""Neighbor lists and pencils."""
+"""Neighbor lists and pencils of `Geometry`."""
 
 import pytest
 import torch
@@ -29,8 +29,8 @@ def test_searches_once():
     assert geometry.pencils(0, 3) is geometry.pencils(0, 3)
 
 
-def test_positions_get_gradients_after_a_use_without():
-    """As in an attack on the positions that first looks at the clean prediction."""
+def test_gradients_of_positions_after_use_without_gradients():
+    """An adversarial attack does this: it first predicts the original cloud."""
     pos = torch.randn(1, 12, 3, requires_grad=True)
     geometry = Geometry(pos)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_positions_get_gradients_after_a_use_without():
     assert bool(pos.grad.any())
 
 
-def test_self_comes_first_among_copies():
+def test_a_point_is_first_among_its_copies():
     pos = torch.randn(2, 5, 3).repeat(1, 8, 1)
     for dilation, mode in ((1, "rank"), (3, "rank"), (3, "class")):
         neighbors = Geometry(pos).neighbors(6, dilation, mode)
@@ -63,7 +63,7 @@ def test_rank_in_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("dilation", [2, 3, 4, 5])
-def test_class_stays_in_the_class_and_takes_its_nearest(dilation):
+def test_class_takes_the_nearest_points_of_a_class(dilation):
     pos = torch.randn(2, 23, 3)
     neighbors = Geometry(pos).neighbors(4, dilation, "class")
     for b in range(2):
@@ -75,7 +75,7 @@ def test_class_stays_in_the_class_and_takes_its_nearest(dilation):
 
 
 @pytest.mark.parametrize("mode", ["rank", "class"])
-def test_lists_follow_a_permutation(mode):
+def test_permutation_equivariance(mode):
     pos, order = torch.randn(2, 30, 3), torch.randperm(30)
     neighbors = Geometry(pos).neighbors(4, 3, mode)
     assert (order[Geometry(pos[:, order]).neighbors(4, 3, mode)] == neighbors[:, order]).all()
@@ -101,7 +101,7 @@ def test_receptive_field_of_four_layers(schedule, reached):
         ((7, 2, "spiral"), "dilation_mode to be one of rank, class"),
     ],
 )
-def test_refuses(arguments, message):
+def test_exceptions(arguments, message):
     with pytest.raises(ValueError, match=message):
         Geometry(torch.randn(1, 30, 3)).neighbors(*arguments)
 
@@ -120,7 +120,7 @@ def test_pencils_of_a_grid(axis):
         assert len(members) == (3, 4, 5)[axis]
 
 
-def test_pencils_do_not_depend_on_scale_and_place():
+def test_pencils_do_not_depend_on_scale_and_position():
     pos = torch.rand(1, 200, 3, dtype=torch.float64)
     first, second = Geometry(pos).pencils(0), Geometry(8 * pos + 1024).pencils(0)
     assert (first.order == second.order).all()

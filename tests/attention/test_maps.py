@@ -1,4 +1,4 @@
-"""Attention maps: applied to the values they give the output of the forward pass."""
+"""Attention maps, which applied to the values give the output of the forward pass."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def built(name: str, **kwargs) -> nn.Module:
 
 
 def test_every_mechanism(core: Callable[..., nn.Module], cloud: Callable[..., tuple[Tensor, Geometry]]) -> None:
-    """Maps have names and are shares of a whole: of one point over all points, or over the slots of a head."""
+    """Maps have different names and sum to one, over all points or over the slots of a head."""
     x, geometry = cloud()
     module = core().eval()
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_neighborhood(kwargs: dict, cloud: Callable) -> None:
 
 
 def test_acmix(cloud: Callable) -> None:
-    """The attention path alone: the convolution has no weights that depend on the point."""
+    """Only the attention path, because the convolution has no attention weights."""
     x, geometry = cloud()
     core = built("acmix")
     torch.nn.init.zeros_(core.rate_conv)
@@ -93,7 +93,6 @@ def test_acmix(cloud: Callable) -> None:
 
 @pytest.mark.parametrize("kwargs", [{"axes": "x"}, {"axes": "y", "gated": True, "span": 2}])
 def test_axial(kwargs: dict, cloud: Callable) -> None:
-    """Values and relative positions, weighted and normalized, are what the pencil gives to the point."""
     x, geometry = cloud()
     core = built("axial", **kwargs)
     (pencil,) = core.pencils

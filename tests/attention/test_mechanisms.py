@@ -1,4 +1,4 @@
-"""What every mechanism must satisfy, whatever its formula."""
+"""Properties of every mechanism."""
 
 import copy
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Cloud = Callable[..., tuple[Tensor, Geometry]]
 
 
 class OnPositions(nn.Module):
-    """A layer that takes tensors only, as compilers want it."""
+    """A layer whose inputs are tensors, as export requires."""
 
     def __init__(self, dim: int, mechanism: Mechanism) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_copies_change_nothing(mechanism: Mechanism, core: Core, cloud: Cloud) -
         pytest.skip(f"{name} depends on how many points there are")
     module, (x, geometry) = core(), cloud()
     twice = module(torch.cat((x, x), dim=1), Geometry(torch.cat((geometry.pos, geometry.pos), dim=1)))
-    # The constant 1e-9 of the double normalization weighs twice as much.
+    # The constant 1e-9 of the double normalization has twice the weight.
     assert_near(twice[:, : x.shape[1]], module(x, geometry), atol=1e-6)
 
 
@@ -134,12 +134,12 @@ def test_export_with_free_batch(mechanism: Mechanism, num_points: int) -> None:
 
 
 def test_memory_is_linear(mechanism: Mechanism) -> None:
-    """Four times the points take about four times the memory; with an N x N tensor it were sixteen times."""
+    """Four times the points take about four times the memory; an N x N tensor would take sixteen times."""
     name, kwargs = mechanism
     peaks = []
     for num_points in (1024, 4096):
         core = build_attention(name, 32, **kwargs)
         x, geometry = torch.randn(1, num_points, 32, requires_grad=True), Geometry(torch.rand(1, num_points, 3))
-        core(x, geometry)  # neighbor lists and pencils are found once, and not counted here
+        core(x, geometry)  # computes neighbor lists and pencils, which are not counted
         peaks.append(peak_memory(lambda: core(x, geometry).sum().backward()))  # noqa: B023
     assert peaks[1] < 6 * peaks[0]

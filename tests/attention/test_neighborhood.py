@@ -1,4 +1,4 @@
-"""Neighborhood attention on points of a grid against the authors' operators."""
+"""Neighborhood attention on points of a grid against the authors' operators on images."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ LINE_CASES = [(3, 1), (3, 2), (3, 3), (3, 4), (5, 1), (5, 2)]
 
 
 def load_core(arrays, table=None, **kwargs):
-    """A core with the weights of a fixture; its table has the axes of the grid first."""
+    """A core with the weights of a fixture, whose table has the axes of the grid first."""
     if table is None:
         kwargs["bias"] = "none"
     else:
@@ -33,7 +33,7 @@ def load_core(arrays, table=None, **kwargs):
 
 @pytest.fixture(params=[None, 1, 1 << 18], ids=["numba", "small chunks", "large chunks"], autouse=True)
 def _backend(request, monkeypatch):
-    """Everything by the kernel, and by the reference with one query and with all queries in a chunk."""
+    """The numba kernel, and the reference with one query or all queries in a chunk."""
     if request.param is not None:
         monkeypatch.setattr("pcattn.ops.backends.is_installed", lambda module: False)
         monkeypatch.setattr("pcattn.ops.neighborhood_attention.reference._CHUNK_ELEMENTS", {"cpu": request.param})
@@ -41,7 +41,7 @@ def _backend(request, monkeypatch):
 
 @pytest.fixture
 def line(load_fixture):
-    """The arrays, features and geometry of the tokens as points in a random order, and the way back."""
+    """The arrays, features and geometry of the shuffled tokens, and their order."""
     arrays = load_fixture("na1d")
     batch, length, _ = arrays["x"].shape
     order = torch.randperm(length)
@@ -50,7 +50,7 @@ def line(load_fixture):
 
 
 def weights(core, x, geometry):
-    """The weights (B, H, N, N): what comes back with the identity as values, in heads as wide as there are points."""
+    """The weights (B, H, N, N): the result for an identity matrix as values, with heads of width N."""
     where = core.k, core.dilation, core.dilation_mode
     q, k, _ = core.qkv(x).unflatten(-1, (3, core.num_heads, -1)).unbind(2)
     num_points, width = x.shape[1], q.shape[-1]
@@ -62,7 +62,7 @@ def weights(core, x, geometry):
 
 
 @pytest.mark.parametrize(("k", "dilation"), LINE_CASES)
-def test_line_equals_fixture_borders_included(line, k, dilation):
+def test_line_equals_fixture(line, k, dilation):
     arrays, x, geometry, order = line
     name = f"k{k}_d{dilation}"
     core = load_core(arrays, arrays[f"rpb_k{k}"], k=k, dilation=dilation, dilation_mode="class", cell=float(dilation))
@@ -80,7 +80,7 @@ def test_line_without_bias_equals_fixture(line):
 
 
 def test_image_in_the_maximum_metric_equals_fixture(load_fixture):
-    """Where the nearest 9 pixels are one set: inside and in the corners. Along an edge further pixels tie."""
+    """In the interior and in the corners, where the 9 nearest pixels are unique; along an edge there are ties."""
     arrays = load_fixture("na2d")
     batch, height, width, _ = arrays["x"].shape
     order = torch.randperm(height * width)
@@ -94,7 +94,7 @@ def test_image_in_the_maximum_metric_equals_fixture(load_fixture):
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_image_with_its_windows_equals_fixture(load_fixture, dilation):
-    """With the windows of the image as neighbor lists it is the image operator, edges included."""
+    """With the windows of the image as neighbor lists, it equals the image operator everywhere."""
     arrays = load_fixture("na2d")
     batch, height, width, _ = arrays["x"].shape
     pos = grid_positions(height, width).expand(batch, -1, -1)
@@ -117,7 +117,7 @@ def test_all_neighbors_are_dense_attention(cloud, mode):
 
 
 def test_table_is_interpolated():
-    """Halfway between entries the mean; beyond the table its border; size 1 does not look along an axis."""
+    """Halfway between entries it is their mean, beyond the table its border; size 1 ignores an axis."""
     core = build_attention("neighborhood", 4, num_heads=1, bias="table", table_size=[3, 1, 3], cell=1.0).double()
     table = torch.randn(1, 3, 1, 3, dtype=torch.float64)
     load_parameter(core.bias.table, table)
@@ -134,7 +134,7 @@ def test_bias_does_not_depend_on_the_scale(cloud):
 
 @pytest.mark.parametrize("scale", [1.0, 0.001])
 def test_half_precision_of_the_positions(scale):
-    """The unit of the positions is that of float32: squares of short distances leave float16."""
+    """The unit of the positions is computed in float32, because squares of short distances vanish in float16."""
     core = build_attention("neighborhood", 16, k=5)
     x, pos = torch.randn(2, 40, 16), scale * torch.rand(2, 40, 3)
     expected = core(x, Geometry(pos))
@@ -154,6 +154,6 @@ def test_half_precision_of_the_positions(scale):
         ({"cell": 0.0}, "cell > 0"),
     ],
 )
-def test_refuses(kwargs, message):
+def test_exceptions(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build_attention("neighborhood", 16, **kwargs)

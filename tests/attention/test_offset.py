@@ -1,4 +1,4 @@
-"""Offset-attention against the authors' released module."""
+"""Offset-attention against the authors' module."""
 
 import copy
 
@@ -23,7 +23,7 @@ def load_layer(arrays):
 
 @pytest.fixture(params=["written out", "blocks"])
 def form(request, monkeypatch):
-    """Both forms of the attention, the second in blocks of few keys."""
+    """The attention with all weights in memory, and in blocks of few keys."""
     if request.param == "blocks":
         monkeypatch.setattr("pcattn.ops.offset_attention.op._MAX_WRITTEN_OUT", 0)
         monkeypatch.setattr("pcattn.ops.offset_attention.op._BLOCK_ELEMENTS", {"cpu": 20})
@@ -57,7 +57,7 @@ def test_position_embedding_equals_fixture(load_fixture, form):
 
 
 def test_weights_equal_fixture(load_fixture, form):
-    """With the identity as values, the result is the matrix of weights."""
+    """With an identity matrix as values, the result is the matrix of weights."""
     arrays = load_fixture("oa")
     q = arrays["x"] @ arrays["Wqk"].t()
     identity = torch.eye(q.shape[1], dtype=q.dtype).expand(len(q), -1, -1)
@@ -87,14 +87,14 @@ def test_same_result_on_both_sides_of_the_threshold(monkeypatch):
     assert_near(core(x, Geometry(x[..., :3])), expected)
 
 
-def test_refuses_odd_dim():
+def test_exceptions():
     with pytest.raises(ValueError, match="expected dim to be divisible by 4, but got dim=6"):
         AttentionLayer(6, "offset")
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_large_energies_in_float16(autocast):
-    """Energies beyond 65504 leave the range of float16, and yet the results are finite in small clouds as well."""
+    """Energies beyond 65,504 leave the range of float16; results are finite nevertheless, also in small clouds."""
     core = AttentionLayer(16, "offset").core.requires_grad_(False)
     core.qk.weight *= 300
     x = torch.randn(1, 64, 16)

@@ -1,4 +1,4 @@
-"""Polarized self-attention against the paper's form and the authors' released modules."""
+"""Polarized self-attention against the equations of the paper and the authors' modules."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_equals_fixture(load_fixture, layout, variant, gates, out):
     arrays = load_fixture("psa")
     core, x = load_core(arrays, layout, variant), arrays["x"]
     assert_near(core.channel_gate(x), arrays[f"ch_gate_{gates}"])
-    # The gates of the paper's form were computed on x itself, also for the sequential layout.
+    # The fixture has the gates of the paper's form for x itself, also in the sequential layout.
     gated = x * core.channel_gate(x) if (layout, variant) == ("sequential", "released") else x
     assert_near(core.spatial_gate(gated), arrays[f"sp_gate_{gates}"])
     assert_near(core(x, Geometry(x[..., :3])), arrays[out])
@@ -67,6 +67,6 @@ def test_only_the_paper_form_keeps_its_spatial_gate_in_large_clouds():
         ({"layout": "sequential", "variant": "released"}, "divisible by 8"),
     ],
 )
-def test_refuses(kwargs, message):
+def test_exceptions(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build_attention("polarized", 12, **kwargs)

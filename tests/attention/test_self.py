@@ -30,7 +30,7 @@ def test_layer_equals_fixture(load_fixture, tied):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_equal_fixture(load_fixture, tied):
-    """With the identity as values, what the core returns are its weights."""
+    """With one-hot values, the result of the core is a column of its weights."""
     arrays = load_fixture("sa")
     core, x = load_layer(arrays, tied).core, arrays["x"]
     expected = arrays["attn_tied" if tied else "attn"]
@@ -38,7 +38,6 @@ def test_weights_equal_fixture(load_fixture, tied):
     load_linear(core.v, torch.zeros(dim, dim), torch.zeros(dim))
     columns = []
     for point in range(num_points):
-        # Values that are one at a single point: its column of the weights.
         core.v.forward = lambda x, point=point: torch.zeros_like(x).index_fill(1, torch.tensor([point]), 1.0)
         columns.append(core(x, Geometry(x[..., :3]))[..., 0])
     assert_near(torch.stack(columns, dim=-1), expected)
@@ -57,6 +56,6 @@ def test_heads_attend_separately():
 
 
 @pytest.mark.parametrize("kwargs", [{"num_heads": 3}, {"num_heads": 0}, {"num_heads": 8}])
-def test_refuses_heads_that_do_not_divide(kwargs):
+def test_exceptions(kwargs):
     with pytest.raises(ValueError, match="divisible by 4 \\* num_heads"):
         AttentionLayer(16, "self", kwargs)

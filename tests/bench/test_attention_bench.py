@@ -1,4 +1,4 @@
-"""The costs of the mechanisms: what is counted is exact, and what is measured has sensible bounds."""
+"""Costs of the mechanisms: counts are exact, and measurements are within bounds."""
 
 import json
 import math
@@ -37,8 +37,8 @@ def test_multiply_adds(name, kwargs, expected):
     assert count(name, **kwargs)[0] == expected
 
 
-def test_a_plain_counter_sees_all_of_a_network():
-    """SPCT: 2 operations a multiply-add of all matrix products, attention included."""
+def test_torch_counts_a_whole_network():
+    """SPCT: two operations per multiply-add of all matrix products, including attention."""
     network = PCTClassifier(40, "spct").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.randn(1, N, 3))
@@ -83,7 +83,7 @@ def test_neighborhoods_take_less_than_half_the_memory_of_the_gather():
     assert peaks[0] < 0.5 * peaks[1]
 
 
-def test_peak_memory_counts_what_is_held_together():
+def test_peak_memory_counts_simultaneous_tensors():
     size = 4 * 10**6
 
     def run():
@@ -121,7 +121,7 @@ def test_tables(capsys):
     assert "exponents" in out
 
 
-def test_skips_what_would_not_fit():
+def test_skips_sizes_beyond_the_limits():
     result = bench.bench_attention(["self"], (64, 128, 10**6), dim=16, repeats=1, max_seconds=1)
     assert "more than 1 s" in result["rows"][2]["skipped"]
     assert result["exponents"]["self"]["step"] is None
@@ -136,7 +136,7 @@ def test_plot(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_folder_for_the_docs(tmp_path, capsys):
+def test_output_folder(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     names = ["--attention", "external", "self"]
     run(*names, "--sizes", "64", "128", "--dim", "16", "--repeats", "1", "--out", str(tmp_path))

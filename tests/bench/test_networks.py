@@ -1,4 +1,4 @@
-"""The benchmark of large clouds: slopes are those of the measurements, and what the command reports and refuses."""
+"""The benchmark of segmentation networks: its exponents, and its command."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Peaks of memory: both measures of a GPU are one, and headings say which measure it is."""
+"""Peak memory: both functions agree on a GPU, and headings name the measure."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from pcattn.bench.timing import peak_mib
 
 
 def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the counters of torch: 1 MiB is there before, a call holds 3 more, then frees them."""
+    """With fake counters: 1 MiB is allocated before, and the call allocates and frees 3 MiB."""
     held = {"now": 1 << 20, "peak": 9 << 20}
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held["now"])

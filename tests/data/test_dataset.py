@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> str:
 
 @pytest.fixture
 def registered() -> Iterator[str]:
-    DATASETS["screws"] = Screws  # the one line beside the file
+    DATASETS.register("screws")(Screws)  # the one line beside the file
     yield "screws"
     del DATASETS["screws"]
 

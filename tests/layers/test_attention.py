@@ -1,82 +1,34 @@
-"""Every mechanism by its name alone in the networks, and a user's own by its import path."""
-
-import re
-from pathlib import Path
+"""The transformer block around an attention."""
 
 import pytest
 import torch
 
-import pcattn.attention
-from pcattn.attention import ATTENTION, build_attention, layer_kwargs
-from pcattn.models import PCTBackbone, PCTClassifier
-
-README = Path(pcattn.attention.__file__).with_name("README.md")
+from pcattn.attention import Geometry
+from pcattn.layers import AttentionBlock
 
 
-@pytest.mark.parametrize("num_points", [64, 200])
-@pytest.mark.parametrize("variant", ["spct", "pct"])
-@pytest.mark.parametrize("attention", ATTENTION)
-def test_classifier_trains(attention, variant, num_points):
-    model = PCTClassifier(5, variant=variant, attention=attention, dim=32, out_dim=64)
-    logits = model(torch.randn(2, num_points, 3))
-    assert logits.shape == (2, 5)
-    logits.square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+def test_number_of_parameters() -> None:
+    """4 C^2 each in attention and MLP, their biases, two normalizations, two scales, and the MLP 3 -> 16 -> heads."""
+    dim, heads = 32, 4
+    expected = 8 * dim**2 + (3 + 1 + 2 + 1) * dim + 4 * dim + 2 * dim + (3 * 16 + 16 + 16 * heads + heads)
+    block = AttentionBlock(dim, "neighborhood", {"num_heads": heads})
+    assert sum(p.numel() for p in block.parameters()) == expected
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
-def test_tokens_follow_the_points(attention):
-    backbone = PCTBackbone("spct", attention=attention, dim=16, out_dim=32).double().eval()
-    pos, order = torch.randn(2, 70, 3, dtype=torch.float64), torch.randperm(70)
-    torch.testing.assert_close(backbone(pos[:, order])[1], backbone(pos)[1][:, order])
+def test_equals_its_equation() -> None:
+    block = AttentionBlock(8, "offset", layer_scale=0.3)
+    x, geometry = torch.randn(2, 9, 8), Geometry(torch.randn(2, 9, 3))
+    with torch.no_grad():
+        first = x + 0.3 * (block.norm1(x) - block.core(block.norm1(x), geometry))
+        torch.testing.assert_close(block(x, geometry), first + 0.3 * block.mlp(block.norm2(first)))
 
 
-def test_dilation_a_layer():
-    model = PCTClassifier(
-        5, "spct", "neighborhood", {"k": 4, "dilation": [1, 2, 1, 8], "dilation_mode": "class"}, dim=16, out_dim=32
-    )
-    assert [layer.core.dilation for layer in model.backbone.layers] == [1, 2, 1, 8]
-    model(torch.randn(2, 64, 3)).sum().backward()
-    with pytest.raises(ValueError, match=r"dilation <= floor\(N / k\) = 6 .* but got dilation=8"):
-        model(torch.randn(2, 24, 3))
-
-
-def test_layer_kwargs_of_another_length():
-    with pytest.raises(ValueError, match="a list of 4 \\(one a layer\\), but got 3"):
-        layer_kwargs({"dilation": [1, 2, 3]}, 4)
-
-
-def test_the_example_of_the_readme_works(tmp_path, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "my_attention.py").write_text(example)
-    monkeypatch.syspath_prepend(tmp_path)
-    path = re.search(r"attention: (\S+MeanAttention)", README.read_text())
-    model = PCTClassifier(5, "spct", path[1], {"k": [8, 8, 16, 16]}, dim=16, out_dim=32)
-    model(torch.randn(2, 64, 3)).sum().backward()
-    assert [layer.core.k for layer in model.backbone.layers] == [8, 8, 16, 16]
-
-
-def test_every_class_is_exported():
-    assert {cls.__name__ for cls in ATTENTION.values()} <= set(pcattn.attention.__all__)
-
-
-def test_the_readme_names_every_mechanism_and_argument():
-    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", README.read_text(), re.MULTILINE))
-    assert set(rows) == set(ATTENTION)
-    for name, cls in ATTENTION.items():
-        arguments = list(cls.__init__.__annotations__)[1:-1]
-        assert all(f"`{argument}`" in rows[name] for argument in arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "kwargs", "message"),
-    [
-        ("neigborhood", {}, "did you mean 'neighborhood'"),
-        ("axial", {"heads": 2}, "expected arguments among: .*num_groups"),
-        ("no_such_module.Attention", {}, "cannot be imported"),
-        ("pcattn.attention.NoSuchClass", {}, "cannot be imported"),
-    ],
-)
-def test_refuses(name, kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        build_attention(name, 16, **kwargs)
+def test_stochastic_depth() -> None:
+    """In training, a branch is dropped for a whole cloud and its mean is kept; in evaluation, none is dropped."""
+    block = AttentionBlock(8, "external", layer_scale=1.0, drop_path=0.25)
+    branch = torch.ones(4000, 3, 2)
+    dropped = block._drop(branch)
+    assert torch.equal(dropped, dropped[:, :1, :1].expand_as(dropped))
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert dropped.mean() == pytest.approx(1.0, abs=0.05)
+    assert torch.equal(block.eval()._drop(branch), branch)

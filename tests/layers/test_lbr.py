@@ -28,3 +28,9 @@ def test_equals_its_equation() -> None:
     layer = LBR(3, 5, bias=True).eval()
     x = torch.randn(2, 4, 7, 3)
     torch.testing.assert_close(layer(x), layer.norm(layer.linear(x).flatten(0, -2)).relu().view(2, 4, 7, 5))
+
+
+def test_negative_slope() -> None:
+    x = torch.randn(16, 3)
+    assert (LBR(3, 4)(x) >= 0).all()
+    assert (LBR(3, 4, negative_slope=0.2)(x) < 0).any()

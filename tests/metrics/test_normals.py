@@ -24,5 +24,5 @@ def test_known_angles(degrees: float) -> None:
 @pytest.mark.parametrize("function", [angle_error, cosine_distance])
 @pytest.mark.parametrize(("first", "second"), [((2, 3), (3,)), ((2, 4), (2, 4))])
 def test_shapes_must_fit(function, first: tuple, second: tuple) -> None:
-    with pytest.raises(ValueError, match=r"one shape \(..., 3\), but got"):
+    with pytest.raises(ValueError, match=r"the same shape \(..., 3\), but got"):
         function(torch.zeros(first), torch.zeros(second))

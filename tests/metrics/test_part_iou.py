@@ -1,4 +1,4 @@
-"""Part IoU against plain loops over shapes, parts and points; the metric against the function; examples; errors."""
+"""Part IoU against loops over shapes, parts and points, and the metric against the function."""
 
 import doctest
 import importlib
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pcattn.metrics import PROTOCOLS, PartIoU, part_iou, predict_parts
 
-#: Categories of 4, 2, 1 and 3 parts, in no order, with gaps, one part shared by two categories.
+#: Categories with 4, 2, 1 and 3 parts, not sorted, with gaps, and one part in two categories.
 PARTS = [[4, 2, 7, 0], [1, 3], [9], [8, 5, 3]]
 NUM_PARTS = 11
 
 
 def iou_of_shape(logits: list[list[float]], target: list[int], own: list[int], protocol: str) -> float:
-    """One shape, as the released codes loop: over points for the prediction, then over parts."""
+    """IoU of one shape by loops over points and parts, as in the released code."""
     candidates = own if protocol.startswith("category") else range(len(logits[0]))
     prediction = [max(candidates, key=lambda part: row[part]) for row in logits]
     ious = []
@@ -31,7 +31,7 @@ def iou_of_shape(logits: list[list[float]], target: list[int], own: list[int], p
 
 
 def random_shapes(size: int, num_points: int = 12, confident: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, truth and categories. With so few points many parts are absent from the truth, the prediction or both."""
+    """Logits, truth and categories. With few points, many parts are absent from the truth, the prediction or both."""
     category = torch.randint(len(PARTS), (size,))
     target = torch.empty(size, num_points, dtype=torch.long)
     for row, which in zip(target, category, strict=True):
@@ -73,7 +73,7 @@ class TestAgainstLoops:
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
 
     def test_metric_adds_up_over_processes(self, protocol: str) -> None:
-        """Two processes with uneven shares: what one gathers from both gives the result of all shapes."""
+        """Two processes with different numbers of shapes: gathering both gives the result for all shapes."""
         shapes = random_shapes(30)
         first, second = PartIoU(PARTS, protocol), PartIoU(PARTS, protocol)
         first.update(*(tensor[:23] for tensor in shapes))
@@ -110,7 +110,7 @@ class TestCases:
 
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     def test_ignored_points(self, protocol: str) -> None:
-        """They count as little as if they were not there; a cloud of such points counts nowhere."""
+        """The result is the same without them, and a cloud with only such points is not counted."""
         logits, target, category = random_shapes(8)
         expected = part_iou(logits[:, :9], target[:, :9], category, PARTS, protocol)
         target[:, 9:] = -1
@@ -167,7 +167,7 @@ class TestErrors:
             ({"target": torch.zeros(2, 3, dtype=torch.long)}, r"target to be integers of shape \(2, 4\), but got"),
             ({"target": torch.zeros(2, 4)}, "target to be integers .* but got torch.float32"),
             ({"target": torch.tensor([[1] * 4, [9, 9, 9, 8]])}, r"\(\[9\] for shape 1 of category 2\), but got 8"),
-            ({"category": None}, r"category \(B,\) where there are 4 categories, but got None"),
+            ({"category": None}, r"category \(B,\) because there are 4 categories, but got None"),
             ({"category": torch.zeros(3, dtype=torch.long)}, r"category to be integers of shape \(2,\)"),
             ({"category": torch.tensor([0, 4])}, r"category in \[0, 4\), but got 4 for shape 1"),
             ({"category": torch.tensor([0, -1])}, r"category in \[0, 4\), but got -1 for shape 1"),

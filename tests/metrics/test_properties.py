@@ -1,4 +1,4 @@
-"""Metrics on arbitrary shapes: against loops, and whatever the order, the batches and the processes."""
+"""Metrics on arbitrary shapes: against loops, and for any order, batches and processes."""
 
 from collections import Counter
 from itertools import pairwise
@@ -20,7 +20,7 @@ Shapes = tuple[Tensor, Tensor, Tensor, list[list[int]]]
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Shapes:
-    """Logits with ties, truth, categories, and the parts of these: few, in any order, some shared."""
+    """Logits with ties, truth, categories and their parts: few, in any order, some shared."""
     parts = draw(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4, unique=True), min_size=1, max_size=3))
     number, num_points = draw(st.integers(1, 6)), draw(st.integers(1, 5))
     category = draw(st.lists(st.integers(0, len(parts) - 1), min_size=number, max_size=number))
@@ -67,7 +67,7 @@ class TestPartIoU:
     def test_batches_and_processes_do_not_matter(
         self, protocol: str, data: Shapes, cuts: set[int], processes: int
     ) -> None:
-        """Every batch goes to one of the processes in turn; the states of these are added up."""
+        """Batches are distributed over the processes in turn, and the states of the processes are added."""
         logits, target, category, parts = data
         bounds = [0, *sorted(cut for cut in cuts if cut < len(logits)), len(logits)]
         metrics = [PartIoU(parts, protocol) for _ in range(processes)]

@@ -1,4 +1,4 @@
-"""The released PCT networks written out: channels first, convolutions of width one, the authors' names of layers."""
+"""The released PCT networks: channels first, convolutions of width one, the authors' names of layers."""
 
 from itertools import pairwise
 
@@ -59,7 +59,7 @@ def apply_attention(network: nn.Module, x: Tensor, shift: Tensor | float = 0.0) 
 
 
 class Local(nn.Module):
-    """Two LBRs on the grouped features (B, M, k, 2C), and the maximum over the neighbors."""
+    """Two LBRs on grouped features (B, M, k, 2C), then the maximum over the neighbors."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Local(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Two LBRs and four layers of attention; with `position`, one LBR and a map of the positions."""
+    """Two LBRs and four attention layers; with `position`, one LBR and a linear map of the positions."""
 
     def __init__(self, dim: int, position: bool) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class ReleasedSPCTSegmenter(nn.Module):
 
 
 def randomize(network: nn.Module) -> nn.Module:
-    """Batch normalization with weights, biases and statistics that matter."""
+    """Randomize weights, biases and statistics of batch normalization."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -1,4 +1,4 @@
-"""The hierarchical networks: sizes, levels, invariances, dilation and its receptive field, any attention, errors."""
+"""Hierarchical networks: sizes, levels, dilation, invariances, attentions and errors."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from pcattn.models.hierarchical_segmenter import FeaturePropagation
 from pcattn.models.levels import build_levels
 from pcattn.ops import farthest_point_sample, gather, interpolate, knn
 
-#: Two blocks on each of two levels, 16 channels wide.
+#: Two levels with two blocks each.
 SMALL = {"dims": [16, 32], "depths": [2, 2], "num_heads": [2, 4], "k": 4, "dilation": 4}
 
 
@@ -44,16 +44,9 @@ def test_parameter_counts(variant: str, of_classifier: int, of_segmenter: int) -
         assert num_parameters(HierarchicalSegmenter(50, 16, variant)) == of_segmenter
 
 
-def test_parameters_of_a_block() -> None:
-    """4 C^2 of attention and of the MLP, biases, two normalizations, two scales; 3 -> 16 -> heads for the bias."""
-    dim, heads = 32, 4
-    expected = 8 * dim**2 + (3 + 1 + 2 + 1) * dim + 4 * dim + 2 * dim + (3 * 16 + 16 + 16 * heads + heads)
-    assert num_parameters(AttentionBlock(dim, "neighborhood", {"num_heads": heads})) == expected
-
-
 class TestLevels:
     @pytest.mark.parametrize("strides", [[2, 2, 2], [1, 4, 2], [3, 1, 1]])
-    def test_are_the_nearest_points_and_nested_samples(self, strides: list[int]) -> None:
+    def test_samples_are_nested_and_neighbors_are_nearest(self, strides: list[int]) -> None:
         pos, k = torch.randn(2, 50, 3), 6
         at, below = pos, pos
         for stride, level in zip(strides, build_levels(pos, strides, k), strict=True):
@@ -84,7 +77,7 @@ class TestLevels:
             below = level.geometry.pos
 
     def test_lists_are_shared(self) -> None:
-        """A level searches once for its first block, its third, and the aggregation above."""
+        """A level searches once for its first and third block and for the aggregation of the next level."""
         calls = []
         levels = build_levels(torch.randn(1, 64, 3), [1, 4], k=4)
         search = levels[0].geometry._search
@@ -116,11 +109,11 @@ class TestDilation:
 
     @pytest.mark.parametrize(("dilations", "expected"), [([1, 1, 1, 1], 9), ([1, 3, 1, 3], 17), ([1, 3, 9, 27], 81)])
     def test_receptive_field_of_four_blocks(self, dilations: list[int], expected: int) -> None:
-        """k = 3 on a line, as the papers count: 1 + 4 * 2 of plain blocks, 1 + 2 (1 + 3 + 1 + 3), and 3^4."""
+        """k = 3 on a line, counted as in the papers: 1 + 4 * 2 for plain blocks, 1 + 2 (1 + 3 + 1 + 3), and 3^4."""
         assert len(influential(dilations)) == expected
 
     def test_alternation_reaches_further_on_a_cloud(self) -> None:
-        """Input points that a token of the first level depends on, on a sphere: plain against alternating."""
+        """A token of the first level depends on more points of a sphere than with plain blocks."""
         pos = torch.nn.functional.normalize(torch.randn(1, 512, 3, dtype=torch.float64), dim=2)
         reached = {}
         for dilation in (1, 8):
@@ -134,7 +127,7 @@ class TestDilation:
 
 
 def influential(dilations: list[int]) -> list[int]:
-    """Tokens of a line that influence the middle one through a stack of blocks with lists of three."""
+    """Tokens of a line that influence the middle token through a stack of blocks with k = 3."""
     length = 135
     pos = torch.zeros(1, length, 3, dtype=torch.float64)
     pos[..., 0] = torch.arange(length)
@@ -147,34 +140,12 @@ def influential(dilations: list[int]) -> list[int]:
     return grad[0].abs().sum(dim=1).nonzero().flatten().tolist()
 
 
-class TestBlock:
-    def test_formula(self) -> None:
-        block, x, geometry = (
-            AttentionBlock(8, "offset", layer_scale=0.3),
-            torch.randn(2, 9, 8),
-            Geometry(torch.randn(2, 9, 3)),
-        )
-        with torch.no_grad():
-            first = x + 0.3 * (block.norm1(x) - block.core(block.norm1(x), geometry))
-            torch.testing.assert_close(block(x, geometry), first + 0.3 * block.mlp(block.norm2(first)))
-
-    def test_stochastic_depth(self) -> None:
-        """In training whole branches of whole clouds vanish, and their mean stays; in evaluation none does."""
-        block = AttentionBlock(8, "external", layer_scale=1.0, drop_path=0.25)
-        branch = torch.ones(4000, 3, 2)
-        dropped = block._drop(branch)
-        assert torch.equal(dropped, dropped[:, :1, :1].expand_as(dropped))
-        assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
-        assert dropped.mean() == pytest.approx(1.0, abs=0.05)
-        assert torch.equal(block.eval()._drop(branch), branch)
-
+class TestClassifier:
     def test_drop_path_grows(self) -> None:
         backbone = classifier(drop_path=0.3).backbone
         rates = [block.drop_path for blocks in backbone.layers for block in blocks]
         assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
-
-class TestClassifier:
     def test_shape_and_gradients(self) -> None:
         network = classifier()
         logits = network(torch.randn(3, 64, 3))
@@ -188,7 +159,7 @@ class TestClassifier:
         torch.testing.assert_close(network(pos[:, torch.randperm(75)]), network(pos), atol=1e-10, rtol=0)
 
     def test_aggregates_relative_positions_in_units_of_their_spacing(self) -> None:
-        """With features that do not say where they are, and no attention, size and place of a cloud do not matter."""
+        """Without attention and without positions in the features, scale and position of a cloud do not matter."""
         backbone = HierarchicalBackbone(**{**SMALL, "depths": [0, 0]}, num_features=1).double().eval()
         with torch.no_grad():
             backbone.embedding.linear.weight[:, :3] = 0
@@ -210,7 +181,7 @@ class TestClassifier:
 
     @pytest.mark.parametrize("attention", ATTENTION)
     def test_any_attention(self, attention: str) -> None:
-        """On every level, with what the level offers, from one point on."""
+        """In every level, with the arguments of the level, and for a single point."""
         network = classifier(attention=attention)
         network(torch.randn(2, 40, 3)).square().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
@@ -247,15 +218,15 @@ class TestClassifier:
         ("kwargs", "message"),
         [
             ({"variant": "hierarchical_huge"}, "hierarchical_tiny, .* but got 'hierarchical_huge'"),
-            ({"depths": [2]}, r"depths to be 2 integers, one a level, >= 0, but got \[2\]"),
+            ({"depths": [2]}, r"depths to be 2 integers, one per level, >= 0, but got \[2\]"),
             ({"num_heads": [3, 4]}, "divisible by num_heads"),
             ({"dims": [16, 0]}, "dims to be 2 integers"),
-            ({"dilation": 0}, "dilation to be 2 integers, one a level, >= 1, but got 0"),
+            ({"dilation": 0}, "dilation to be 2 integers, one per level, >= 1, but got 0"),
             ({"stride": 0}, "stride to be an integer >= 1, but got 0"),
             ({"k": 2.5}, "k to be an integer >= 1, but got 2.5"),
             ({"num_features": -1}, "num_features to be an integer >= 0, but got -1"),
             ({"drop_path": 1.0}, r"drop_path in \[0, 1\)"),
-            ({"attention": ["self"]}, r"one name or 2, one a level, but got \['self'\]"),
+            ({"attention": ["self"]}, r"one name or a list of 2, one per level, but got \['self'\]"),
             ({"attention": "neighbourhood"}, "did you mean 'neighborhood'"),
             ({"attention_kwargs": {"num_slots": 3}}, "num_slots"),
             ({"detph": 3}, "detph"),
@@ -289,7 +260,7 @@ class TestSegmenter:
 
     @pytest.mark.parametrize(("kwargs", "num_tokens"), [({}, 12), ({"stem_stride": 1}, 12), ({"stem_stride": 3}, 4)])
     def test_tokens_of_the_first_level(self, kwargs: dict, num_tokens: int) -> None:
-        """Every point, unless asked otherwise: logits come out for every point in any case."""
+        """By default, every point is a token."""
         levels, tokens = segmenter(**kwargs).backbone(torch.randn(2, 12, 3))
         assert levels[0].geometry.pos.shape == (2, num_tokens, 3)
         assert tokens[0].shape == (2, num_tokens, 16)
@@ -330,10 +301,10 @@ def test_export_with_a_free_batch(build: Callable[[], torch.nn.Module]) -> None:
 
 
 def test_degenerate_clouds() -> None:
-    """All points in one place, on a line, copies of two and of three: finite, in training and evaluation."""
+    """All points equal, on a line, or copies of two or three points: results are finite."""
     line = torch.zeros(2, 32, 3)
     line[..., 0] = torch.linspace(-1, 1, 32)
-    twins = torch.randn(2, 2, 3).repeat_interleave(16, dim=1)  # no point has a neighbor but copies of itself
+    twins = torch.randn(2, 2, 3).repeat_interleave(16, dim=1)  # all neighbors of a point are its copies
     clouds: list[Tensor] = [torch.full((2, 32, 3), 0.3), line, twins, torch.randn(2, 3, 3).repeat(1, 11, 1)[:, :32]]
     for train in (True, False):
         for network in (classifier().train(train), segmenter(None).train(train)):

@@ -1,4 +1,4 @@
-"""Networks by name, with bundled weights, and of users."""
+"""Networks by name, with bundled weights, and networks of users."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from pcattn.models.registry import CLASSIFIERS, SEGMENTERS
 
 
 class OwnNet(nn.Module):
-    """A network of a user, with no parameter for the attention."""
+    """A network of a user, without an argument for the attention."""
 
     def __init__(self, num_classes: int, width: int = 8) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class OwnAttention(nn.Module):
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    """Names that are forgotten after the test."""
+    """Remove the registered names after the test."""
     before = [dict(registry) for registry in (CLASSIFIERS, SEGMENTERS, ATTENTION)]
     yield
     for registry, entries in zip((CLASSIFIERS, SEGMENTERS, ATTENTION), before, strict=True):

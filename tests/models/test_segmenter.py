@@ -27,7 +27,7 @@ class TestParameterCounts:
         assert num_parameters(PCTSegmenter(50, 16, "spct")) == 2_446_130
 
     def test_without_categories(self) -> None:
-        # The embedding of the category, 16 -> 64 with BN, and its 64 columns of the head are gone.
+        # Without the embedding of the category, 16 -> 64 with BN, and its 64 columns in the head.
         expected = 2_446_130 - (16 * 64 + 2 * 64) - 64 * 512
         assert num_parameters(PCTSegmenter(50, None, "spct")) == expected
         assert num_parameters(PCTSegmenter(50, 0, "spct")) == expected
@@ -68,7 +68,7 @@ class TestSegmenter:
 
     @pytest.mark.parametrize("variant", ["pct", "pct_sampled"])
     def test_neighborhoods_are_seen(self, variant: str) -> None:
-        """Without attention only the neighbor embedding lets a point notice another one's features."""
+        """Without attention, only the neighbor embedding passes features from one point to another."""
         network = small(variant, None, depth=0, k=4, num_features=1).eval()
         pos, features = torch.randn(1, 32, 3), torch.zeros(1, 32, 1)
         changed = features.clone()
@@ -134,7 +134,7 @@ class TestSegmenter:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sampled", [True, False])
 def test_factorized_head_equals_textbook(sampled: bool, training: bool) -> None:
-    """Interpolate the tokens, concatenate them with the cloud's features, then map."""
+    """Interpolate the tokens, concatenate them with the features of the cloud, then apply the layers."""
     head = SegmentationHead(6, 10, 4, dropout=0.0).double().train(training)
     tokens = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
     of_cloud = torch.randn(2, 10, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Clouds that are hard for a neighbor search, and a brute force to compare with."""
+"""Clouds that are hard for a neighbor search, and a brute-force search."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ CLOUDS = ("random", "surface", "grid", "rough grid", "duplicates", "one point", 
 
 
 def make_cloud(name: str, num_points: int = 343, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A batch (batch, num_points, 3) by name of what is hard about it, in random order."""
+    """A cloud of `CLOUDS` (batch, num_points, 3), in random order."""
     side = round(num_points ** (1 / 3))
     axes = [torch.arange(side, dtype=torch.float64)] * 3
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(1, -1, 3).repeat(batch, 1, 1)

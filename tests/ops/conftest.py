@@ -1,4 +1,4 @@
-"""Fixtures of the operations' tests: back-ends, and uninitialized memory that shows."""
+"""Fixtures: the backends of the CPU, and uninitialized memory filled with invalid values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from pcattn.ops import farthest_point_sample, knn
 
 @pytest.fixture(params=["numba", "reference"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """The back-ends of the CPU in turn; those of Triton are tested on small clouds in test_triton.py."""
+    """Every backend of the CPU; Triton is tested on small clouds in test_triton.py."""
     if request.param == "numba":
         pytest.importorskip("numba")
     return request.param
@@ -21,7 +21,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def compiled() -> None:
-    """The CPU kernels, compiled: the compiler would not know a `numpy.empty` that is not numpy's own."""
+    """Compile the CPU kernels before `poisoned` replaces `numpy.empty`, which the compiler would not know."""
     for dim in (3, 16):
         cloud, lengths = torch.randn(2, 8, dim), torch.tensor([8, 5])
         knn(cloud, cloud, 2)
@@ -32,7 +32,7 @@ def compiled() -> None:
 
 @pytest.fixture
 def poisoned(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialized memory holds NaN and indices out of range, so that whatever stays unwritten shows."""
+    """Fill uninitialized memory with NaN and indices out of range, so that tests notice what is never written."""
 
     def poison(empty: Callable[..., Any], fill: Callable[[Any], Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: fill(empty(*args, **kwargs))

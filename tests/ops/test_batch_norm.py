@@ -10,7 +10,7 @@ from pcattn.ops.batch_norm import normalize
 
 
 def step(x: Tensor, norm: nn.BatchNorm1d, own: bool) -> list[Tensor]:
-    """Output, gradients and buffers after a training step, of ours or of torch's."""
+    """Output, gradients and buffers after a training step of our or of torch's normalization."""
     out = (
         normalize(norm, x, backend="auto" if norm.momentum is None else "numba")
         if own
@@ -41,8 +41,8 @@ def test_equals_torch_in_float64(shape: tuple[int, ...], threads: int) -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"momentum": 0.3}, {"momentum": None}, {"track_running_stats": False}], ids=str)
-def test_statistics_as_the_layer_keeps_them(kwargs: dict) -> None:
-    """A moving average, that of all batches, or none; then evaluation with them."""
+def test_running_statistics(kwargs: dict) -> None:
+    """Moving average, cumulative average, or none, then evaluation with them."""
     ours = nn.BatchNorm1d(4, **kwargs).double()
     torchs = copy.deepcopy(ours)
     for mean in (1.0, -3.0, 5.0):
@@ -54,7 +54,7 @@ def test_statistics_as_the_layer_keeps_them(kwargs: dict) -> None:
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 100.0])
 def test_float32_is_rounded_once(mean: float) -> None:
-    """All numbers are those of float64 but for the last rounding, of as many rows as a batch has."""
+    """Output and gradients of a typical batch are those of float64 up to the last rounding."""
     x, norm = make((16, 512, 8), mean)
     exact = step(x.double().requires_grad_(), copy.deepcopy(norm).double(), own=False)
     for got, expected in zip(step(x.requires_grad_(), norm, own=True)[:4], exact, strict=False):
@@ -67,3 +67,22 @@ def test_nan_is_not_hidden() -> None:
     out = normalize(norm, x)
     assert out[..., 0].isnan().all()
     assert not out[..., 1:].isnan().any()
+
+
+def test_statistics_are_exact() -> None:
+    """In float32, for many rows far from zero."""
+    norm, x = nn.BatchNorm1d(4, momentum=1.0), 3 + torch.randn(20_000, 4)
+    normalize(norm, x)
+    torch.testing.assert_close(norm.running_mean.double(), x.double().mean(0), rtol=3e-7, atol=0)
+    torch.testing.assert_close(norm.running_var.double(), x.double().var(0), rtol=1e-6, atol=0)
+
+
+def test_gradcheck() -> None:
+    norm = nn.BatchNorm1d(3).double()
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *parameters: normalize(norm, x), (x, *norm.parameters()))
+
+
+def test_one_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than 1 value"):
+        normalize(nn.BatchNorm1d(3), torch.randn(1, 3))

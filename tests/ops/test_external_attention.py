@@ -1,4 +1,4 @@
-"""Multi-head external attention in blocks of heads against the written-out definition."""
+"""Multi-head external attention in blocks of heads against the definition."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pcattn.ops.external_attention import double_normalize, multihead_external_a
 @pytest.mark.parametrize("elements", [1, 40, 1 << 20])
 @pytest.mark.parametrize("scale", [1, 30])
 def test_equals_definition(monkeypatch: pytest.MonkeyPatch, elements: int, scale: float) -> None:
-    """Forward and gradients; large logits leave some rows with sums as small as the constant 1e-9."""
+    """Output and gradients; with large logits, some rows have sums as small as the constant 1e-9."""
     monkeypatch.setattr(op, "_BLOCK_ELEMENTS", {"cpu": elements})
     heads = scale * torch.randn(2, 3, 9, 4, dtype=torch.float64)
     key, value = torch.randn(5, 4, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)

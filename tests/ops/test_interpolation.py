@@ -7,7 +7,7 @@ from tests.ops.clouds import CLOUDS, brute_force, make_cloud
 
 class TestInterpolate:
     @pytest.mark.parametrize("name", CLOUDS)
-    def test_at_a_support_point_it_is_its_feature(self, name: str, backend: str) -> None:
+    def test_is_exact_at_support_points(self, name: str, backend: str) -> None:
         cloud = make_cloud(name)
         features = cloud * 2 + 1
         torch.testing.assert_close(interpolate(cloud, cloud, features, backend=backend), features)
@@ -21,7 +21,7 @@ class TestInterpolate:
         torch.testing.assert_close(interpolate(query, support, features).double(), expected, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize(("scale", "offset"), [(1e-4, 0.0), (1e4, 0.0), (1.0, 1000.0)])
-    def test_does_not_depend_on_scale_and_place(self, scale: float, offset: float) -> None:
+    def test_does_not_depend_on_scale_and_position(self, scale: float, offset: float) -> None:
         query, support = torch.randn(1, 9, 3, dtype=torch.float64), torch.randn(1, 20, 3, dtype=torch.float64)
         features = torch.randn(1, 20, 4, dtype=torch.float64)
         expected = interpolate(query, support, features)

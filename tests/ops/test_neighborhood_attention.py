@@ -1,4 +1,4 @@
-"""Neighborhood attention: its backends against the definition."""
+"""Backends of neighborhood attention against the definition."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from pcattn.ops.neighborhood_attention import numba as numba_neighborhood
 
 @pytest.fixture(params=["numba", "small chunks", "large chunks"])
 def backend(request, monkeypatch):
-    """The kernel, and the reference with one query and with all queries in a chunk."""
+    """The numba kernel, and the reference with one query or all queries in a chunk."""
     if request.param == "numba":
         return "numba"
     elements = 1 if request.param == "small chunks" else 1 << 18
@@ -29,7 +29,7 @@ def gathered(q, k, v, neighbors, bias):
 
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_equals_gather(with_bias, backend):
-    """Forward and gradients; lists may name a key twice."""
+    """Output and gradients; a neighbor list may repeat a key."""
     q, k, v, grad = torch.randn(4, 2, 17, 3, 5, dtype=torch.float64)
     neighbors = torch.randint(0, 17, (2, 17, 6))
     bias = torch.randn(2, 17, 6, 3, dtype=torch.float64) if with_bias else None
@@ -44,7 +44,7 @@ def test_equals_gather(with_bias, backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, backend):
-    """Sums in float32: the result is that of float32, rounded once."""
+    """Sums are in float32, so the result is that of float32 rounded once."""
     q, k, v = torch.randn(3, 2, 9, 2, 8, dtype=dtype).requires_grad_().unbind()
     neighbors = torch.randint(0, 9, (2, 9, 4))
     out = neighborhood_attention(q, k, v, neighbors, backend=backend)
@@ -80,7 +80,7 @@ def test_gradcheck_and_opcheck(backend):
         ({"backend": "triton"}, "can run, but got backend='triton': .*not on a CUDA device"),
     ],
 )
-def test_refuses(change, message, monkeypatch):
+def test_exceptions(change, message, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     arguments = {name: torch.zeros(1, 5, 2, 4) for name in "qkv"}
     arguments["neighbors"] = torch.zeros(1, 5, 3, dtype=torch.long)
@@ -96,8 +96,8 @@ def _restore_threads():
 
 
 @pytest.mark.parametrize(("backend", "calls"), [("auto", 1), ("numba", 1), ("reference", 0)])
-def test_runs_where_it_is_chosen(backend, calls, monkeypatch):
-    """Forward and backward: the reference gives the same numbers, many times slower, and would not be noticed."""
+def test_the_chosen_backend_runs(backend, calls, monkeypatch):
+    """Forward and backward. The results of the reference are the same, so a wrong choice would only be slow."""
     called = {"forward": 0, "backward": 0}
 
     def count(name):
@@ -118,7 +118,7 @@ def test_runs_where_it_is_chosen(backend, calls, monkeypatch):
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_any_number_of_threads(threads):
-    """Equal to the last bit: no two threads add to one key."""
+    """Equal to the last bit, because no two threads add to the same key."""
     q, k, v, grad = torch.randn(4, 2, 300, 3, 8)
     neighbors = torch.randint(0, 300, (2, 300, 5))
     results = []
@@ -132,7 +132,7 @@ def test_any_number_of_threads(threads):
 
 
 @pytest.mark.parametrize("wrong", [-1, 9])
-def test_refuses_points_that_are_not_there(wrong):
+def test_neighbors_out_of_range(wrong):
     q = torch.randn(1, 9, 1, 4)
     neighbors = torch.zeros(1, 9, 2, dtype=torch.long)
     neighbors[0, 3, 1] = wrong
@@ -140,7 +140,7 @@ def test_refuses_points_that_are_not_there(wrong):
         neighborhood_attention(q, q, q, neighbors, backend="numba")
 
 
-def test_not_a_number_is_not_hidden():
+def test_nan_is_not_hidden():
     q = torch.randn(1, 9, 1, 4)
     q[0, 2] = torch.nan
     neighbors = torch.arange(9).view(1, 9, 1)

@@ -126,7 +126,7 @@ class TestKNN:
 
     @pytest.mark.parametrize("elements", [1, 300])
     def test_blocks_of_the_reference(self, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Query by query where the cloud alone fills a block, and in blocks of which the last is smaller."""
+        """One query per block, and blocks of which the last is smaller."""
         cloud, lengths, own = torch.randn(2, 40, 3), torch.tensor([40, 25]), torch.arange(40).expand(2, -1)
         arguments = {"query_lengths": lengths, "support_lengths": lengths, "query_indices": own, "backend": "reference"}
         expected = knn(cloud, cloud, 5, **arguments)
@@ -152,7 +152,7 @@ class TestKNN:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_terminates_on_non_finite_input(self, value: float, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where the values stay unread, as on a GPU."""
+        """If values are not checked, as on a GPU."""
         monkeypatch.setattr("pcattn.ops.neighbors.op.check_finite", lambda *_: None)
         for dim in (3, 16):
             cloud = torch.randn(1, 100, dim)
@@ -179,7 +179,7 @@ class TestKNN:
         assert cloud.grad is not None
         assert cloud.grad.isfinite().all()
 
-    def test_half_precision_gets_gradients_in_its_own_dtype(self) -> None:
+    def test_gradients_have_the_dtype_of_the_input(self) -> None:
         cloud = torch.randn(1, 30, 3, dtype=torch.float16, requires_grad=True)
         knn(cloud, cloud, 4).distances.sum().backward()
         assert cloud.grad is not None
@@ -239,7 +239,7 @@ class TestKNN:
             knn(**{"query": torch.rand(2, 5, 3), "support": torch.rand(2, 9, 3), "k": 3, **arguments})
 
     @pytest.mark.parametrize("k", [np.int64(3), torch.tensor(3)])
-    def test_every_integer_is_one(self, k) -> None:
+    def test_integers_of_other_libraries(self, k) -> None:
         cloud = torch.rand(2, 9, 3)
         assert torch.equal(knn(cloud, cloud, k).indices, knn(cloud, cloud, 3).indices)
 

@@ -1,4 +1,4 @@
-"""Offset-attention in blocks against the written-out definition."""
+"""Offset-attention in blocks against the definition."""
 
 import pytest
 import torch
@@ -8,14 +8,14 @@ from pcattn.ops.offset_attention import offset_attention, op, reference
 
 @pytest.fixture(autouse=True)
 def _blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small clouds in blocks, too."""
+    """Compute small clouds in blocks as well."""
     monkeypatch.setattr(op, "_MAX_WRITTEN_OUT", 0)
 
 
 @pytest.mark.parametrize("scale", [0.3, 1, 6])
 @pytest.mark.parametrize("elements", [1, 500, 1 << 20])
 def test_equals_definition(monkeypatch: pytest.MonkeyPatch, scale: float, elements: int) -> None:
-    """Forward and gradients; large energies leave some rows with sums as small as the constant 1e-9."""
+    """Output and gradients; with large energies, some rows have sums as small as the constant 1e-9."""
     monkeypatch.setattr(op, "_BLOCK_ELEMENTS", {"cpu": elements})
     q, v = scale * torch.randn(3, 21, 4, dtype=torch.float64), torch.randn(3, 21, 6, dtype=torch.float64)
     grad, results = torch.randn_like(v), []

@@ -1,4 +1,4 @@
-"""Properties of the searches on arbitrary clouds, and what becomes of degenerate ones."""
+"""Properties of the searches on arbitrary and on degenerate clouds."""
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pcattn.ops import ball_query, farthest_point_sample, gather, group, interpolate, knn
 
-# Few distinct coordinates, so that ties and duplicates abound, next to arbitrary ones of very different size.
+# A few fixed coordinates, which cause many ties and duplicates, and arbitrary ones of very different size.
 COORDINATES = st.one_of(
     st.sampled_from([0.0, 1.0, -1.0, 0.5]), st.floats(-(2.0**50), 2.0**50, width=32, allow_subnormal=False)
 )
@@ -73,8 +73,8 @@ class TestProperties:
 
     @BOUNDED
     @given(clouds(), st.integers(1, 3))
-    def test_interpolation_keeps_what_is_known(self, pos: Tensor, k: int) -> None:
-        """At distinct support points it is the identity; constant features stay constant."""
+    def test_interpolation_of_known_features(self, pos: Tensor, k: int) -> None:
+        """It is the identity at distinct support points, and keeps constant features constant."""
         constant = interpolate(pos, pos.clone(), torch.full_like(pos, 7.0), k)
         torch.testing.assert_close(constant, torch.full_like(pos, 7.0))
         if pos.unique(dim=1).shape[1] == pos.shape[1] and len(pos) == 1:

@@ -1,4 +1,4 @@
-"""The Triton kernels against the chunked form: on a GPU, or in Triton's interpreter."""
+"""The Triton kernels against the reference, on a GPU or in Triton's interpreter."""
 
 from importlib.util import find_spec
 
@@ -13,7 +13,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def draw(num_points, num_neighbors, num_heads, dim, with_bias, dtype=torch.float32):
-    """Slices of one tensor of queries, keys and values, as a layer has them; lists with a key twice."""
+    """Queries, keys and values as slices of one tensor, as in a layer, and lists that may repeat a key."""
     qkv = torch.randn(2, num_points, 3, num_heads, dim, device=DEVICE).to(dtype)
     neighbors = torch.randint(0, num_points, (2, num_points, num_neighbors), device=DEVICE)
     bias = torch.randn(2, num_points, num_neighbors, num_heads, device=DEVICE).to(dtype) if with_bias else None
@@ -30,7 +30,7 @@ def forward_backward(qkv, neighbors, bias, grad, backend):
 @pytest.mark.parametrize(
     ("num_points", "num_neighbors", "num_heads", "dim"), [(1, 1, 1, 1), (37, 5, 3, 8), (20, 20, 2, 20), (70, 3, 1, 64)]
 )
-def test_equals_chunks(num_points, num_neighbors, num_heads, dim, with_bias):
+def test_equals_reference(num_points, num_neighbors, num_heads, dim, with_bias):
     qkv, neighbors, bias = draw(num_points, num_neighbors, num_heads, dim, with_bias)
     grad = torch.randn(2, num_points, num_heads, dim, device=DEVICE)
     triton = forward_backward(qkv, neighbors, bias, grad, "triton")
@@ -51,7 +51,7 @@ def test_half_precision(dtype):
 
 
 def test_values_between_other_tensors():
-    """Reads and writes stay within the rows of the points: what lies around them in memory is NaN."""
+    """Only the rows of the points are read and written: the memory around them is NaN."""
     qkv, neighbors, _ = draw(13, 4, 2, 5, False)
     poisoned = torch.full((4, 17, 3, 2, 7), torch.nan, device=DEVICE)
     poisoned[1:3, 2:15, ..., 1:6] = qkv
@@ -70,5 +70,5 @@ def test_a_bias_may_exclude_neighbors():
 
 def test_says_why_it_cannot_run():
     qkv, neighbors, _ = draw(13, 4, 1, 300, False, torch.float64)
-    with pytest.raises(ValueError, match=r"torch.float64 is none of .*; heads are 300 wide, more than 256"):
+    with pytest.raises(ValueError, match=r"torch.float64 is not one of .*; heads are 300 wide, more than 256"):
         neighborhood_attention(*qkv.unbind(2), neighbors, backend="triton")

@@ -12,7 +12,10 @@ import yaml
 
 import pcattn
 from pcattn.cli.main import main
+from pcattn.inference.checkpoints import Checkpoint, build
 from pcattn.io.cloud import Cloud, read_cloud, write_ply
+from pcattn.tasks import TASKS, Classification, register_task
+from pcattn.utils.errors import InputError
 
 #: The file: a network that predicts how high the centroid of a cloud lies in its bounding box.
 TASK = """
@@ -118,6 +121,23 @@ def test_normal_estimation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert call("export", "--ckpt_path", run, "--out", "n.pt2") == 0
     assert call("robustness", "-c", run / "config.yaml") == 2
     assert "expected a task with a metric for corruptions" in capsys.readouterr().err
+
+
+def test_a_registered_task(tmp_path: Path) -> None:
+    """The line is the decorator; checkpoints then find the task by its name."""
+    try:
+
+        @register_task
+        class Registered(Classification):
+            pass
+
+        task = Registered(num_classes=3, network_kwargs={"dim": 8, "depth": 1, "k": 4, "out_dim": 16})
+        checkpoint = Checkpoint("Registered", dict(task.hparams), {}, {}, None, task.network.state_dict())
+        assert type(build(checkpoint, "x.ckpt")) is Registered
+        with pytest.raises(InputError, match="expected a new name for task"):
+            register_task(type("Registered", (Classification,), {}))
+    finally:
+        del TASKS["Registered"]
 
 
 @pytest.mark.slow

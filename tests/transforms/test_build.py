@@ -1,5 +1,7 @@
 """Every transform by its name: that it repeats, leaves its input, and refuses bad arguments."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,6 +12,20 @@ from tests.transforms.batches import generator, make_batch
 
 def tensors(batch: PointBatch) -> list[torch.Tensor]:
     return [field for field in batch if isinstance(field, torch.Tensor)]
+
+
+@pytest.fixture
+def registered() -> Iterator[str]:
+    @TRANSFORMS.register("stretch")
+    class Stretch:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def __call__(self, batch: PointBatch, generator: torch.Generator) -> PointBatch:
+            return batch._replace(pos=batch.pos * self.factor)
+
+    yield "stretch"
+    del TRANSFORMS["stretch"]
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -41,6 +57,11 @@ class TestBuild:
         steps = build_transforms([{"rotate": {"axis": "x"}}, {"jitter": None}])
         assert steps == [Rotate("x"), Jitter()]
         assert build_transforms(None) == []
+
+    def test_a_registered_transform(self, registered: str) -> None:
+        (transform,) = build_transforms([{registered: {"factor": 2.0}}])
+        batch = make_batch()
+        assert torch.equal(transform(batch, generator(0)).pos, 2 * batch.pos)
 
     @pytest.mark.parametrize(
         ("steps", "message"),

@@ -1,4 +1,4 @@
-"""Files that are complete or not there."""
+"""Files are either complete or absent."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A lock between processes, and what a child process that inherits it does."""
+"""A lock between processes, also in a child process that inherits it."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def test_other_paths_are_free(tmp_path: Path) -> None:
 
 
 def test_a_child_keeps_the_lock(tmp_path: Path) -> None:
-    """Also when the process that took it has ended."""
+    """Also after the parent has released it."""
     with exclusive_lock(tmp_path) as lock:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock or 0,))
     with child, pytest.raises(InputError, match="to be unused, but another process"), exclusive_lock(tmp_path, 0):

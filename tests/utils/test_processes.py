@@ -39,7 +39,7 @@ def test_a_finished_child_keeps_its_status() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child when its parent is killed")
 def test_a_killed_parent_ends_the_child() -> None:
-    """The child holds the other end of the pipe, which closes when it ends."""
+    """The child holds the other end of the pipe, which is closed when the child ends."""
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"ready\n"

@@ -1,4 +1,4 @@
-"""Names and import paths."""
+"""Registries and import paths."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from pcattn.utils.registry import Registry, import_path, names_only, resolve
 
 
 def test_own_modules_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are found for who trusts what names them, and hide nothing that is installed."""
+    """They are found only for trusted names, and never hide an installed module."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.chdir(tmp_path)
     Path("some_own_module.py").write_text("class Own:\n    pass\n")
@@ -42,7 +42,7 @@ class TestRegistry:
         assert registry.names() == ["dict", "own", "Own"]
         assert registry.names("?own") == []
         assert registry.names("[oO]wn") == ["own", "Own"]
-        registry.register("own")(Own)  # the module is loaded again
+        registry.register("own")(Own)  # as if its module were imported again
         with pytest.raises(InputError, match=r"expected a new name for thing builtins\.list, but 'own' exists"):
             registry.register("own")(list)
 

@@ -1,4 +1,4 @@
-"""Work in threads: results in order, and an error that stops what has not begun."""
+"""Work in threads: results are in order, and an error stops the remaining calls."""
 
 import pytest
 

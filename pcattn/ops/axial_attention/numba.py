@@ -301,7 +301,7 @@ def _softmax(maps, scales, g, weights):  # type: ignore[no-untyped-def]
 
 @inlined
 def _add_gradients(q, keys, points, first, entries, i, g, grads, of_q, of_keys, of_q_table, of_k_table):  # type: ignore[no-untyped-def]
-    """Propagate gradients (3, length) of the maps of query i; those of the keys are (G, D, length)."""
+    """Propagate the gradients (3, length) of the maps of query i; `of_keys` is (G, D, length)."""
     length, last = len(entries), np.uintp(of_q_table.shape[2] - 1)
     for d in range(q.shape[2]):
         x, total = q[i, g, d], q.dtype.type(0)

@@ -80,7 +80,8 @@ def pencil_attention(
         InputError: the number of points of a tensor is not that of the pencils.
     """
     _check_sizes(coordinate, q=q, k=k, v=v, q_table=q_table, k_table=k_table)
-    return _attend(q, k, v, q_table, k_table, scales, order, label, coordinate)
+    out, mass = _attend(q, k, v, q_table, k_table, scales, order, label, coordinate)
+    return out, mass
 
 
 def _check_sizes(coordinate: Tensor, **rows: Tensor) -> None:
@@ -99,7 +100,8 @@ def _variances(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Variances and means (3, G) of the maps, and the number of pairs as a float."""
     inputs = _rows(q, k, q_table, k_table)
-    return _KERNELS.choose("auto", q).variances(inputs, order, label, coordinate)
+    variances, means, num_pairs = _KERNELS.choose("auto", q).variances(inputs, order, label, coordinate)
+    return variances, means, num_pairs
 
 
 @torch.library.custom_op("pcattn::pencil_variances_backward", mutates_args=())

@@ -1,7 +1,7 @@
 """Multi-head external attention, a few heads at a time: `pcattn::multihead_external`.
 
-The weights of all heads would be many times larger than the features. They are computed in blocks of heads, and once
-more in the backward pass.
+The weights of all heads would be many times larger than the features. They are therefore computed in blocks of heads,
+and computed again in the backward pass.
 """
 
 from typing import Any
@@ -40,7 +40,8 @@ def multihead_external_attention(heads: Tensor, key: Tensor, value: Tensor) -> T
             "expected heads (B, H, N, D), key (S, D) and value (D, S), "
             f"but got {tuple(heads.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
         )
-    return _attend(heads.contiguous(), key, value)
+    out: Tensor = _attend(heads.contiguous(), key, value)
+    return out
 
 
 @torch.library.custom_op("pcattn::multihead_external", mutates_args=())
@@ -85,7 +86,7 @@ def _weights(heads: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 def _blocks(heads: Tensor, key: Tensor) -> tuple[Tensor, ...]:
     """Views (P, N, D) of a few heads each."""
     elements = _BLOCK_ELEMENTS.get(heads.device.type, _BLOCK_ELEMENTS["cpu"])
-    return heads.view(-1, *heads.shape[2:]).split(max(1, elements // (heads.shape[2] * key.shape[0])))
+    return torch.split(heads.view(-1, *heads.shape[2:]), max(1, elements // (heads.shape[2] * key.shape[0])))
 
 
 @_attend.register_fake
@@ -103,7 +104,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _attend_backward(grad, *ctx.saved_tensors)
+    grad_heads, grad_key, grad_value = _attend_backward(grad, *ctx.saved_tensors)
+    return grad_heads, grad_key, grad_value
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)

@@ -1,4 +1,4 @@
-"""Multi-head external attention written out, with the weights of all heads."""
+"""Multi-head external attention in torch, with the weights of all heads in memory."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Features at new positions from those of the nearest points."""
+"""Interpolation of features from the nearest points."""
 
 from pcattn.ops.interpolation.op import interpolate
 

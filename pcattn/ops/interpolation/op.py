@@ -18,14 +18,14 @@ def interpolate(
     support_lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Features at `query`, from those of the k nearest support points (PointNet++ section 3.4, equation 2).
+    r"""Interpolate features at `query` from the k nearest support points (PointNet++ section 3.4, equation 2).
 
     .. math::
         f(q) = \frac{\sum_i w_i f_i}{\sum_i w_i}, \qquad w_i = \frac{1}{\|q - s_i\|^2}
 
     There is no epsilon. At a support point the result is the feature of that point (the mean if several lie there), and
     it does not depend on the scale of the cloud. Gradients flow to `features` and to the positions. The values of
-    `features` are not checked: NaN spreads to every query that it is a neighbor of.
+    `features` are not checked: NaN spreads to every query that has it as a neighbor.
 
     Args:
         query: (B, M, D).

@@ -35,8 +35,8 @@ def neighborhood_attention(
         (B, N, H, D), in the dtype of q, computed in at least float32.
 
     Raises:
-        InputError: the shapes or dtypes do not fit, on the CPU a neighbor is none of the N points, or `backend` cannot
-            run (the message lists every reason).
+        InputError: the shapes or dtypes do not fit, on the CPU an index of a neighbor is out of range, or `backend`
+            cannot run (the message lists every reason).
     """
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
         raise InputError(
@@ -55,14 +55,15 @@ def neighborhood_attention(
     dtypes = {tensor.dtype for tensor in (q, k, v)}
     if len(dtypes) > 1:
         raise InputError(f"expected q, k and v of one dtype, but got {', '.join(sorted(map(str, dtypes)))}")
-    return _attend(q, k, v, neighbors, bias, backend)[0]
+    out: Tensor = _attend(q, k, v, neighbors, bias, backend)[0]
+    return out
 
 
 def _why_not_triton(q: Tensor) -> list[str]:
     """Reasons why the Triton kernels cannot run on queries (B, N, H, D)."""
     reasons = why_not_triton(q)
     if q.dtype not in _TRITON_DTYPES:
-        reasons.append(f"{q.dtype} is none of {', '.join(map(str, _TRITON_DTYPES))}")
+        reasons.append(f"{q.dtype} is not one of {', '.join(map(str, _TRITON_DTYPES))}")
     if q.shape[-1] > _TRITON_MAX_HEAD_DIM:
         reasons.append(f"heads are {q.shape[-1]} wide, more than {_TRITON_MAX_HEAD_DIM}")
     if torch.are_deterministic_algorithms_enabled():
@@ -80,7 +81,8 @@ def _attend(
     """The output, and the log-sum-exp (B, N, H) of the logits, from which the backward pass rebuilds the weights."""
     # Checked here, because a compiled graph has no values to look at before it runs.
     check_indices("neighbors", neighbors, k.shape[1])
-    return _KERNELS.choose(backend, q).forward(q, k, v, neighbors, bias)
+    out, lse = _KERNELS.choose(backend, q).forward(q, k, v, neighbors, bias)
+    return out, lse
 
 
 @torch.library.custom_op("pcattn::neighborhood_attention_backward", mutates_args=())
@@ -96,7 +98,9 @@ def _attend_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the bias (empty without one)."""
-    return _KERNELS.choose(backend, q).backward(grad, q, k, v, neighbors, bias, out, lse)
+    kernels = _KERNELS.choose(backend, q)
+    grad_q, grad_k, grad_v, grad_bias = kernels.backward(grad, q, k, v, neighbors, bias, out, lse)
+    return grad_q, grad_k, grad_v, grad_bias
 
 
 @_attend.register_fake

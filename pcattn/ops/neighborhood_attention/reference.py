@@ -67,7 +67,8 @@ def _take(rows: Tensor, points: Tensor, dtype: torch.dtype) -> Tensor:
 def _logits(q: Tensor, k_rows: Tensor, bias: Tensor | None, rows: slice, points: Tensor) -> Tensor:
     """Logits (m, K, H) of a chunk, in at least float32."""
     dtype = _compute_dtype(q)
-    query = q.flatten(0, 1)[rows].to(dtype) * q.shape[-1] ** -0.5
+    scale: float = q.shape[-1] ** -0.5
+    query = q.flatten(0, 1)[rows].to(dtype) * scale
     logits = (query[:, None] * _take(k_rows, points, dtype)).sum(dim=-1)
     return logits if bias is None else logits + bias.flatten(0, 1)[rows].to(dtype)
 

@@ -14,8 +14,8 @@ from pcattn.ops.backends import on_device
 _BLOCK_ELEMENTS = 1024
 
 
-@triton.jit
-def neighborhood_attention_fwd_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def neighborhood_attention_fwd_kernel(  # type: ignore[no-untyped-def]
     q_ptr,
     k_ptr,
     v_ptr,
@@ -78,8 +78,8 @@ def neighborhood_attention_fwd_kernel(
     tl.store(lse_ptr + row * num_heads + head, largest + tl.log(total), valid)
 
 
-@triton.jit
-def neighborhood_attention_bwd_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def neighborhood_attention_bwd_kernel(  # type: ignore[no-untyped-def]
     grad_ptr,
     q_ptr,
     k_ptr,

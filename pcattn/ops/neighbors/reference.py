@@ -48,7 +48,7 @@ def knn(
 ) -> tuple[Tensor, Tensor]:
     """Distances (B, M, k), float64, and indices (B, M, k) of the nearest support points within `limit`, nearest first.
 
-    Missing neighbors have distance inf and repeat the index of the nearest one (0 where there is none).
+    Missing neighbors have distance inf and repeat the index of the nearest one (0 if there is none).
     """
     batch, num_points, _ = support.shape
     # On points in lexicographic order a stable sort by distance breaks ties by coordinates.

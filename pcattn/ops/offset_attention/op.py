@@ -30,7 +30,7 @@ def offset_attention(q: Tensor, v: Tensor) -> Tensor:
     Memory grows with N, because large clouds are computed in blocks of keys.
 
     Args:
-        q: (B, N, D), queries and keys in one.
+        q: (B, N, D), used as queries and as keys.
         v: values (B, N, C).
 
     Shape:
@@ -45,7 +45,8 @@ def offset_attention(q: Tensor, v: Tensor) -> Tensor:
         )
     # Energies leave the range of float16; the blocks compute in float32.
     if q.shape[1] > _MAX_WRITTEN_OUT or v.dtype == torch.float16:
-        return _attend(q, v)[0]
+        out: Tensor = _attend(q, v)[0]
+        return out
     return reference.offset_attention(q, v)
 
 
@@ -111,7 +112,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _attend_backward(grad, *ctx.saved_tensors)
+    grad_q, grad_v = _attend_backward(grad, *ctx.saved_tensors)
+    return grad_q, grad_v
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)

@@ -1,4 +1,4 @@
-"""Offset-attention written out, with its N x N weights."""
+"""Offset-attention in torch, with the N x N weights in memory."""
 
 import torch
 from torch import Tensor

@@ -52,12 +52,14 @@ def farthest_point_sample(
     num_samples = check_count("num_samples", num_samples, pos.shape[1], "the number of points")
     if rule not in _RULES:
         raise InputError(f"expected rule to be one of {', '.join(_RULES)}, but got {rule!r}")
-    return _farthest_point_sample(search_dtype(pos.detach()), num_samples, rule, lengths, backend)
+    indices: Tensor = _farthest_point_sample(search_dtype(pos.detach()), num_samples, rule, lengths, backend)
+    return indices
 
 
 @torch.library.custom_op("pcattn::farthest_point_sample", mutates_args=())
 def _farthest_point_sample(pos: Tensor, num_samples: int, rule: str, lengths: Tensor | None, backend: str) -> Tensor:
-    return _KERNELS.choose(backend, pos).farthest_point_sample(pos, num_samples, rule, lengths)
+    indices: Tensor = _KERNELS.choose(backend, pos).farthest_point_sample(pos, num_samples, rule, lengths)
+    return indices
 
 
 @_farthest_point_sample.register_fake
