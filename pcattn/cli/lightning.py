@@ -28,6 +28,7 @@ from pcattn.cli.lightning_parser import Parser, configure_loader
 from pcattn.data import EpochSampler
 from pcattn.inference import checkpoints
 from pcattn.inference.finetune import initialize
+from pcattn.tasks.base import FROM_DATA
 from pcattn.training import PointCloudDataModule, run_folder
 from pcattn.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.training.logger import ResumableCSVLogger
@@ -37,9 +38,6 @@ from pcattn.utils.files import atomic_write, write_text
 from pcattn.utils.locks import exclusive_lock
 from pcattn.utils.registry import find_import_path
 from pcattn.utils.text import escape_unprintable
-
-#: Arguments of tasks that are filled from the data module.
-FROM_DATA = ("num_classes", "num_features", "class_names", "parts", "part_names")
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -51,10 +51,19 @@ class MetricInfo(NamedTuple):
     mode: Literal["max", "min"] = "max"  #: which values are better
     unit: str = "%"  #: "%" for a share in [0, 1], which is written times 100; "°"; "" for none
 
+    @property
+    def heading(self) -> str:
+        """Label and unit, for a column of a table or an axis of a plot."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def in_unit(self, value: float) -> float:
+        """A value as a number in its unit."""
+        return 100 * value if self.unit == "%" else value
+
     def format(self, value: float) -> str:
         """A value with its unit."""
         if self.unit == "%":
-            return f"{100 * value:.2f} %"
+            return f"{self.in_unit(value):.2f} %"
         return f"{value:.2f}{self.unit}" if self.unit else f"{value:.4f}"
 
 
