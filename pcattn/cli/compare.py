@@ -150,7 +150,7 @@ def _read(run: Path) -> dict[str, Any]:
     costs, results = run / "costs.json", json.loads((run / "results.json").read_text())
     peak = json.loads(costs.read_text()) if costs.exists() else {"peak_mib": math.nan}
     peak["peak_of"] = "GPU" if "peak_mib" in results else "process"
-    return peak | results | _inspect(run_folder.checkpoint_path(run, "best"))
+    return {**peak, **results, **_inspect(run_folder.checkpoint_path(run, "best"))}
 
 
 def _inspect(checkpoint: Path) -> dict[str, Any]:

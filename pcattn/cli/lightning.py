@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from pcattn.cli.config_files import resolve_args
 from pcattn.cli.lightning_parser import Parser, configure_loader
@@ -230,8 +230,7 @@ class PointCloudCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             self.parser.error(str(error), error)
-        if self.datamodule.dataset_name == "shapenetpart":
-            # They follow from `parts`, and old checkpoints count them from 1 in every category.
+        if self.datamodule.dataset_class.numbers_parts:  # old checkpoints number them differently
             self.stored.pop("part_names", None)
         for name, value in self.stored.items():
             got = self.model.hparams.get(name)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import pcattn
-from pcattn.cli.messages import fail
 from pcattn.cli.options import add_ckpt_path
 from pcattn.data.preprocessing import ESTIMATED_NORMALS
 from pcattn.inference.model import Model
@@ -53,12 +52,12 @@ def name_outputs(jobs: Sequence[Job]) -> list[Path]:
     return names
 
 
-def add_attributes(cloud: Cloud, new: Mapping[str, NDArray]) -> Cloud:
+def add_attributes(cloud: Cloud, new: Mapping[str, NDArray[Any]]) -> Cloud:
     """A cloud with new attributes of its points.
 
     Attributes of the same names that it had are kept as `original_label` and so on.
     """
-    kept: dict[str, NDArray] = {}
+    kept: dict[str, NDArray[Any]] = {}
     for name, values in cloud.attributes.items():
         name = "_".join(name.split())  # PLY has no spaces in names
         while name in new or name in kept:
@@ -84,15 +83,12 @@ def format_table(task: PointCloudTask, rows: Sequence[Mapping[str, Any]]) -> str
 def main(args: Sequence[str]) -> int:
     """The command line; status 1 if a file failed, 2 if the call itself is wrong."""
     options = _parser().parse_args(args)
-    try:
-        model = pcattn.load(options.ckpt_path, trust=options.trust, device=options.device)
-        _check(model, options)
-        category = model.category_index(options.category) if model.task.USES_CATEGORY else None
-        options.out = options.out or Path("predictions")
-        if model.task.PER_POINT:
-            options.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        fail(str(error), error)
+    model = pcattn.load(options.ckpt_path, trust=options.trust, device=options.device)
+    _check(model, options)
+    category = model.category_index(options.category) if model.task.USES_CATEGORY else None
+    options.out = options.out or Path("predictions")
+    if model.task.PER_POINT:
+        options.out.mkdir(parents=True, exist_ok=True)
     jobs, wrong = find_files(options.files, options.out if model.task.PER_POINT else None)
     failures = [{"file": name, "error": reason} for name, reason in wrong]
     for failure in failures:
@@ -190,13 +186,10 @@ def _finish(
     """Print the table, write the requested files, and return the exit status."""
     if table := format_table(task, rows):
         print(table)
-    try:
-        if options.json is not None:
-            _write(options.json, json.dumps([*rows, *failures], indent=2) + "\n", options.overwrite)
-        if options.csv is not None:
-            _write(options.csv, _to_csv(rows), options.overwrite)
-    except OSError as error:
-        fail(str(error), error)
+    if options.json is not None:
+        _write(options.json, json.dumps([*rows, *failures], indent=2) + "\n", options.overwrite)
+    if options.csv is not None:
+        _write(options.csv, _to_csv(rows), options.overwrite)
     if failures or interrupted:
         ending = "interrupted" if interrupted else f"{len(failures)} failed"
         print(f"{len(rows)} files predicted, {ending}", file=sys.stderr)

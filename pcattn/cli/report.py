@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from pcattn.cli.messages import fail
 from pcattn.inference.evaluate import Run, open_run
 from pcattn.tasks.base import PointCloudTask
 from pcattn.training.run_folder import run_of_checkpoint
@@ -203,7 +202,7 @@ def _markdown(title: str, sections: Sequence[Section], run: Path) -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command line."""
+    """Run `pcattn report`."""
     parser = argparse.ArgumentParser(
         prog="pcattn report",
         description="A page about a run: configuration, curves, metrics, categories, confusion, the worst shapes.",
@@ -215,9 +214,6 @@ def main(args: Sequence[str]) -> int:
     given = parser.parse_args(args)
     if given.worst < 0:
         parser.error(f"expected --worst >= 0, but got {given.worst}")
-    try:
-        files = report(given.run, given.split, given.worst, given.trust)
-    except (OSError, ValueError) as error:
-        fail(" ".join(str(error).split()), error)
+    files = report(given.run, given.split, given.worst, given.trust)
     print("written: " + ", ".join(map(str, files)))
     return 0

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pcattn.cli.messages import fail
 from pcattn.cli.options import add_ckpt_path
 from pcattn.data.preprocessing import preprocess
 from pcattn.inference.attention_maps import show_attention
@@ -147,7 +146,7 @@ def predict_file(
 
 
 def main(args: Sequence[str]) -> int:
-    """The command line; see `pcattn show --help`."""
+    """Run `pcattn show`."""
     parser = _parser()
     given = parser.parse_args(args)
     out: Path | None = given.out
@@ -157,23 +156,20 @@ def main(args: Sequence[str]) -> int:
         parser.error("expected --attention LAYER and --point I together")
     if given.number < 1:
         parser.error(f"expected --number >= 1, but got {given.number}")
-    try:
-        clouds, preferred, up, heading = _gather(given)
-        known = field_names(clouds)
-        fields = given.fields or shown_fields(clouds, preferred)
-        if given.attention is not None and not given.fields:
-            fields = [*(["prediction"] if "prediction" in fields else []), *(n for n in known if n.startswith("layer"))]
-        if unknown := [name for name in fields if name not in known]:
-            parser.error(f"expected --fields among {', '.join(known)}, but got {', '.join(unknown)}")
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            done = "replaced" if out.exists() else "written"
-            _write(clouds, out, fields, up, heading, given.renderer, given.columns)
-            print(f"{done}: {out}")
-        else:
-            _window(clouds, fields, up, heading)
-    except (OSError, ValueError, Open3DError) as error:
-        fail(" ".join(str(error).split()), error)
+    clouds, preferred, up, heading = _gather(given)
+    known = field_names(clouds)
+    fields = given.fields or shown_fields(clouds, preferred)
+    if given.attention is not None and not given.fields:
+        fields = [*(["prediction"] if "prediction" in fields else []), *(n for n in known if n.startswith("layer"))]
+    if unknown := [name for name in fields if name not in known]:
+        parser.error(f"expected --fields among {', '.join(known)}, but got {', '.join(unknown)}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        done = "replaced" if out.exists() else "written"
+        _write(clouds, out, fields, up, heading, given.renderer, given.columns)
+        print(f"{done}: {out}")
+    else:
+        _window(clouds, fields, up, heading)
     return 0
 
 

@@ -31,7 +31,7 @@ def several(clouds: Any) -> Sequence[Any] | None:
     from torch_geometric.data import Batch, Dataset
 
     if isinstance(clouds, Batch):
-        return clouds.to_data_list()
+        return list(clouds.to_data_list())
     if isinstance(clouds, Dataset):
         return [clouds[i] for i in range(len(clouds))]
     one = bool(clouds) and _is_row(clouds[0]) if _is_list(clouds) else getattr(clouds, "ndim", 0) != 3

@@ -113,14 +113,18 @@ def load(
             `pcattn.inference.convert.convert`.
 
     Raises:
-        InputError: there is no such file, it is broken, or it names code and `trust` is false.
+        InputError: there is no such file, it is broken, it names code and `trust` is false, or there is no such device.
     """
     path = checkpoints.find(source)
     checkpoint = checkpoints.read(path) if architecture is None else convert(path, architecture)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     task = checkpoints.build(checkpoint, str(path), trust)
-    return Model(task.to(device), checkpoint.data, checkpoint.training)
+    try:
+        task.to(device)
+    except RuntimeError as error:
+        raise InputError(f"expected a device of this machine, but got {device}: {error}") from error
+    return Model(task, checkpoint.data, checkpoint.training)
 
 
 class Model:
@@ -200,7 +204,7 @@ class Model:
 
     def predict_blocks(
         self, blocks: Iterable[Any], category: Any = None, votes: int = 1, seed: int = 0
-    ) -> Iterator[dict[str, NDArray]]:
+    ) -> Iterator[dict[str, NDArray[Any]]]:
         """`predict` for a cloud that need not fit into memory.
 
         Args:
@@ -229,7 +233,7 @@ class Model:
     def classify(self, points: Cloud, top_k: int = 5, votes: int = 1, seed: int = 0) -> Classes: ...
     @overload
     def classify(
-        self, points: list[Tensor] | list[NDArray], top_k: int = 5, votes: int = 1, seed: int = 0
+        self, points: list[Tensor] | list[NDArray[Any]], top_k: int = 5, votes: int = 1, seed: int = 0
     ) -> list[Classes]: ...
     @overload
     def classify(self, points: Any, top_k: int = 5, votes: int = 1, seed: int = 0) -> Classes | list[Classes]: ...
@@ -263,7 +267,7 @@ class Model:
     def segment(self, points: Cloud, category: Any = None, votes: int = 1, seed: int = 0) -> Parts: ...
     @overload
     def segment(
-        self, points: list[Tensor] | list[NDArray], category: Any = None, votes: int = 1, seed: int = 0
+        self, points: list[Tensor] | list[NDArray[Any]], category: Any = None, votes: int = 1, seed: int = 0
     ) -> list[Parts]: ...
     @overload
     def segment(self, points: Any, category: Any = None, votes: int = 1, seed: int = 0) -> Parts | list[Parts]: ...

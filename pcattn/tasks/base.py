@@ -187,11 +187,13 @@ class PointCloudTask(LightningModule):
 
     def logits(self, batch: PointBatch) -> Tensor:
         """The network's outputs for a batch."""
-        return self(**self.inputs(batch))
+        logits: Tensor = self(**self.inputs(batch))
+        return logits
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The network's outputs."""
-        return self.network(*args, **kwargs)
+        logits: Tensor = self.network(*args, **kwargs)
+        return logits
 
     def finite_logits(self, batch: PointBatch) -> Tensor:
         """`logits`, checked: metrics would take NaN for some class.
@@ -269,7 +271,7 @@ class PointCloudTask(LightningModule):
         """
         return logits
 
-    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray]:
+    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray[Any]]:
         """Predictions as arrays by name.
 
         Args:
@@ -278,15 +280,15 @@ class PointCloudTask(LightningModule):
         """
         return {"prediction": predictions.cpu().numpy()}
 
-    def point_colors(self, attributes: Mapping[str, NDArray], category: int = 0) -> NDArray[np.uint8] | None:
+    def point_colors(self, attributes: Mapping[str, NDArray[Any]], category: int = 0) -> NDArray[np.uint8] | None:
         """Colors (N, 3) of the points of one cloud by their `attributes`, to be stored with them."""
         return None
 
-    def count(self, attributes: Mapping[str, NDArray], category: int = 0) -> NDArray[np.int64]:
+    def count(self, attributes: Mapping[str, NDArray[Any]], category: int = 0) -> NDArray[np.int64]:
         """Points of each kind, which add up over the blocks of a cloud; what `entries` is made from."""
         return np.zeros(0, dtype=np.int64)
 
-    def entries(self, result: NDArray, category: int = 0) -> list[dict[str, Any]]:
+    def entries(self, result: NDArray[Any], category: int = 0) -> list[dict[str, Any]]:
         """What tables and files say of one cloud, as plain data, a dictionary per line.
 
         Args:
@@ -337,7 +339,7 @@ class PointCloudTask(LightningModule):
             self.train(training)
 
     def fields(
-        self, attributes: Mapping[str, NDArray], num_points: int, category: int = 0
+        self, attributes: Mapping[str, NDArray[Any]], num_points: int, category: int = 0
     ) -> tuple[dict[str, Field], str]:
         """Fields that color the points of a cloud without a truth by its `attributes`, and a short note on it."""
         return {}, ""

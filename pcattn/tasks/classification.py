@@ -117,7 +117,8 @@ class Classification(PointCloudTask):
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of clouds (B, N, 3) with features (B, N, F)."""
-        return self.network(pos, features)
+        logits: Tensor = self.network(pos, features)
+        return logits
 
     def check_targets(self, batch: PointBatch) -> None:
         """Refuse labels out of range."""
@@ -142,13 +143,13 @@ class Classification(PointCloudTask):
         """Probabilities (B, num_classes)."""
         return logits.softmax(dim=1)
 
-    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray]:
+    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray[Any]]:
         """`label` and its `probability`, and the `probabilities` (K,) of all classes."""
         probabilities = predictions.cpu().numpy()
         label = probabilities.argmax()
         return {"label": label, "probability": probabilities[label], "probabilities": probabilities}
 
-    def entries(self, result: NDArray, category: int = 0) -> list[dict[str, Any]]:
+    def entries(self, result: NDArray[Any], category: int = 0) -> list[dict[str, Any]]:
         """The classes, the most probable first."""
         order = np.argsort(-result, kind="stable").tolist()
         return [
@@ -190,7 +191,7 @@ class Classification(PointCloudTask):
         return clouds
 
     def fields(
-        self, attributes: Mapping[str, NDArray], num_points: int, category: int = 0
+        self, attributes: Mapping[str, NDArray[Any]], num_points: int, category: int = 0
     ) -> tuple[dict[str, Field], str]:
         """The predicted class, at every point."""
         label, probability = int(attributes["label"]), float(attributes["probability"])
