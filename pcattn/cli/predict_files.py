@@ -125,7 +125,7 @@ def _check(model: Model, options: argparse.Namespace) -> None:
         )
     for option in ("top_k", "votes", "mesh_points"):
         if getattr(options, option) < 1:
-            raise InputError(f"expected --{option.replace('_', '-')} >= 1, but got {getattr(options, option)}")
+            raise InputError(f"expected --{option} >= 1, but got {getattr(options, option)}")
     for table in (options.json, options.csv):
         if table is not None and table.exists() and not options.overwrite:
             raise InputError(f"expected a new file, but {table} exists already: --overwrite replaces it")

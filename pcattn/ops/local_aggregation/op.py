@@ -40,7 +40,7 @@ def aggregate(
     Raises:
         InputError: the shapes do not fit, on the CPU a neighbor is none of the N points, or `backend` cannot run.
     """
-    if neighbors.dim() != 3 or neighbors.shape[:2] != centers.shape[:2] or len(points) != len(centers):
+    if neighbors.dim() != 3 or neighbors.shape[:2] != centers.shape[:2] or points.shape[0] != centers.shape[0]:
         raise InputError(
             "expected points (B, N, C), centers (B, M, C) and neighbors (B, M, k), "
             f"but got {tuple(points.shape)}, {tuple(centers.shape)} and {tuple(neighbors.shape)}"
