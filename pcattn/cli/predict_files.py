@@ -26,6 +26,7 @@ from pcattn.tasks.base import PointCloudTask
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
 from pcattn.utils.text import escape_unprintable
+from pcattn.visualize.camera import AXES
 
 #: One file: its path, and that of its result below the output folder.
 Job = tuple[Path, Path]
@@ -133,7 +134,7 @@ def _check(model: Model, options: argparse.Namespace) -> None:
 
 def _predict_cloud(model: Model, path: Path, category: int | None, options: argparse.Namespace) -> dict[str, Any]:
     file, task = _read(model, path, options), model.task
-    (attributes,) = model.predict_blocks(file, category, options.votes, options.seed)
+    (attributes,) = model.predict_blocks(file, category, options.votes, options.seed, options.up)
     entries = task.entries(attributes[task.OUTPUTS[-1]], category or 0)[: options.top_k]
     return _row(model, path, file, category) | {task.ENTRIES: entries}
 
@@ -151,7 +152,7 @@ def _predict_points(
 
     def results() -> Iterator[Cloud]:
         nonlocal counts
-        predicted = model.predict_blocks(file, category, options.votes, options.seed)
+        predicted = model.predict_blocks(file, category, options.votes, options.seed, options.up)
         for block, attributes in zip(file, predicted, strict=True):
             counts = task.count(attributes, index) + (counts if len(counts) else 0)
             colors = task.point_colors(attributes, index)
@@ -172,7 +173,12 @@ def _read(model: Model, path: Path, options: argparse.Namespace) -> CloudFile:
     """A file in blocks, or as a whole if normals are estimated, because those depend on neighboring points."""
     block = None if ESTIMATED_NORMALS in model.preprocessing["features"] else BLOCK
     return CloudFile(
-        path, block=block, num_points=options.mesh_points, seed=options.seed, drop_invalid=options.drop_invalid
+        path,
+        block=block,
+        columns=options.columns or model.columns,
+        num_points=options.mesh_points,
+        seed=options.seed,
+        drop_invalid=options.drop_invalid,
     )
 
 
@@ -236,8 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pcattn predict-files",
         description="Predictions of a trained network for point clouds and meshes on disk, of any size. Clouds are "
-        "normalized as in training, some of their points go through the network, and predictions for the others are "
-        "interpolated.",
+        "normalized as in training and turned upright if --up says how they lie. Some of their points go through the "
+        "network; predictions for the others are interpolated.",
         epilog=f"Formats: {', '.join(SUFFIXES)}. Exit status: 0 if all files were predicted, 1 if one failed (the "
         "others are still predicted), 2 if nothing was done.",
     )
@@ -265,6 +271,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws of points (default: %(default)s)")
     parser.add_argument(
         "--mesh_points", type=int, default=10_000, help="points drawn from a mesh (default: %(default)s)"
+    )
+    parser.add_argument("--up", choices=AXES, help="axis that points up in the files (default: as in the training)")
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="NAME",
+        help="names of the columns of text files and arrays: x y z nx ny nz (default: as in the training)",
     )
     parser.add_argument("--drop_invalid", action="store_true", help="drop points with NaN instead of refusing the file")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU where there is one)")
