@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -300,11 +299,8 @@ class PointCloudCLI(LightningCLI):
             self.model.eval().evaluate(example)
         self.model.compute_metrics("val")  # resets the metrics
         if not self.model.hparams.get("compile"):  # one cloud, for the FLOPs in Lightning's summary
-            inputs = {"pos": example.pos, "category": example.category, "features": example.channels}
-            takes = inspect.signature(self.model.forward).parameters
-            self.model.example_input_array = {
-                name: value[:1] for name, value in inputs.items() if value is not None and name in takes
-            }
+            inputs = self.model.inputs(example)
+            self.model.example_input_array = {name: value[:1] for name, value in inputs.items()}
         self.model.train()
 
     def _check_val_check_interval(self) -> None:
@@ -432,7 +428,8 @@ class PointCloudCLI(LightningCLI):
                 f"expected one process for predict (--trainer.devices 1), but got {self.trainer.world_size}"
             )
         batches: Any = self.trainer.predict(model, **kwargs)
-        print(f"\npredictions: {model.save_predictions(batches, self.run)}")
+        path = model.save_predictions(batches, self.run, self.datamodule.cloud_names("test"))
+        print(f"\npredictions: {path}")
 
 
 def take(stored: dict[str, Any], options: Any, source: str, leave: tuple[str, ...] = ()) -> None:

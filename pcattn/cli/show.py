@@ -25,7 +25,7 @@ from pcattn.visualize.camera import AXES
 from pcattn.visualize.montage import RENDERERS, montage
 from pcattn.visualize.offscreen import Open3DError
 from pcattn.visualize.page import page
-from pcattn.visualize.scene import Cloud, Field, field_names, labels, quantity, shown_fields
+from pcattn.visualize.scene import Cloud, Field, field_names, labels, name_clouds, quantity, shown_fields
 from pcattn.visualize.window import open_window
 
 #: Suffixes of pictures.
@@ -69,6 +69,7 @@ def clouds_of_run(
     else:
         chosen = choose_clouds(dense, members, len(members) if worst else number, wanted or None)
     clouds = [cloud for batch in read_batches(dense, chosen) for cloud in run.task.evaluated_clouds(batch)]
+    clouds = name_clouds(clouds, run.data.cloud_names(split))
     return sorted(clouds, key=lambda cloud: cloud.score)[:number] if worst else clouds
 
 

@@ -307,8 +307,15 @@ class PointCloudTask(LightningModule):
         result = {"indices": batch.indices, "predictions": predictions}
         return result if batch.point_indices is None else result | {"points": batch.point_indices}
 
-    def save_predictions(self, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Path:
+    def save_predictions(
+        self, batches: Sequence[Mapping[str, Tensor]], folder: Path, names: Sequence[str] | None = None
+    ) -> Path:
         """Write the results of `predict_step` to `predictions.npz` in a folder: an array per name.
+
+        Args:
+            batches: the results.
+            folder: where to write.
+            names: names of the clouds by their indices, stored as the array `files`.
 
         Returns:
             The file.
@@ -316,6 +323,8 @@ class PointCloudTask(LightningModule):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.npz"
         arrays: dict[str, Any] = {name: torch.cat([b[name] for b in batches]).cpu().numpy() for name in batches[0]}
+        if names is not None:
+            arrays["files"] = np.array([names[index] for index in arrays["indices"].tolist()])
         with atomic_write(path) as temporary:
             np.savez_compressed(temporary, **arrays)
         return path

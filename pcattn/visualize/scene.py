@@ -94,6 +94,22 @@ class Cloud:
         return replace(self, pos=self.pos[keep], fields=fields, marked=marked)
 
 
+def name_clouds(clouds: Sequence[Cloud], names: Sequence[str] | None) -> list[Cloud]:
+    """Clouds of a data set with the name of their file in the title, in place of the index: `chair scan_7.ply`.
+
+    Args:
+        clouds: with an `index`.
+        names: path of each file by the index of the cloud; None leaves the titles as they are.
+    """
+    if names is None:
+        return list(clouds)
+    kinds = [cloud.title.removesuffix(f"{cloud.index}") for cloud in clouds]
+    return [
+        replace(cloud, title=kind + Path(names[cloud.index or 0]).name)
+        for cloud, kind in zip(clouds, kinds, strict=True)
+    ]
+
+
 def labels(values: NDArray[Any], names: Sequence[str], ids: Sequence[int] | None = None) -> Field:
     """A field of labels (N,), colored by their position in `ids` (default: all of `names`).
 
