@@ -59,6 +59,7 @@ class ShapeNetPart(FileDataset):
     """
 
     up_axis = "y"
+    numbers_parts = True
     feature_names = ("nx", "ny", "nz")
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import os
@@ -11,9 +10,8 @@ import shlex
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -26,24 +24,17 @@ from pcattn.bench.attention import count_multiply_adds
 from pcattn.cli.config_files import find_config
 from pcattn.data.files import is_file_name
 from pcattn.inference import checkpoints
-from pcattn.inference import evaluate as evaluated
+from pcattn.inference.evaluate import open_run
+from pcattn.tasks.base import MetricInfo
 from pcattn.training import run_folder
+from pcattn.training.selection import read_split
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_figure, write_text
 from pcattn.utils.locks import exclusive_lock
+from pcattn.utils.processes import child_process
 from pcattn.utils.registry import resolve
 from pcattn.utils.text import escape_unprintable, in_markdown
 from pcattn.visualize.text import plain_text
-
-#: Metrics of all tasks, with their titles. A table shows those that the results have, and is sorted by the first.
-METRICS = {
-    "oa": "accuracy",
-    "macc": "mean class accuracy",
-    "instance_miou": "instance mIoU",
-    "class_miou": "class mIoU",
-}
-
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def compare(
@@ -131,19 +122,12 @@ def _train(config: str, seed: int, run: Path, options: Sequence[str], lock: int 
         command += ["--ckpt_path", "last"]
     else:
         shutil.rmtree(run, ignore_errors=True)  # it was killed before its first checkpoint
+    # The child has its own process group: Ctrl-C reaches only this process, which then stops the training.
     with (
         Path(f"{run}.log").open("a") as log,
-        # In its own process group: Ctrl-C reaches only this process, which then stops the training.
-        subprocess.Popen(
-            command, stdout=log, stderr=log, process_group=0, preexec_fn=_terminate_with_parent(), pass_fds=inherited
-        ) as process,
+        child_process(command, stdout=log, stderr=log, pass_fds=inherited) as process,
     ):
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+        _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or not (run / "results.json").exists():
         return False
@@ -151,20 +135,6 @@ def _train(config: str, seed: int, run: Path, options: Sequence[str], lock: int 
     peak_mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     write_text(run / "costs.json", json.dumps({"peak_mib": peak_mib}) + "\n")
     return True
-
-
-def _terminate_with_parent() -> Callable[[], None] | None:
-    """A function for a new process, which then gets SIGTERM when this process ends in any way. Only Linux has it."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def call() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # the parent has ended already
-            os._exit(1)
-
-    return call
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
@@ -180,42 +150,48 @@ def _read(run: Path) -> dict[str, Any]:
     costs, results = run / "costs.json", json.loads((run / "results.json").read_text())
     peak = json.loads(costs.read_text()) if costs.exists() else {"peak_mib": math.nan}
     peak["peak_of"] = "GPU" if "peak_mib" in results else "process"
-    return peak | results | _count(run_folder.checkpoint_path(run, "best"))
+    return {**peak, **results, **_inspect(run_folder.checkpoint_path(run, "best"))}
 
 
-def _count(checkpoint: Path) -> dict[str, int]:
-    """Parameters, and multiply-adds of the forward pass for one cloud."""
+def _inspect(checkpoint: Path) -> dict[str, Any]:
+    """The class of the task, its parameters, and the multiply-adds of its forward pass for one cloud."""
     stored = checkpoints.read(checkpoint)
     task = checkpoints.build(stored, str(checkpoint), trust=True)
     batch = task.example(1, stored.data["num_points"] or _cloud_size(checkpoint))
     with torch.no_grad():
         multiply_adds = count_multiply_adds(lambda: task.logits(batch))
-    return {"parameters": sum(p.numel() for p in task.network.parameters()), "multiply_adds": multiply_adds}
+    parameters = sum(parameter.numel() for parameter in task.network.parameters())
+    return {"task": type(task), "parameters": parameters, "multiply_adds": multiply_adds}
 
 
 def _cloud_size(checkpoint: Path) -> int:
     """Points per cloud of a training that uses all of them. Only the data has this number."""
-    clouds, indices = evaluated.read_split(evaluated.open_run(checkpoint, trust=True).data, "val")
+    clouds, indices = read_split(open_run(checkpoint, trust=True).data, "val")
     return clouds[0, indices[:1]].pos.shape[1]
 
 
 def summarize(network: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation (None for a single seed) of the results of several seeds.
 
-    The metrics are those of the test split. Without a test split, it is the metric that chose the checkpoint.
+    The metrics are those of the task on the test split, the primary one first, without the loss unless it is the only
+    one. Without a test split, it is the metric that chose the checkpoint.
 
     Raises:
-        InputError: the results have none of `METRICS`.
+        InputError: the results have none of the task's metrics.
     """
+    task = results[0]["task"]
     which, split = ("test", "test") if "test" in results[0] else ("best", "validation")
     found = {name.partition("/")[2]: name for name in results[0][which]}
-    if not METRICS.keys() & found:
-        raise InputError(f"expected {split} results with one of {', '.join(METRICS)}, but got {', '.join(found)}")
+    names = [name for name in dict.fromkeys((task.PRIMARY, *task.METRICS)) if name in found and name in task.METRICS]
+    if not names:
+        raise InputError(f"expected {split} results with one of {', '.join(task.METRICS)}, but got {', '.join(found)}")
+    names = [name for name in names if name != "loss"] or names
     return {
         "network": network,
         "split": split,
         "metrics": {
-            name: _spread([result[which][found[name]] for result in results]) for name in METRICS if name in found
+            name: task.METRICS[name]._asdict() | _spread([result[which][found[name]] for result in results])
+            for name in names
         },
         "parameters": results[0]["parameters"],
         "multiply_adds": results[0]["multiply_adds"],
@@ -230,15 +206,23 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.mean(values), "std": std, "values": values}
 
 
-def _first(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The metric that a table is sorted by, and its values."""
-    return next(iter(row["metrics"].items()))
+def _primary(row: dict[str, Any]) -> dict[str, Any]:
+    """The metric that networks are ordered by."""
+    metric: dict[str, Any] = next(iter(row["metrics"].values()))
+    return metric
+
+
+def _best_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: _primary(row)["mean"], reverse=_primary(rows[0])["mode"] == "max")
+
+
+def _info(metric: Mapping[str, Any]) -> MetricInfo:
+    return MetricInfo(metric["label"], metric["mode"], metric["unit"])
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Format the rows as a Markdown table, the best network first."""
-    names = list(rows[0]["metrics"])
-    headings = [f"{rows[0]['split']} {METRICS[name]}, %" for name in names]
+    headings = [f"{rows[0]['split']} {_info(metric).heading}" for metric in rows[0]["metrics"].values()]
     headings += [
         "runs",
         "parameters",
@@ -247,38 +231,41 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         f"peak MiB, {rows[0]['peak_of']}",
     ]
     lines = [f"| network | {' | '.join(headings)} |", "| --- " * (1 + len(headings)) + "|"]
-    for row in sorted(rows, key=lambda row: -_first(row)[1]["mean"]):
-        values = [_percent(row["metrics"][name]) for name in names]
-        values += [f"{len(_first(row)[1]['values'])}", f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.0f}"]
+    for row in _best_first(rows):
+        values = [_format_spread(row["metrics"][name]) for name in rows[0]["metrics"]]
+        values += [f"{len(_primary(row)['values'])}", f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.0f}"]
         values += [f"{row['clouds_per_second']:.0f}", f"{row['peak_mib']:,.0f}"]
         lines.append(f"| {in_markdown(row['network'])} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
-def _percent(metric: dict[str, Any]) -> str:
-    spread = "" if metric["std"] is None else f" ± {100 * metric['std']:.1f}"
-    return f"{100 * metric['mean']:.1f}{spread}"
+def _format_spread(metric: Mapping[str, Any]) -> str:
+    """Mean and standard deviation in the unit of the metric, which the heading names."""
+    info, digits = _info(metric), {"%": 1, "": 4}.get(metric["unit"], 2)
+    spread = "" if metric["std"] is None else f" ± {info.in_unit(metric['std']):.{digits}f}"
+    return f"{info.in_unit(metric['mean']):.{digits}f}{spread}"
 
 
 @plain_text()
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot the first metric (every seed, mean and standard deviation) and the training speed of each network."""
+    """Plot the primary metric (every seed, mean and standard deviation) and the training speed of each network."""
     from matplotlib.figure import Figure
 
-    rows = sorted(rows, key=lambda row: _first(row)[1]["mean"])
+    rows = _best_first(rows)[::-1]  # the first bar is the lowest
+    info = _info(_primary(rows[0]))
     places = range(len(rows))
     figure = Figure(figsize=(11, 1.1 + 0.35 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for place, row in enumerate(rows):
-        metric = _first(row)[1]
-        values = [100 * value for value in metric["values"]]
+        metric = _primary(row)
+        values = [info.in_unit(value) for value in metric["values"]]
         left.plot(values, [place] * len(values), "o", color="tab:gray", ms=4, alpha=0.7)
-        spread = None if metric["std"] is None else 100 * metric["std"]
-        left.errorbar(100 * metric["mean"], place, xerr=spread, fmt="|", color="tab:blue", ms=14, capsize=4)
+        spread = None if metric["std"] is None else info.in_unit(metric["std"])
+        left.errorbar(info.in_unit(metric["mean"]), place, xerr=spread, fmt="|", color="tab:blue", ms=14, capsize=4)
     bars = right.barh(places, [row["clouds_per_second"] for row in rows], color="tab:blue", alpha=0.6, height=0.6)
     right.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     left.set_yticks(places, [escape_unprintable(row["network"]) for row in rows])
-    left.set_xlabel(f"{rows[0]['split']} {METRICS[_first(rows[0])[0]]}, %: seeds, mean and standard deviation")
+    left.set_xlabel(f"{rows[0]['split']} {info.heading}: seeds, mean and standard deviation")
     right.set_xlabel("clouds/s in training")
     right.margins(x=0.15)
     right.set_ylim(-0.7, len(rows) - 0.3)
@@ -328,7 +315,7 @@ def main(args: Sequence[str]) -> int:
         write_text(out / "compare.md", table + "\n")
         plot(rows, out / "compare.png")
         print(f"\n{table}\n\nwritten to {escape_unprintable(out)}/compare.md, compare.json, compare.png")
-    return int(sum(len(_first(row)[1]["values"]) for row in rows) < len(networks) * len(known.seeds))
+    return int(sum(len(_primary(row)["values"]) for row in rows) < len(networks) * len(known.seeds))
 
 
 def _networks(attentions: Sequence[str], also: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from pcattn.cli.messages import fail
 from pcattn.data.dataset import FileDataset, PointCloudDataset
 from pcattn.data.inspect import Report, inspect_clouds, to_text
 from pcattn.datasets import DATASETS, find_dataset, open_dataset, recognize
@@ -106,22 +105,28 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--picture", type=Path, help="path of the picture; default: <name of the folder>_samples.png")
     parser.add_argument("--no_picture", action="store_true", help="print numbers only")
     parsed = parser.parse_args(args)
-    try:
-        if any("=" not in option for option in parsed.option):
-            raise InputError(f"expected --option NAME=VALUE, but got {' '.join(parsed.option)}")
-        pairs = (option.split("=", 1) for option in parsed.option)
-        report = describe(parsed.root, parsed.dataset, {name: yaml.safe_load(value) for name, value in pairs})
-        print("\n".join(map(escape_unprintable, to_text(report).split("\n"))))
-        if not parsed.no_picture:
-            from pcattn.visualize.samples import draw_samples
+    report = describe(parsed.root, parsed.dataset, dict(map(_parse_option, parsed.option)))
+    print("\n".join(map(escape_unprintable, to_text(report).split("\n"))))
+    if not parsed.no_picture:
+        from pcattn.visualize.samples import draw_samples
 
-            up_axis = next(iter(report.splits.values())).up_axis
-            path = parsed.picture or _free(Path(f"{Path(parsed.root).resolve().stem}_samples.png"))
-            draw_samples(report.splits, report.class_names, path, up=up_axis)
-            print(f"\nsamples of every class: {path}")
-    except (ValueError, OSError) as error:
-        fail(str(error), error)
+        up_axis = next(iter(report.splits.values())).up_axis
+        path = parsed.picture or _free(Path(f"{Path(parsed.root).resolve().stem}_samples.png"))
+        draw_samples(report.splits, report.class_names, path, up=up_axis)
+        print(f"\nsamples of every class: {path}")
     return 0
+
+
+def _parse_option(option: str) -> tuple[str, Any]:
+    """Name and value of an argument of the data set."""
+    name, equals, value = option.partition("=")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"expected --option NAME=VALUE with a value in YAML, but got {option}") from error
+    if not equals:
+        raise InputError(f"expected --option NAME=VALUE, but got {option}")
+    return name, parsed
 
 
 def _free(path: Path) -> Path:

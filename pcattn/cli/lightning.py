@@ -16,17 +16,18 @@ from typing import Any, Literal
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from pcattn.cli.config_files import resolve_args
 from pcattn.cli.lightning_parser import Parser, configure_loader
 from pcattn.data import EpochSampler
 from pcattn.inference import checkpoints
 from pcattn.inference.finetune import initialize
+from pcattn.tasks.base import FROM_DATA
 from pcattn.training import PointCloudDataModule, run_folder
 from pcattn.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.training.logger import ResumableCSVLogger
@@ -36,9 +37,6 @@ from pcattn.utils.files import atomic_write, write_text
 from pcattn.utils.locks import exclusive_lock
 from pcattn.utils.registry import find_import_path
 from pcattn.utils.text import escape_unprintable
-
-#: Arguments of tasks that are filled from the data module.
-FROM_DATA = ("num_classes", "num_features", "class_names", "parts", "part_names")
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -231,8 +229,7 @@ class PointCloudCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             self.parser.error(str(error), error)
-        if self.datamodule.dataset_name == "shapenetpart":
-            # They follow from `parts`, and old checkpoints count them from 1 in every category.
+        if self.datamodule.dataset_class.numbers_parts:  # old checkpoints number them differently
             self.stored.pop("part_names", None)
         for name, value in self.stored.items():
             got = self.model.hparams.get(name)
@@ -430,7 +427,8 @@ class PointCloudCLI(LightningCLI):
                 f"expected one process for predict (--trainer.devices 1), but got {self.trainer.world_size}"
             )
         batches: Any = self.trainer.predict(model, **kwargs)
-        print(f"\npredictions: {model.save_predictions(batches, self.run)}")
+        path = model.save_predictions(batches, self.run, self.datamodule.cloud_names("test"))
+        print(f"\npredictions: {path}")
 
 
 def take(stored: dict[str, Any], options: Any, source: str, leave: tuple[str, ...] = ()) -> None:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import pcattn
-from pcattn.cli.messages import fail
 from pcattn.cli.options import add_ckpt_path
 from pcattn.data.preprocessing import ESTIMATED_NORMALS
 from pcattn.inference.model import Model
@@ -27,6 +26,7 @@ from pcattn.tasks.base import PointCloudTask
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_text
 from pcattn.utils.text import escape_unprintable
+from pcattn.visualize.camera import AXES
 
 #: One file: its path, and that of its result below the output folder.
 Job = tuple[Path, Path]
@@ -53,12 +53,12 @@ def name_outputs(jobs: Sequence[Job]) -> list[Path]:
     return names
 
 
-def add_attributes(cloud: Cloud, new: Mapping[str, NDArray]) -> Cloud:
+def add_attributes(cloud: Cloud, new: Mapping[str, NDArray[Any]]) -> Cloud:
     """A cloud with new attributes of its points.
 
     Attributes of the same names that it had are kept as `original_label` and so on.
     """
-    kept: dict[str, NDArray] = {}
+    kept: dict[str, NDArray[Any]] = {}
     for name, values in cloud.attributes.items():
         name = "_".join(name.split())  # PLY has no spaces in names
         while name in new or name in kept:
@@ -84,15 +84,12 @@ def format_table(task: PointCloudTask, rows: Sequence[Mapping[str, Any]]) -> str
 def main(args: Sequence[str]) -> int:
     """The command line; status 1 if a file failed, 2 if the call itself is wrong."""
     options = _parser().parse_args(args)
-    try:
-        model = pcattn.load(options.ckpt_path, trust=options.trust, device=options.device)
-        _check(model, options)
-        category = model.category_index(options.category) if model.task.USES_CATEGORY else None
-        options.out = options.out or Path("predictions")
-        if model.task.PER_POINT:
-            options.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        fail(str(error), error)
+    model = pcattn.load(options.ckpt_path, trust=options.trust, device=options.device)
+    _check(model, options)
+    category = model.category_index(options.category) if model.task.USES_CATEGORY else None
+    options.out = options.out or Path("predictions")
+    if model.task.PER_POINT:
+        options.out.mkdir(parents=True, exist_ok=True)
     jobs, wrong = find_files(options.files, options.out if model.task.PER_POINT else None)
     failures = [{"file": name, "error": reason} for name, reason in wrong]
     for failure in failures:
@@ -137,7 +134,7 @@ def _check(model: Model, options: argparse.Namespace) -> None:
 
 def _predict_cloud(model: Model, path: Path, category: int | None, options: argparse.Namespace) -> dict[str, Any]:
     file, task = _read(model, path, options), model.task
-    (attributes,) = model.predict_blocks(file, category, options.votes, options.seed)
+    (attributes,) = model.predict_blocks(file, category, options.votes, options.seed, options.up)
     entries = task.entries(attributes[task.OUTPUTS[-1]], category or 0)[: options.top_k]
     return _row(model, path, file, category) | {task.ENTRIES: entries}
 
@@ -155,7 +152,7 @@ def _predict_points(
 
     def results() -> Iterator[Cloud]:
         nonlocal counts
-        predicted = model.predict_blocks(file, category, options.votes, options.seed)
+        predicted = model.predict_blocks(file, category, options.votes, options.seed, options.up)
         for block, attributes in zip(file, predicted, strict=True):
             counts = task.count(attributes, index) + (counts if len(counts) else 0)
             colors = task.point_colors(attributes, index)
@@ -176,7 +173,12 @@ def _read(model: Model, path: Path, options: argparse.Namespace) -> CloudFile:
     """A file in blocks, or as a whole if normals are estimated, because those depend on neighboring points."""
     block = None if ESTIMATED_NORMALS in model.preprocessing["features"] else BLOCK
     return CloudFile(
-        path, block=block, num_points=options.mesh_points, seed=options.seed, drop_invalid=options.drop_invalid
+        path,
+        block=block,
+        columns=options.columns or model.columns,
+        num_points=options.mesh_points,
+        seed=options.seed,
+        drop_invalid=options.drop_invalid,
     )
 
 
@@ -190,13 +192,10 @@ def _finish(
     """Print the table, write the requested files, and return the exit status."""
     if table := format_table(task, rows):
         print(table)
-    try:
-        if options.json is not None:
-            _write(options.json, json.dumps([*rows, *failures], indent=2) + "\n", options.overwrite)
-        if options.csv is not None:
-            _write(options.csv, _to_csv(rows), options.overwrite)
-    except OSError as error:
-        fail(str(error), error)
+    if options.json is not None:
+        _write(options.json, json.dumps([*rows, *failures], indent=2) + "\n", options.overwrite)
+    if options.csv is not None:
+        _write(options.csv, _to_csv(rows), options.overwrite)
     if failures or interrupted:
         ending = "interrupted" if interrupted else f"{len(failures)} failed"
         print(f"{len(rows)} files predicted, {ending}", file=sys.stderr)
@@ -243,8 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pcattn predict-files",
         description="Predictions of a trained network for point clouds and meshes on disk, of any size. Clouds are "
-        "normalized as in training, some of their points go through the network, and predictions for the others are "
-        "interpolated.",
+        "normalized as in training and turned upright if --up says how they lie. Some of their points go through the "
+        "network; predictions for the others are interpolated.",
         epilog=f"Formats: {', '.join(SUFFIXES)}. Exit status: 0 if all files were predicted, 1 if one failed (the "
         "others are still predicted), 2 if nothing was done.",
     )
@@ -272,6 +271,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws of points (default: %(default)s)")
     parser.add_argument(
         "--mesh_points", type=int, default=10_000, help="points drawn from a mesh (default: %(default)s)"
+    )
+    parser.add_argument("--up", choices=AXES, help="axis that points up in the files (default: as in the training)")
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="NAME",
+        help="names of the columns of text files and arrays: x y z nx ny nz (default: as in the training)",
     )
     parser.add_argument("--drop_invalid", action="store_true", help="drop points with NaN instead of refusing the file")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU where there is one)")

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from pcattn.cli.messages import fail
 from pcattn.inference.evaluate import Run, open_run
 from pcattn.tasks.base import PointCloudTask
 from pcattn.training.run_folder import run_of_checkpoint
@@ -24,7 +23,7 @@ from pcattn.utils.files import write_text
 from pcattn.utils.text import in_html, in_markdown
 from pcattn.visualize import charts
 from pcattn.visualize.montage import montage
-from pcattn.visualize.scene import Cloud, shown_fields
+from pcattn.visualize.scene import Cloud, name_clouds, shown_fields
 
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 24px auto; padding: 0 16px }
 h1 { font-size: 24px; margin-bottom: 4px } h2 { font-size: 18px; margin: 28px 0 8px; border-bottom: 1px solid #ddd }
@@ -82,6 +81,9 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
         sections.append(Section("Confusion", [f"{unit}, in percent of the truth in each row."], picture=drawn))
     if worst:
         chosen = sorted(clouds, key=lambda cloud: cloud.score)[:worst]
+        names = opened.data.cloud_names(split)
+        rows = [(cloud.title, names[cloud.index or 0] if names else "", cloud.note) for cloud in chosen]
+        chosen = name_clouds(chosen, names)
         path = montage(
             chosen,
             pictures / "worst.png",
@@ -90,6 +92,7 @@ def report(run: Path, split: str | None = None, worst: int = 16, trust: bool = F
             renderer="matplotlib",
         )
         sections.append(Section(f"The worst of {len(clouds)} shapes", picture=path))
+        sections.append(Section("Their files", table=[("shape", "file", "prediction"), *rows]))
     config = run / "config.yaml"
     if config.is_file():
         sections.append(Section("Configuration", verbatim=config.read_text()))
@@ -203,7 +206,7 @@ def _markdown(title: str, sections: Sequence[Section], run: Path) -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    """The command line."""
+    """Run `pcattn report`."""
     parser = argparse.ArgumentParser(
         prog="pcattn report",
         description="A page about a run: configuration, curves, metrics, categories, confusion, the worst shapes.",
@@ -215,9 +218,6 @@ def main(args: Sequence[str]) -> int:
     given = parser.parse_args(args)
     if given.worst < 0:
         parser.error(f"expected --worst >= 0, but got {given.worst}")
-    try:
-        files = report(given.run, given.split, given.worst, given.trust)
-    except (OSError, ValueError) as error:
-        fail(" ".join(str(error).split()), error)
+    files = report(given.run, given.split, given.worst, given.trust)
     print("written: " + ", ".join(map(str, files)))
     return 0

@@ -13,7 +13,6 @@ from typing import Any
 from tqdm import tqdm
 
 from pcattn.cli.lightning import PointCloudCLI
-from pcattn.cli.messages import fail
 from pcattn.transforms.corruptions import CORRUPTIONS, SEVERITIES, corrupt, find
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import write_figure, write_text
@@ -45,7 +44,7 @@ class RobustnessCLI(PointCloudCLI):
         """Run the evaluations that are still missing, and write each result immediately."""
         suite = self.suite
         if (name := model.ROBUSTNESS) is None:
-            fail(f"expected a task with a metric for corruptions, but {type(model).__name__} has none")
+            raise InputError(f"expected a task with a metric for corruptions, but {type(model).__name__} has none")
         metric = f"{'test' if self.subcommand == 'test' else 'val'}/{name}"
         path = suite.out or self.run / "robustness.json"
         setting = {
@@ -57,7 +56,7 @@ class RobustnessCLI(PointCloudCLI):
         report = resume(path, setting)
         baseline = None if suite.baseline is None else read_report(suite.baseline)
         if baseline is not None and baseline["setting"]["metric"] != metric:
-            fail(f"expected {suite.baseline} to have {metric}, but it has {baseline['setting']['metric']}")
+            raise InputError(f"expected {suite.baseline} to have {metric}, but it has {baseline['setting']['metric']}")
         todo = [None, *((corruption, level) for corruption in suite.corruptions for level in suite.severities)]
         with tqdm(todo, unit="evaluation", desc=str(path)) as progress:
             for step in progress:
@@ -115,7 +114,7 @@ def read_report(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     try:
-        report = json.loads(path.read_text())
+        report: dict[str, Any] = json.loads(path.read_text())
         if {"setting", "errors"} <= report.keys():
             return report
         reason = f"it has {', '.join(report) or 'nothing'}"
@@ -235,7 +234,7 @@ def plot(pos: Any, num_points: int, path: Path, seed: int = 0, index: int = 0, u
 
 
 def main(args: Sequence[str]) -> int:
-    """The command line."""
+    """Run `pcattn robustness`."""
     parser = argparse.ArgumentParser(
         prog="pcattn robustness",
         description="Evaluate a trained network under the corruptions of ModelNet40-C (Sun et al. 2022). The same "
@@ -251,14 +250,11 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--split", choices=("test", "val"), default="test", help="clouds to evaluate; default: test")
     suite, options = parser.parse_known_args(args)
     subcommand = "test" if suite.split == "test" else "validate"
-    try:
-        for name in suite.corruptions:
-            for severity in suite.severities:
-                find(name, severity)
-        if suite.baseline is not None:
-            read_report(suite.baseline)
-        quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-        RobustnessCLI([subcommand, "-c", suite.config, *quiet, *options], suite)
-    except (OSError, ValueError) as error:
-        fail(str(error), error)
+    for name in suite.corruptions:
+        for severity in suite.severities:
+            find(name, severity)
+    if suite.baseline is not None:
+        read_report(suite.baseline)
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    RobustnessCLI([subcommand, "-c", suite.config, *quiet, *options], suite)
     return 0

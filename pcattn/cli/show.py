@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pcattn.cli.messages import fail
 from pcattn.cli.options import add_ckpt_path
 from pcattn.data.preprocessing import preprocess
 from pcattn.inference.attention_maps import show_attention
-from pcattn.inference.clouds import as_points
+from pcattn.inference.clouds import TurnedBlocks
 from pcattn.inference.evaluate import Run, open_run
 from pcattn.inference.model import Model, load
 from pcattn.io.cloud import read_cloud
@@ -26,7 +25,7 @@ from pcattn.visualize.camera import AXES
 from pcattn.visualize.montage import RENDERERS, montage
 from pcattn.visualize.offscreen import Open3DError
 from pcattn.visualize.page import page
-from pcattn.visualize.scene import Cloud, Field, field_names, labels, quantity, shown_fields
+from pcattn.visualize.scene import Cloud, Field, field_names, labels, name_clouds, quantity, shown_fields
 from pcattn.visualize.window import open_window
 
 #: Suffixes of pictures.
@@ -70,6 +69,7 @@ def clouds_of_run(
     else:
         chosen = choose_clouds(dense, members, len(members) if worst else number, wanted or None)
     clouds = [cloud for batch in read_batches(dense, chosen) for cloud in run.task.evaluated_clouds(batch)]
+    clouds = name_clouds(clouds, run.data.cloud_names(split))
     return sorted(clouds, key=lambda cloud: cloud.score)[:number] if worst else clouds
 
 
@@ -125,21 +125,36 @@ class _Names:
 
 
 def predict_file(
-    model: Model, path: Path, category: str | None, layer: int | None, point: int | None, head: int | None
+    model: Model,
+    path: Path,
+    category: str | None,
+    up: str,
+    layer: int | None = None,
+    point: int | None = None,
+    head: int | None = None,
 ) -> Cloud:
-    """A file with the predictions of a trained network, drawn with the points that went through the network."""
-    task, whole = model.task, read_cloud(path)
+    """A file with the predictions of a trained network, drawn with the points that went through the network.
+
+    Args:
+        model: the network.
+        path: the file. Columns without names have those of the training.
+        category: name or index of the category, if the task uses it.
+        up: the axis that points up in the file.
+        layer, point, head: the attention to show, see `show_attention`; None shows none.
+    """
+    task, whole = model.task, read_cloud(path, columns=model.columns)
     keep = draw_views(len(whole.pos), model.num_points, votes=1, seed=0)[0]
     shown = whole.pos[keep.numpy()]
     index = model.category_index(category) if task.USES_CATEGORY else 0
-    attributes = model.predict(whole, index)
+    attributes = model.predict(whole, index, up_axis=up)
     if task.PER_POINT:
         attributes = {name: values[keep.numpy()] for name, values in attributes.items()}
     fields, note = task.fields(attributes, len(shown), index)
     cloud = Cloud((shown - shown.mean(axis=0)).astype(np.float32), path.name, fields, note)
     if layer is None or point is None:
         return cloud
-    pos, features = preprocess(*as_points(whole, model.channel_names), **model.preprocessing)
+    (points,) = TurnedBlocks([whole], model.channel_names, up, model.up_axis)
+    pos, features = preprocess(*points, **model.preprocessing)
     pos = pos[keep].float().to(model.device)
     of_points = None if features is None else features[keep][None].float().to(model.device)
     batch = task.unlabeled(pos[None], of_points, torch.tensor([index], device=model.device))
@@ -147,7 +162,7 @@ def predict_file(
 
 
 def main(args: Sequence[str]) -> int:
-    """The command line; see `pcattn show --help`."""
+    """Run `pcattn show`."""
     parser = _parser()
     given = parser.parse_args(args)
     out: Path | None = given.out
@@ -157,23 +172,20 @@ def main(args: Sequence[str]) -> int:
         parser.error("expected --attention LAYER and --point I together")
     if given.number < 1:
         parser.error(f"expected --number >= 1, but got {given.number}")
-    try:
-        clouds, preferred, up, heading = _gather(given)
-        known = field_names(clouds)
-        fields = given.fields or shown_fields(clouds, preferred)
-        if given.attention is not None and not given.fields:
-            fields = [*(["prediction"] if "prediction" in fields else []), *(n for n in known if n.startswith("layer"))]
-        if unknown := [name for name in fields if name not in known]:
-            parser.error(f"expected --fields among {', '.join(known)}, but got {', '.join(unknown)}")
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            done = "replaced" if out.exists() else "written"
-            _write(clouds, out, fields, up, heading, given.renderer, given.columns)
-            print(f"{done}: {out}")
-        else:
-            _window(clouds, fields, up, heading)
-    except (OSError, ValueError, Open3DError) as error:
-        fail(" ".join(str(error).split()), error)
+    clouds, preferred, up, heading = _gather(given)
+    known = field_names(clouds)
+    fields = given.fields or shown_fields(clouds, preferred)
+    if given.attention is not None and not given.fields:
+        fields = [*(["prediction"] if "prediction" in fields else []), *(n for n in known if n.startswith("layer"))]
+    if unknown := [name for name in fields if name not in known]:
+        parser.error(f"expected --fields among {', '.join(known)}, but got {', '.join(unknown)}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        done = "replaced" if out.exists() else "written"
+        _write(clouds, out, fields, up, heading, given.renderer, given.columns)
+        print(f"{done}: {out}")
+    else:
+        _window(clouds, fields, up, heading)
     return 0
 
 
@@ -196,14 +208,15 @@ def _gather(given: argparse.Namespace) -> tuple[list[Cloud], Sequence[str], str,
         split = "validation" if given.split == "val" else given.split
         heading = f"{sources[0]}, {split}" + (", the worst" if given.worst else "")
         return clouds, run.task.FIELDS, given.up or run.data.up_axis, heading
-    up = given.up or "z"
     if given.ckpt_path is None:
+        up = given.up or "z"
         if given.attention is not None:
             raise InputError("expected a run, or files with --ckpt_path, to show attention of")
         return [cloud_of_file(path, up) for path in sources], _FILE_FIELDS, up, ""
     model = load(given.ckpt_path, given.trust)
+    up = given.up or model.up_axis
     category = given.category[0] if given.category else None
-    clouds = [predict_file(model, path, category, **attention) for path in sources]
+    clouds = [predict_file(model, path, category, up, **attention) for path in sources]
     return clouds, model.task.FIELDS, up, f"{given.ckpt_path}"
 
 
@@ -259,7 +272,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--point", type=int, metavar="I", help="the point whose attention is shown, from 0")
     parser.add_argument("--head", type=int, metavar="H", help="one head, slot or gate only, from 0")
-    parser.add_argument("--up", choices=AXES, help="coordinate that points up; default: of the data set, else z")
+    parser.add_argument(
+        "--up",
+        choices=AXES,
+        help="axis that points up; files are turned for the network. Default: that of the data or network, else z",
+    )
     parser.add_argument("--columns", type=int, default=8, help="clouds side by side in a picture; default 8")
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="of a picture; default: Open3D if it can")
     parser.add_argument("--trust", action="store_true", help="import the code that a checkpoint names")

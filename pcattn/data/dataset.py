@@ -43,6 +43,7 @@ class PointCloudDataset(InMemoryDataset):
         class_names: names of the classes by their labels; None numbers them.
         parts: part ids of each category, if points are labeled; None finds them in the training split.
         part_names: names of the parts by their ids.
+        numbers_parts: whether these names are only numbers that follow from `parts`.
         feature_names: names of the channels of `x`: `nx, ny, nz` for normals, `red, green, blue` in [0, 1] for color,
             or any others.
         normalized: how the clouds are normalized as they come, `"sphere"` or `"box"`; None if they are not.
@@ -59,6 +60,7 @@ class PointCloudDataset(InMemoryDataset):
     class_names: Sequence[str] | None = None
     parts: Sequence[Sequence[int]] | None = None
     part_names: Sequence[str] | None = None
+    numbers_parts: bool = False
     feature_names: Sequence[str] = ()
     normalized: str | None = None
     up_axis: str = "z"

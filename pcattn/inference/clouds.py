@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,55 @@ class Points(NamedTuple):
     names: list[str]  #: F names
 
 
+def turn(vectors: Tensor, up: str, target: str) -> Tensor:
+    """Rotate vectors by a right angle so that what points along the axis `up` points along `target`.
+
+    The third axis stays as it is: from y to z, (x, y, z) becomes (x, -z, y).
+
+    Args:
+        vectors: (N, 3), positions or normals.
+        up, target: `"x"`, `"y"` or `"z"`.
+
+    Shape:
+        (N, 3).
+
+    Raises:
+        InputError: an axis has another name.
+    """
+    if wrong := [axis for axis in (up, target) if axis not in ("x", "y", "z")]:
+        raise InputError(f"expected the up axis to be x, y or z, but got {wrong[0]!r}")
+    if up == target:
+        return vectors
+    old, new = "xyz".index(up), "xyz".index(target)
+    columns = list(vectors.unbind(dim=1))
+    columns[new], columns[old] = columns[old], -columns[new]
+    return torch.stack(columns, dim=1)
+
+
+class TurnedBlocks:
+    """The blocks of a cloud with the axis `up` turned to `target`, positions and normals. Can be iterated again.
+
+    Args:
+        blocks: clouds that `as_points` takes.
+        names: names of the requested channels, see `as_points`.
+        up, target: see `turn`.
+    """
+
+    def __init__(self, blocks: Iterable[Any], names: Sequence[str], up: str, target: str) -> None:
+        self.blocks, self.names, self.up, self.target = blocks, names, up, target
+
+    def __iter__(self) -> Iterator[Points]:
+        first = 0
+        for block in self.blocks:
+            pos, channels, names = as_points(block, self.names, first)
+            first += len(pos)
+            normals = [names.index(name) for name in GROUPS["normals"] if name in names]
+            if channels is not None and len(normals) == 3:
+                channels = channels.clone()
+                channels[:, normals] = turn(channels[:, normals], self.up, self.target)
+            yield Points(turn(pos, self.up, self.target), channels, names)
+
+
 def several(clouds: Any) -> Sequence[Any] | None:
     """The clouds of a list, an array (B, N, C), or a `Batch` or data set of torch-geometric; None if this is one cloud.
 
@@ -31,7 +80,7 @@ def several(clouds: Any) -> Sequence[Any] | None:
     from torch_geometric.data import Batch, Dataset
 
     if isinstance(clouds, Batch):
-        return clouds.to_data_list()
+        return list(clouds.to_data_list())
     if isinstance(clouds, Dataset):
         return [clouds[i] for i in range(len(clouds))]
     one = bool(clouds) and _is_row(clouds[0]) if _is_list(clouds) else getattr(clouds, "ndim", 0) != 3

@@ -12,7 +12,7 @@ from pcattn.utils.errors import InputError
 from pcattn.utils.registry import construct, find_import_path, names_only
 from pcattn.visualize.montage import montage
 from pcattn.visualize.page import page
-from pcattn.visualize.scene import shown_fields
+from pcattn.visualize.scene import name_clouds, shown_fields
 
 if TYPE_CHECKING:
     from pcattn.tasks.base import PointCloudTask
@@ -73,6 +73,7 @@ def draw_run(checkpoint: Path, data: PointCloudDataModule, folder: Path, number:
     dense, indices = read_split(data, "val")
     chosen = choose_clouds(dense, indices, number)
     clouds = [cloud for batch in read_batches(dense, chosen) for cloud in task.evaluated_clouds(batch)]
+    clouds = name_clouds(clouds, data.cloud_names("val"))
     fields, heading = shown_fields(clouds, task.FIELDS), f"{folder}, validation"
     return [
         # Open3D takes longer to start than matplotlib to draw.

@@ -50,7 +50,8 @@ class _Network(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The outputs of the network."""
-        return self.network(**dict(zip(self.names, inputs, strict=True)))
+        outputs: Tensor = self.network(**dict(zip(self.names, inputs, strict=True)))
+        return outputs
 
 
 def export(model: Model, path: str | os.PathLike[str], format: str, dtype: str = "float16") -> str:
@@ -73,8 +74,8 @@ def export(model: Model, path: str | os.PathLike[str], format: str, dtype: str =
         A line that says what was written.
 
     Raises:
-        InputError: an unknown format, a network that the format cannot hold, or a file that gives other results.
-        ModuleNotFoundError: the packages for ONNX are not installed.
+        InputError: an unknown format, a network that the format cannot hold, a file that gives other results, or no
+            packages for ONNX.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -136,7 +137,7 @@ def _export_pt2(model: Model, path: Path) -> str:
 def _export_onnx(model: Model, path: Path) -> str:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(f"ONNX needs {', '.join(missing)}: pip install 'pcattn[export]'")
+        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'pcattn[export]'")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

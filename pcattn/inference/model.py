@@ -32,7 +32,7 @@ from pcattn.data.preprocessing import (
     preprocess,
 )
 from pcattn.inference import checkpoints
-from pcattn.inference.clouds import as_points, several
+from pcattn.inference.clouds import TurnedBlocks, as_points, several, turn
 from pcattn.inference.convert import convert
 from pcattn.io.cloud import Cloud
 from pcattn.ops import interpolate
@@ -113,14 +113,18 @@ def load(
             `pcattn.inference.convert.convert`.
 
     Raises:
-        InputError: there is no such file, it is broken, or it names code and `trust` is false.
+        InputError: there is no such file, it is broken, it names code and `trust` is false, or there is no such device.
     """
     path = checkpoints.find(source)
     checkpoint = checkpoints.read(path) if architecture is None else convert(path, architecture)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     task = checkpoints.build(checkpoint, str(path), trust)
-    return Model(task.to(device), checkpoint.data, checkpoint.training)
+    try:
+        task.to(device)
+    except RuntimeError as error:
+        raise InputError(f"expected a device of this machine, but got {device}: {error}") from error
+    return Model(task, checkpoint.data, checkpoint.training)
 
 
 class Model:
@@ -153,6 +157,10 @@ class Model:
         of_cloud = [name for name in self.preprocessing["features"] if name not in COMPUTED]
         #: The channels that a cloud must have beside positions: `nx`, `ny`, `nz`, `red`, ...
         self.channel_names = name_channels(of_cloud)
+        #: The axis that points up in the clouds that the network takes.
+        self.up_axis: str = self.preprocessing["up_axis"]
+        #: Names of the columns of the text files and arrays of the training; None if they were not given.
+        self.columns = _columns(data)
         self.class_names: list[str] = list(map(str, task.class_names))
         self.part_names: list[str] = list(map(str, task.part_names))
 
@@ -173,7 +181,9 @@ class Model:
         """The device of the network."""
         return self.task.device
 
-    def predict(self, points: Any, category: Any = None, votes: int = 1, seed: int = 0) -> Any:
+    def predict(
+        self, points: Any, category: Any = None, votes: int = 1, seed: int = 0, up_axis: str | None = None
+    ) -> Any:
         """What the task of the network predicts for a cloud, whatever the task is.
 
         Args:
@@ -182,6 +192,7 @@ class Model:
                 A `Data` may bring it as `category`.
             votes: views of the cloud that are averaged, see `pcattn.tasks.voting`.
             seed: seed of the draws of points.
+            up_axis: the axis that points up in the cloud, which is turned accordingly; None is that of the training.
 
         Returns:
             Arrays by name: `label`, `probability` and `probabilities` of a classified cloud; `label` (N,) and
@@ -192,20 +203,22 @@ class Model:
         """
         if (clouds := several(points)) is not None:
             categories = _spread(category, len(clouds))
-            return [self.predict(cloud, each, votes, seed) for cloud, each in zip(clouds, categories, strict=True)]
+            return [
+                self.predict(cloud, each, votes, seed, up_axis) for cloud, each in zip(clouds, categories, strict=True)
+            ]
         if category is None:
             category = getattr(points, "category", None)
-        (result,) = self.predict_blocks([as_points(points, self.channel_names)], category, votes, seed)
+        (result,) = self.predict_blocks([as_points(points, self.channel_names)], category, votes, seed, up_axis)
         return result
 
     def predict_blocks(
-        self, blocks: Iterable[Any], category: Any = None, votes: int = 1, seed: int = 0
-    ) -> Iterator[dict[str, NDArray]]:
+        self, blocks: Iterable[Any], category: Any = None, votes: int = 1, seed: int = 0, up_axis: str | None = None
+    ) -> Iterator[dict[str, NDArray[Any]]]:
         """`predict` for a cloud that need not fit into memory.
 
         Args:
             blocks: the points in blocks, each a cloud; iterated several times.
-            category, votes, seed: see `predict`, which gives the same result.
+            category, votes, seed, up_axis: see `predict`, which gives the same result.
 
         Yields:
             The predictions for the points of each block; a single result if the task predicts for whole clouds.
@@ -213,6 +226,11 @@ class Model:
         Raises:
             InputError: see `predict`; or there are several blocks, but a feature is computed from the whole cloud.
         """
+        if iter(blocks) is blocks:
+            raise InputError("expected blocks that can be iterated several times, but got an iterator")
+        up_axis = up_axis or self.up_axis
+        if up_axis != self.up_axis:
+            blocks = TurnedBlocks(blocks, self.channel_names, up_axis, self.up_axis)
         index = self.category_index(category) if self.task.USES_CATEGORY else 0
         views = self._prepare(blocks, votes, seed)
         predictions = self._forward(views, index)
@@ -223,13 +241,16 @@ class Model:
         for pos in _BlockPositions(blocks, self.channel_names):
             chunks = interpolate_predictions(pos, views, known)
             found = [self.task.attributes(chunk, index) for chunk in chunks]
-            yield {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+            result = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+            if "normals" in result:  # in the frame of the given cloud
+                result["normals"] = turn(torch.from_numpy(result["normals"]), self.up_axis, up_axis).numpy()
+            yield result
 
     @overload
     def classify(self, points: Cloud, top_k: int = 5, votes: int = 1, seed: int = 0) -> Classes: ...
     @overload
     def classify(
-        self, points: list[Tensor] | list[NDArray], top_k: int = 5, votes: int = 1, seed: int = 0
+        self, points: list[Tensor] | list[NDArray[Any]], top_k: int = 5, votes: int = 1, seed: int = 0
     ) -> list[Classes]: ...
     @overload
     def classify(self, points: Any, top_k: int = 5, votes: int = 1, seed: int = 0) -> Classes | list[Classes]: ...
@@ -263,7 +284,7 @@ class Model:
     def segment(self, points: Cloud, category: Any = None, votes: int = 1, seed: int = 0) -> Parts: ...
     @overload
     def segment(
-        self, points: list[Tensor] | list[NDArray], category: Any = None, votes: int = 1, seed: int = 0
+        self, points: list[Tensor] | list[NDArray[Any]], category: Any = None, votes: int = 1, seed: int = 0
     ) -> list[Parts]: ...
     @overload
     def segment(self, points: Any, category: Any = None, votes: int = 1, seed: int = 0) -> Parts | list[Parts]: ...
@@ -321,8 +342,6 @@ class Model:
 
     def _prepare(self, blocks: Iterable[Any], votes: int, seed: int) -> Views:
         """Draw the points that go through the network, and prepare them as in training."""
-        if iter(blocks) is blocks:
-            raise InputError("expected blocks that can be iterated several times, but got an iterator")
         positions = _BlockPositions(blocks, self.channel_names)
         steps = {name: value for name, value in self.preprocessing.items() if name != "features"}
         place, sizes = placement(positions, **steps), positions.sizes
@@ -390,6 +409,13 @@ def _spread(category: Any, number: int) -> list[Any]:
     if len(categories) != number:
         raise InputError(f"expected one category for each of {number} clouds, but got {len(categories)}")
     return categories
+
+
+def _columns(data: dict[str, Any]) -> list[str] | None:
+    """The `columns` that the data set of the training was given."""
+    options = data.get("dataset_kwargs")
+    columns = options.get("columns") if isinstance(options, dict) else None
+    return list(map(str, columns)) if isinstance(columns, (list, tuple)) and columns else None
 
 
 def _guess_preprocessing(num_features: int) -> dict[str, Any]:

@@ -82,11 +82,11 @@ def _farthest_points(pos: FLOAT[...], count: INT64) -> INT64[...]:  # type: igno
         step = op.Sub(exact, op.GatherElements(exact, at, axis=1))
         nearest = op.Min(nearest, op.ReduceSum(op.Mul(step, step), axis, keepdims=0))
         current = op.ArgMax(nearest, axis=1, keepdims=1)
-    return chosen
+    return chosen  # type: ignore[no-any-return]
 
 
 #: The replacement of each operation.
-TRANSLATIONS: dict[Callable, Callable] = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.pcattn.offset_attention.default: offset_attention,
     torch.ops.pcattn.neighborhood_attention.default: neighborhood_attention,
     torch.ops.pcattn.knn.default: knn,

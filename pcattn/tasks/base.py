@@ -51,10 +51,19 @@ class MetricInfo(NamedTuple):
     mode: Literal["max", "min"] = "max"  #: which values are better
     unit: str = "%"  #: "%" for a share in [0, 1], which is written times 100; "°"; "" for none
 
+    @property
+    def heading(self) -> str:
+        """Label and unit, for a column of a table or an axis of a plot."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def in_unit(self, value: float) -> float:
+        """A value as a number in its unit."""
+        return 100 * value if self.unit == "%" else value
+
     def format(self, value: float) -> str:
         """A value with its unit."""
         if self.unit == "%":
-            return f"{100 * value:.2f} %"
+            return f"{self.in_unit(value):.2f} %"
         return f"{value:.2f}{self.unit}" if self.unit else f"{value:.4f}"
 
 
@@ -178,11 +187,13 @@ class PointCloudTask(LightningModule):
 
     def logits(self, batch: PointBatch) -> Tensor:
         """The network's outputs for a batch."""
-        return self(**self.inputs(batch))
+        logits: Tensor = self(**self.inputs(batch))
+        return logits
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The network's outputs."""
-        return self.network(*args, **kwargs)
+        logits: Tensor = self.network(*args, **kwargs)
+        return logits
 
     def finite_logits(self, batch: PointBatch) -> Tensor:
         """`logits`, checked: metrics would take NaN for some class.
@@ -260,7 +271,7 @@ class PointCloudTask(LightningModule):
         """
         return logits
 
-    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray]:
+    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray[Any]]:
         """Predictions as arrays by name.
 
         Args:
@@ -269,15 +280,15 @@ class PointCloudTask(LightningModule):
         """
         return {"prediction": predictions.cpu().numpy()}
 
-    def point_colors(self, attributes: Mapping[str, NDArray], category: int = 0) -> NDArray[np.uint8] | None:
+    def point_colors(self, attributes: Mapping[str, NDArray[Any]], category: int = 0) -> NDArray[np.uint8] | None:
         """Colors (N, 3) of the points of one cloud by their `attributes`, to be stored with them."""
         return None
 
-    def count(self, attributes: Mapping[str, NDArray], category: int = 0) -> NDArray[np.int64]:
+    def count(self, attributes: Mapping[str, NDArray[Any]], category: int = 0) -> NDArray[np.int64]:
         """Points of each kind, which add up over the blocks of a cloud; what `entries` is made from."""
         return np.zeros(0, dtype=np.int64)
 
-    def entries(self, result: NDArray, category: int = 0) -> list[dict[str, Any]]:
+    def entries(self, result: NDArray[Any], category: int = 0) -> list[dict[str, Any]]:
         """What tables and files say of one cloud, as plain data, a dictionary per line.
 
         Args:
@@ -296,8 +307,15 @@ class PointCloudTask(LightningModule):
         result = {"indices": batch.indices, "predictions": predictions}
         return result if batch.point_indices is None else result | {"points": batch.point_indices}
 
-    def save_predictions(self, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Path:
+    def save_predictions(
+        self, batches: Sequence[Mapping[str, Tensor]], folder: Path, names: Sequence[str] | None = None
+    ) -> Path:
         """Write the results of `predict_step` to `predictions.npz` in a folder: an array per name.
+
+        Args:
+            batches: the results.
+            folder: where to write.
+            names: names of the clouds by their indices, stored as the array `files`.
 
         Returns:
             The file.
@@ -305,6 +323,8 @@ class PointCloudTask(LightningModule):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.npz"
         arrays: dict[str, Any] = {name: torch.cat([b[name] for b in batches]).cpu().numpy() for name in batches[0]}
+        if names is not None:
+            arrays["files"] = np.array([names[index] for index in arrays["indices"].tolist()])
         with atomic_write(path) as temporary:
             np.savez_compressed(temporary, **arrays)
         return path
@@ -328,7 +348,7 @@ class PointCloudTask(LightningModule):
             self.train(training)
 
     def fields(
-        self, attributes: Mapping[str, NDArray], num_points: int, category: int = 0
+        self, attributes: Mapping[str, NDArray[Any]], num_points: int, category: int = 0
     ) -> tuple[dict[str, Field], str]:
         """Fields that color the points of a cloud without a truth by its `attributes`, and a short note on it."""
         return {}, ""

@@ -117,7 +117,8 @@ class Classification(PointCloudTask):
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of clouds (B, N, 3) with features (B, N, F)."""
-        return self.network(pos, features)
+        logits: Tensor = self.network(pos, features)
+        return logits
 
     def check_targets(self, batch: PointBatch) -> None:
         """Refuse labels out of range."""
@@ -142,13 +143,13 @@ class Classification(PointCloudTask):
         """Probabilities (B, num_classes)."""
         return logits.softmax(dim=1)
 
-    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray]:
+    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray[Any]]:
         """`label` and its `probability`, and the `probabilities` (K,) of all classes."""
         probabilities = predictions.cpu().numpy()
         label = probabilities.argmax()
         return {"label": label, "probability": probabilities[label], "probabilities": probabilities}
 
-    def entries(self, result: NDArray, category: int = 0) -> list[dict[str, Any]]:
+    def entries(self, result: NDArray[Any], category: int = 0) -> list[dict[str, Any]]:
         """The classes, the most probable first."""
         order = np.argsort(-result, kind="stable").tolist()
         return [
@@ -166,9 +167,10 @@ class Classification(PointCloudTask):
         return [f"{entry['class']} {entry['probability']:.3f}" for entry in entries]
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Index, predicted class, and probabilities of each cloud of a batch."""
+        """Index, class, predicted class, and probabilities of each cloud of a batch."""
         probabilities = self.predictions(self.finite_logits(batch))
-        return {"indices": batch.indices, "label": probabilities.argmax(dim=1), "probabilities": probabilities}
+        label = probabilities.argmax(dim=1)
+        return {"indices": batch.indices, "truth": batch.label, "label": label, "probabilities": probabilities}
 
     def describe(self, batch: PointBatch, logits: Tensor) -> list[Cloud]:
         """The clouds of a batch; all points of a cloud have its class, its error and its probability."""
@@ -190,7 +192,7 @@ class Classification(PointCloudTask):
         return clouds
 
     def fields(
-        self, attributes: Mapping[str, NDArray], num_points: int, category: int = 0
+        self, attributes: Mapping[str, NDArray[Any]], num_points: int, category: int = 0
     ) -> tuple[dict[str, Field], str]:
         """The predicted class, at every point."""
         label, probability = int(attributes["label"]), float(attributes["probability"])
@@ -256,17 +258,21 @@ class Classification(PointCloudTask):
             )
         return "\n".join(lines)
 
-    def save_predictions(self, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Path:
-        """Write `predictions.csv`: the predicted class of each cloud and its probability."""
+    def save_predictions(
+        self, batches: Sequence[Mapping[str, Tensor]], folder: Path, names: Sequence[str] | None = None
+    ) -> Path:
+        """Write `predictions.csv`: file, class, predicted class and its probability for each cloud."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.csv"
         with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["index", "label", "class", "probability"])
+            writer.writerow(["index", "file", "truth", "prediction", "probability"])
             for batch in batches:
-                top = batch["probabilities"].amax(dim=1)
-                for index, label, probability in zip(batch["indices"], batch["label"], top, strict=True):
-                    writer.writerow([int(index), int(label), self.class_names[int(label)], f"{probability:.6f}"])
+                columns = (batch["indices"], batch["truth"], batch["label"], batch["probabilities"].amax(dim=1))
+                for index, truth, label, probability in zip(*(column.tolist() for column in columns), strict=True):
+                    file_name = "" if names is None else names[index]
+                    classes = self.class_names[truth], self.class_names[label]
+                    writer.writerow([index, file_name, *classes, f"{probability:.6f}"])
         return path
 
 

@@ -99,7 +99,8 @@ class NormalEstimation(PointCloudTask):
 
     def forward(self, pos: Tensor, features: Tensor | None = None) -> Tensor:
         """Unit normals (B, N, 3) of clouds (B, N, 3) with features (B, N, F)."""
-        return self.network(pos, features)
+        logits: Tensor = self.network(pos, features)
+        return logits
 
     def features(self, batch: PointBatch) -> Tensor | None:
         """The features of a batch without its normals, which are the target."""
@@ -131,7 +132,7 @@ class NormalEstimation(PointCloudTask):
         """Unit normals (B, N, 3). Without orientation, products (B, N, 9) of their coordinates: n and -n agree."""
         return logits if self.oriented else (logits[..., :, None] * logits[..., None, :]).flatten(-2)
 
-    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray]:
+    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray[Any]]:
         """Unit `normals` (N, 3) from the mean of predictions."""
         if self.oriented:
             normals = F.normalize(predictions, dim=-1)
@@ -139,7 +140,7 @@ class NormalEstimation(PointCloudTask):
             normals = torch.linalg.eigh(predictions.unflatten(-1, (3, 3))).eigenvectors[..., -1]
         return {"normals": normals.cpu().numpy()}
 
-    def entries(self, result: NDArray, category: int = 0) -> list[dict[str, Any]]:
+    def entries(self, result: NDArray[Any], category: int = 0) -> list[dict[str, Any]]:
         """Nothing: normals have no summary."""
         return []
 
@@ -166,7 +167,7 @@ class NormalEstimation(PointCloudTask):
         return clouds
 
     def fields(
-        self, attributes: Mapping[str, NDArray], num_points: int, category: int = 0
+        self, attributes: Mapping[str, NDArray[Any]], num_points: int, category: int = 0
     ) -> tuple[dict[str, Field], str]:
         """The predicted normals as colors."""
         return {"prediction": directions(attributes["normals"])}, ""

@@ -148,7 +148,8 @@ class PartSegmentation(PointCloudTask):
 
     def forward(self, pos: Tensor, category: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Logits (B, N, num_parts) of clouds (B, N, 3) of categories (B,) with features (B, N, F)."""
-        return self.network(pos, category, features)
+        logits: Tensor = self.network(pos, category, features)
+        return logits
 
     @property
     def num_categories(self) -> int:
@@ -199,23 +200,23 @@ class PartSegmentation(PointCloudTask):
         """Probabilities (B, N, P) of the parts to choose from, see `part_ids`."""
         return logits[..., torch.tensor(self.part_ids(category), device=logits.device)].softmax(dim=2)
 
-    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray]:
+    def attributes(self, predictions: Tensor, category: int = 0) -> dict[str, NDArray[Any]]:
         """The part (N,) of each point as `label`, and its `probability`."""
         best = predictions.max(dim=1)
         label = torch.tensor(self.part_ids(category))[best.indices.cpu()]
         # A mean of ones may exceed one by rounding.
         return {"label": label.numpy(), "probability": best.values.cpu().clamp(max=1.0).numpy()}
 
-    def point_colors(self, attributes: Mapping[str, NDArray], category: int = 0) -> NDArray[np.uint8]:
+    def point_colors(self, attributes: Mapping[str, NDArray[Any]], category: int = 0) -> NDArray[np.uint8]:
         """A color per part, in the order of the parts."""
         ids = self.part_ids(category)
         return palette(len(ids))[np.searchsorted(ids, attributes["label"])]
 
-    def count(self, attributes: Mapping[str, NDArray], category: int = 0) -> NDArray[np.int64]:
+    def count(self, attributes: Mapping[str, NDArray[Any]], category: int = 0) -> NDArray[np.int64]:
         """Points of each part."""
         return np.bincount(attributes["label"], minlength=len(self.part_names)).astype(np.int64)
 
-    def entries(self, result: NDArray, category: int = 0) -> list[dict[str, Any]]:
+    def entries(self, result: NDArray[Any], category: int = 0) -> list[dict[str, Any]]:
         """The parts to choose from, with their colors and numbers of points."""
         ids = self.part_ids(category)
         return [
@@ -249,7 +250,7 @@ class PartSegmentation(PointCloudTask):
         return clouds
 
     def fields(
-        self, attributes: Mapping[str, NDArray], num_points: int, category: int = 0
+        self, attributes: Mapping[str, NDArray[Any]], num_points: int, category: int = 0
     ) -> tuple[dict[str, Field], str]:
         """The predicted parts, their probabilities and the category."""
         fields = {
@@ -259,7 +260,7 @@ class PartSegmentation(PointCloudTask):
         }
         return fields, self.class_names[category]
 
-    def _label_field(self, values: NDArray, category: int) -> Field:
+    def _label_field(self, values: NDArray[Any], category: int) -> Field:
         names = [name.rpartition("/")[2] for name in self.part_names]
         return labels(values, names, sorted(self.parts[category]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from pcattn.training.run_folder import CHECKPOINTS
 from pcattn.utils.files import write_bytes
@@ -54,7 +56,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RunCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint under a fixed name, `<run>/checkpoints/<name>.ckpt`.
 
-    A run may be moved between two trainings: the paths that a checkpoint restores point to the present folder.
+    A run may be moved between two trainings: the paths that a checkpoint restores point to the present folder. Of equal
+    scores the one with the lower `val/loss` is the better, then the later one: with few validation clouds scores are
+    often equal, and the first epochs would win.
 
     Args:
         run: folder of the run.
@@ -74,6 +78,22 @@ class RunCheckpoint(ModelCheckpoint):
             # The end of an epoch comes after its validation.
             save_on_train_epoch_end=monitor is None,
         )
+        self._best_loss = math.nan
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether the present checkpoint is better than the one on disk."""
+        loss = float(trainer.callback_metrics.get("val/loss", math.nan))
+        better = super().check_monitor_top_k(trainer, current)
+        if not better and current is not None:
+            equal = bool(current == self.best_k_models[self.kth_best_model_path])
+            better = trainer.strategy.reduce_boolean_decision(equal and not loss > self._best_loss)
+        if better:
+            self._best_loss = loss
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score, its loss, and the paths."""
+        return {**super().state_dict(), "best_loss": self._best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score with paths in the present folder.
@@ -91,6 +111,7 @@ class RunCheckpoint(ModelCheckpoint):
             state[key] = here(state[key])
         state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
         super().load_state_dict(state)
+        self._best_loss = state_dict.get("best_loss", math.nan)  # old checkpoints lack it
 
 
 class LastCheckpoint(RunCheckpoint):

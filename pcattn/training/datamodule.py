@@ -232,6 +232,11 @@ class PointCloudDataModule(LightningDataModule):
         """Two clouds of the training split, as in evaluation."""
         return self._evaluated("train")[0, self.train_indices[:2]]
 
+    def cloud_names(self, split: str) -> list[str] | None:
+        """Names of the clouds of `train`, `val` or `test` by their indices, such as paths; None if they have none."""
+        names = self._splits[split].dataset.names
+        return None if names is None else list(names)
+
     def complete_cloud(self, split: str, index: int) -> PointBatch:
         """All points of a cloud of `train`, `val` or `test`, as a batch of one; see `PointBatch.indices`.
 

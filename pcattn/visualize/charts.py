@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,7 @@ class Confusion(NamedTuple):
     """How often what stands in a row of `matrix` (R, C) was taken for what stands in a column."""
 
     title: str
-    matrix: NDArray
+    matrix: NDArray[Any]
     rows: Sequence[str]
     columns: Sequence[str]
 

@@ -1,4 +1,4 @@
-"""Pictures of clouds by matplotlib: discs sorted by depth. Runs everywhere."""
+"""Pictures of clouds by matplotlib, which works everywhere: discs sorted by depth."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from pcattn.visualize.camera import fade, look, radius
 
-#: Share of the picture that is left free at each side.
+#: Share of the picture that stays empty on each side.
 MARGIN = 0.04
 
 
-def render(clouds: list[tuple[NDArray, NDArray]], size: int, up: str) -> list[NDArray[np.uint8]]:
+def render(clouds: list[tuple[NDArray[Any], NDArray[Any]]], size: int, up: str) -> list[NDArray[np.uint8]]:
     """Pictures (size, size, 3) of clouds, each positions (N, 3) with colors (N, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

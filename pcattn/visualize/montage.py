@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from pcattn.visualize.colors import MARKED, RIGHT, UNKNOWN, WRONG, sequential, t
 from pcattn.visualize.flat import MARGIN
 from pcattn.visualize.scene import Cloud, Field, field_names
 from pcattn.visualize.text import plain_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: How clouds are drawn; `"auto"` is Open3D, or matplotlib if Open3D cannot draw.
 RENDERERS = ("auto", "open3d", "matplotlib")
@@ -76,7 +80,7 @@ def montage(
 
 
 def render(
-    cells: list[tuple[NDArray, NDArray]], size: int, up: str, renderer: str, warn: Callable[[str], None]
+    cells: list[tuple[NDArray[Any], NDArray[Any]]], size: int, up: str, renderer: str, warn: Callable[[str], None]
 ) -> list[NDArray[np.uint8]]:
     """Pictures (size, size, 3) of clouds, each positions (N, 3) with colors (N, 3), by a renderer that works."""
     if renderer not in RENDERERS:
@@ -93,7 +97,7 @@ def render(
 
 def _layout(
     clouds: Sequence[Cloud], rows: list[str], pictures: list[NDArray[np.uint8]], columns: int, up: str, heading: str
-):
+) -> Figure:
     """The figure: bands of `columns` clouds, each with titles, a row of pictures for every field, and legends."""
     from matplotlib.figure import Figure
 
@@ -108,7 +112,7 @@ def _layout(
     width, height = left + columns * _CELL + _GAP, top + sum(heights) + bottom
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
 
-    def text(x: float, y: float, words: str, **style) -> None:
+    def text(x: float, y: float, words: str, **style: Any) -> None:
         figure.text(x / width, 1 - y / height, words, **style)
 
     if heading:
@@ -182,8 +186,10 @@ def _key(clouds: Sequence[Cloud], rows: list[str]) -> list[tuple[str, Field | No
     return key
 
 
-def _draw_key(figure, key: list[tuple[str, Field | None]], x: float, y: float, width: float, height: float) -> None:
-    def text(at: float, words: str, **style) -> None:
+def _draw_key(
+    figure: Figure, key: list[tuple[str, Field | None]], x: float, y: float, width: float, height: float
+) -> None:
+    def text(at: float, words: str, **style: Any) -> None:
         figure.text(at / width, 1 - (y + 0.06) / height, words, fontsize=7, va="center", **style)
 
     for name, shared in key:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pcattn.utils.errors import InputError
 from pcattn.utils.processes import child_process
 from pcattn.visualize.camera import fade, look, radius
 from pcattn.visualize.flat import MARGIN
@@ -31,12 +32,12 @@ _SIGNS = ("cannot open shared object file", "vulkan", "EGL", "libGL", "libusb")
 _COMMAND = (sys.executable, "-m", "pcattn.visualize.offscreen")
 
 
-class Open3DError(RuntimeError):
-    """Open3D cannot draw here; the message says why and, if that helps, what to install."""
+class Open3DError(InputError):
+    """Open3D cannot draw on this machine. The message says why and, if that helps, what to install."""
 
 
 def render(
-    clouds: list[tuple[NDArray, NDArray]], size: int, up: str, time_limit: float = 180.0
+    clouds: list[tuple[NDArray[Any], NDArray[Any]]], size: int, up: str, time_limit: float = 180.0
 ) -> list[NDArray[np.uint8]]:
     """Pictures (size, size, 3) of clouds, each positions (N, 3) with colors (N, 3).
 
@@ -85,7 +86,9 @@ def explain(status: int, output: str) -> str:
     return reason
 
 
-def spheres(pos: NDArray, colors: NDArray, size: float | NDArray) -> tuple[NDArray, NDArray, NDArray]:
+def spheres(
+    pos: NDArray[Any], colors: NDArray[Any], size: float | NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """A small shaded sphere for every point: vertices, triangles, and colors of the vertices.
 
     The shading is painted on, as by a light at the camera's left shoulder, because a renderer's own light would change

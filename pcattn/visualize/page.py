@@ -106,5 +106,5 @@ def _field(name: str, field: Field) -> dict[str, Any]:
     }
 
 
-def _base64(array: NDArray) -> str:
+def _base64(array: NDArray[Any]) -> str:
     return base64.b64encode(array.tobytes()).decode()

@@ -27,7 +27,7 @@ class Field:
         low, high: quantities that the lightest and the darkest color stand for.
     """
 
-    values: NDArray
+    values: NDArray[Any]
     entries: tuple[tuple[str, Color], ...] = ()
     low: float = 0.0
     high: float = 1.0
@@ -48,7 +48,8 @@ class Field:
             return sequential(self.normalized())
         if not self.entries:
             return self.values
-        return np.array([color for _, color in self.entries], dtype=np.uint8)[self.values]
+        colors: Colors = np.array([color for _, color in self.entries], dtype=np.uint8)[self.values]
+        return colors
 
     def present(self) -> list[tuple[str, Color]]:
         """The entries that occur."""
@@ -93,7 +94,23 @@ class Cloud:
         return replace(self, pos=self.pos[keep], fields=fields, marked=marked)
 
 
-def labels(values: NDArray, names: Sequence[str], ids: Sequence[int] | None = None) -> Field:
+def name_clouds(clouds: Sequence[Cloud], names: Sequence[str] | None) -> list[Cloud]:
+    """Clouds of a data set with the name of their file in the title, in place of the index: `chair scan_7.ply`.
+
+    Args:
+        clouds: with an `index`.
+        names: path of each file by the index of the cloud; None leaves the titles as they are.
+    """
+    if names is None:
+        return list(clouds)
+    kinds = [cloud.title.removesuffix(f"{cloud.index}") for cloud in clouds]
+    return [
+        replace(cloud, title=kind + Path(names[cloud.index or 0]).name)
+        for cloud, kind in zip(clouds, kinds, strict=True)
+    ]
+
+
+def labels(values: NDArray[Any], names: Sequence[str], ids: Sequence[int] | None = None) -> Field:
     """A field of labels (N,), colored by their position in `ids` (default: all of `names`).
 
     The parts of a category thus get the first colors of the palette, which differ most. Labels that are not in `ids`
@@ -115,12 +132,12 @@ def errors(wrong: NDArray[np.bool_]) -> Field:
     return Field(wrong.astype(np.int64), (("right", RIGHT), ("wrong", WRONG)))
 
 
-def quantity(values: NDArray, low: float = 0.0, high: float = 1.0) -> Field:
+def quantity(values: NDArray[Any], low: float = 0.0, high: float = 1.0) -> Field:
     """A field of numbers (N,)."""
     return Field(np.asarray(values, dtype=np.float64), (), low, high)
 
 
-def directions(vectors: NDArray) -> Field:
+def directions(vectors: NDArray[Any]) -> Field:
     """A field of unit vectors (N, 3), with x, y, z in [-1, 1] as red, green, blue."""
     return Field(((vectors + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
 

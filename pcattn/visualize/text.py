@@ -1,4 +1,4 @@
-"""Text of pictures as it is."""
+"""Plain text in pictures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def plain_text() -> Iterator[None]:
-    """Within it matplotlib takes no text for a formula: the name of a class may hold dollars. Also a decorator."""
+    """Stop matplotlib from reading `$` as math: names of classes may contain it. Context manager or decorator."""
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False}):

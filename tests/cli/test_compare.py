@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import yaml
 
 from pcattn.bench.attention import count_multiply_adds
 from pcattn.cli import compare as comparison
-from pcattn.cli.compare import _count, compare, format_table, summarize
+from pcattn.cli.compare import _inspect, compare, format_table, summarize
 from pcattn.cli.main import main
-from pcattn.tasks import Classification
+from pcattn.tasks import Classification, NormalEstimation, PartSegmentation
+from pcattn.utils.errors import InputError
 from pcattn.utils.locks import exclusive_lock
 from tests.cli.test_parts import write_config
 from tests.datasets.modelnet_files import write_modelnet40
@@ -25,8 +27,8 @@ def run(args: list[str]) -> int:
     return exit_info.value.code
 
 
-def result(accuracy: float, **more: float) -> dict:
-    costs = {"parameters": 1000, "multiply_adds": 2_000_000, "clouds_per_second": 10.0}
+def result(accuracy: float, **more: Any) -> dict:
+    costs = {"task": Classification, "parameters": 1000, "multiply_adds": 2_000_000, "clouds_per_second": 10.0}
     costs |= {"peak_mib": 500.0, "peak_of": "process"}
     return {"best": {"val/oa": 0.5}, "test": {"test/oa": accuracy}, **costs, **more}
 
@@ -51,7 +53,8 @@ class TestSummary:
         assert lines[3].startswith("| self | 80.0 | 1 |")  # one run has no spread
 
     def test_peak_says_whose_it_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(comparison, "_count", lambda checkpoint: {"parameters": 1000, "multiply_adds": 2_000_000})
+        about = {"task": Classification, "parameters": 1000, "multiply_adds": 2_000_000}
+        monkeypatch.setattr(comparison, "_inspect", lambda checkpoint: about)
         (tmp_path / "costs.json").write_text('{"peak_mib": 700.0}')
         for peak, heading, value in (({}, "process", "700"), ({"peak_mib": 90.0}, "GPU", "90")):
             (tmp_path / "results.json").write_text(
@@ -63,14 +66,27 @@ class TestSummary:
 
     def test_part_segmentation(self) -> None:
         metrics = {"test/loss": 1.0, "test/class_miou": 0.5, "test/instance_miou": 0.75}
-        rows = [summarize("self", [{**result(0), "test": metrics}])]
+        rows = [summarize("self", [result(0, task=PartSegmentation, test=metrics)])]
         assert list(rows[0]["metrics"]) == ["instance_miou", "class_miou"]
         assert "| network | test instance mIoU, % | test class mIoU, % | runs |" in format_table(rows)
         assert "| self | 75.0 | 50.0 | 1 |" in format_table(rows)
 
+    def test_lower_is_better(self) -> None:
+        better, worse = ([result(0, task=NormalEstimation, test={"test/angle": angle})] for angle in (12.5, 30.0))
+        table = format_table([summarize("worse", worse), summarize("better", better)])
+        assert "| network | test angle error, ° | runs |" in table
+        assert [line.split(" | ")[:2] for line in table.splitlines()[2:]] == [
+            ["| better", "12.50"],
+            ["| worse", "30.00"],
+        ]
+
+    def test_the_loss_if_there_is_nothing_else(self) -> None:
+        row = summarize("self", [result(0, test={"test/loss": 1.0})])
+        assert list(row["metrics"]) == ["loss"]
+
     def test_nothing_to_compare_by(self) -> None:
-        with pytest.raises(ValueError, match="one of oa, macc, instance_miou, class_miou, but got loss"):
-            summarize("self", [{**result(0), "test": {"test/loss": 1.0}}])
+        with pytest.raises(InputError, match="one of loss, oa, macc, but got mine"):
+            summarize("self", [result(0, test={"test/mine": 1.0})])
 
 
 @torch.no_grad()
@@ -89,7 +105,11 @@ def test_all_points_are_those_of_the_data(tmp_path: Path) -> None:
         torch.save(stored, tmp_path / "best.ckpt")
         multiply_adds = count_multiply_adds(lambda: task(torch.rand(1, expected, 3)))  # noqa: B023
         parameters = sum(parameter.numel() for parameter in task.network.parameters())
-        assert _count(tmp_path / "best.ckpt") == {"parameters": parameters, "multiply_adds": multiply_adds}
+        assert _inspect(tmp_path / "best.ckpt") == {
+            "task": Classification,
+            "parameters": parameters,
+            "multiply_adds": multiply_adds,
+        }
 
 
 class TestOptions:
@@ -181,12 +201,12 @@ class TestCommand:
         assert run([*args, "--also", "pointnet", "--model.variant spct --model.network_kwargs.depth 0"]) == 0
         rows = {row["network"]: row for row in json.loads((out / "compare.json").read_text())}
         assert list(rows) == ["self", "pointnet"]
-        assert all(set(row["metrics"]) == {"instance_miou", "class_miou"} for row in rows.values())
+        assert all(set(row["metrics"]) == {"instance_miou", "class_miou", "point_accuracy"} for row in rows.values())
         settings = yaml.safe_load((out / "pointnet-seed0" / "config.yaml").read_text())["model"]["init_args"]
         assert settings["variant"] == "spct"
         assert settings["network_kwargs"]["depth"] == 0
 
-    def test_a_failed_training_is_told(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_reports_a_failed_training(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         root = write_modelnet40(tmp_path / "data", train=(80,))
         config = write_tiny_config(tmp_path / "tiny.yaml", root)
         out = tmp_path / "out"

@@ -9,6 +9,7 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 
 from pcattn.cli.data import describe, main
+from pcattn.cli.main import main as command_line
 from pcattn.data.inspect import to_text
 from pcattn.datasets import recognize
 from pcattn.datasets.folder import PointCloudFolder
@@ -177,17 +178,17 @@ def test_messages(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         describe(str(tmp_path / "notes.md"))
     np.save(tmp_path / "scan.npy", np.eye(3))
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path / "scan.npy")])
+        command_line(["data", str(tmp_path / "scan.npy")])
     assert "scan.npy is a file: `pcattn show` draws a single cloud" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path / "scan.npy"), "--dataset", "folder"])
+        command_line(["data", str(tmp_path / "scan.npy"), "--dataset", "folder"])
     assert "scan.npy, which is a file" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path / "nowhere")])
+        command_line(["data", str(tmp_path / "nowhere")])
     assert "nowhere does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path), "--option", "label"])
+        command_line(["data", str(tmp_path), "--option", "label"])
     assert "expected --option NAME=VALUE, but got label" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path), "--dataset", "folders"])
+        command_line(["data", str(tmp_path), "--dataset", "folders"])
     assert "did you mean 'folder'?" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """A folder of a user's own files, from the command line alone: classes of clouds, and parts of their points."""
 
+import csv
 import warnings
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def test_classification(capsys: pytest.CaptureFixture) -> None:
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("ball", "needle"))] == ["ball", "needle"]
     main(["validate", "-c", "runs/my/config.yaml"])
     assert "overall accuracy 1.0000 (8 of 8)" in last_line(capsys.readouterr().out, "val:")
+    main(["predict", "-c", "runs/my/config.yaml"])
+    with open("runs/my/predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert all(Path("my_clouds", row["file"]).is_file() for row in rows)
+    assert all(row["file"].startswith(f"{row['truth']}/") and row["prediction"] == row["truth"] for row in rows)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", "runs/my", "--worst", "2"])
+    table = Path("runs/my/report.md").read_text()
+    assert sum(f"| {row['file']} | {row['prediction']} " in table for row in rows) == 2
 
 
 def test_parts(capsys: pytest.CaptureFixture) -> None:

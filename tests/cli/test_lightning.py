@@ -91,12 +91,13 @@ class TestFit:
         with (run / "predictions.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert [int(row["index"]) for row in rows] == list(range(40))
-        assert all(row["class"] == f"class{int(row['label']):02d}" for row in rows)
+        assert all(row["truth"] == f"class{int(row['index']) % 40:02d}" for row in rows)
+        assert all(0 < float(row["probability"]) <= 1 for row in rows)
         results = json.loads((run / "results.json").read_text())
-        right = sum(int(row["label"]) == int(row["index"]) % 40 for row in rows)
+        right = sum(row["prediction"] == row["truth"] for row in rows)
         assert right / 40 == pytest.approx(results["test"]["test/oa"])
 
-    def test_the_checkpoint_wins_aloud(self, run: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_the_checkpoint_wins_and_says_so(self, run: Path, capsys: pytest.CaptureFixture) -> None:
         main(["validate", "-c", str(run / "config.yaml"), "--model.attention", "self"])
         assert "attention: None as in" in capsys.readouterr().out
 

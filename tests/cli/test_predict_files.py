@@ -305,3 +305,31 @@ def test_names_that_ply_cannot_hold() -> None:
     attributes = add_attributes(cloud, {"label": np.zeros(1), "colors": np.zeros((1, 3))}).attributes
     assert list(attributes) == ["my_column", "original_label", "original_original_label", "label", "colors"]
     assert attributes["label"] == 0
+
+
+def test_columns_and_up_axis_as_in_training(tmp_path: Path) -> None:
+    """Columns that the training named are read by these names; another order is given with --columns."""
+    torch.manual_seed(0)
+    task = Classification(3, network_kwargs=NETWORK, num_features=1)
+    data = {
+        "num_points": 32,
+        "dataset_kwargs": {"columns": ["intensity", "z", "y", "x"]},
+        "preprocessing": {"features": ["intensity"], "normalize": "sphere", "up_axis": "z"},
+    }
+    weights = checkpoints.save_weights(task, tmp_path / "model.safetensors", data)
+    model = pcattn.load(weights, device="cpu")
+    table = np.random.default_rng(0).random((32, 4))
+    np.savetxt("a.txt", table)
+    np.savetxt("b.txt", table[:, [3, 2, 1, 0]])
+
+    def probability(file: str, *options: str) -> list[float]:
+        assert run(file, "--ckpt_path", weights, "--json", "out.json", "--overwrite", *options) == 0
+        (row,) = json.loads(Path("out.json").read_text())
+        return [entry["probability"] for entry in row["classes"]]
+
+    cloud = torch.from_numpy(table[:, [3, 2, 1, 0]])
+    expected = model.classify(cloud).probabilities
+    np.testing.assert_allclose(probability("a.txt"), expected, atol=1e-5)
+    np.testing.assert_allclose(probability("b.txt", "--columns", "x", "y", "z", "intensity"), expected, atol=1e-5)
+    turned = np.sort(model.predict(cloud, up_axis="y")["probabilities"])[::-1]
+    np.testing.assert_allclose(probability("a.txt", "--up", "y"), turned, atol=1e-5)

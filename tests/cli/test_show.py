@@ -123,14 +123,14 @@ class TestFiles:
         kwargs = {"variant": "spct", "network_kwargs": network, "num_features": 3}
         segmenter = Model(PartSegmentation([[0, 1, 2]], **kwargs), data)
         cloud, keep = read_cloud(ply), draw_views(90, num_points, 1, 0)[0].numpy()
-        fields = command.predict_file(segmenter, ply, None, None, None, None).fields
+        fields = command.predict_file(segmenter, ply, None, "z").fields
         expected = segmenter.segment(cloud)
         np.testing.assert_array_equal(fields["prediction"].values, expected.labels[keep])
         np.testing.assert_array_equal(fields["probability"].values, expected.probabilities[keep].astype(float))
         classifier = Model(Classification(2, **kwargs), data)
         shown = []
         monkeypatch.setattr(command, "show_attention", lambda cloud, network, forward, *rest: shown.append(forward()))
-        command.predict_file(classifier, ply, None, 0, 0, None)
+        command.predict_file(classifier, ply, None, "z", 0, 0)
         best = classifier.classify(cloud).probabilities
         np.testing.assert_array_equal(np.sort(shown[0].softmax(dim=1).detach().numpy()[0])[::-1], best)
 

@@ -11,6 +11,7 @@ import torch
 from pcattn.inference import export
 from pcattn.inference.model import Model
 from pcattn.tasks import Classification, PartSegmentation
+from pcattn.utils.errors import InputError
 
 NETWORK = {"dim": 16, "depth": 1, "k": 4, "out_dim": 32}
 DATA = {"num_points": 32, "preprocessing": {"features": ["normals"], "normalize": "box", "up_axis": "y"}}
@@ -79,7 +80,7 @@ class TestONNX:
 
     def test_packages_are_asked_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
-        with pytest.raises(ModuleNotFoundError, match=r"ONNX needs onnxruntime: pip install 'pcattn\[export\]'"):
+        with pytest.raises(InputError, match=r"ONNX needs onnxruntime: pip install 'pcattn\[export\]'"):
             export.export(segmenter(), tmp_path / "a.onnx", "onnx")
 
 

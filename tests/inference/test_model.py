@@ -13,10 +13,12 @@ import pcattn
 from pcattn.data import estimate_normals
 from pcattn.inference import checkpoints
 from pcattn.inference import model as inference
+from pcattn.inference.clouds import turn
 from pcattn.inference.model import Model
 from pcattn.io.cloud import Cloud
-from pcattn.tasks import Classification, PartSegmentation
+from pcattn.tasks import Classification, NormalEstimation, PartSegmentation
 from pcattn.tasks.voting import draw_views, view_scales
+from pcattn.utils.errors import InputError
 
 NETWORK = {"dim": 16, "depth": 1, "k": 4, "out_dim": 32}
 NAMES = ["bed", "chair", "lamp"]
@@ -284,3 +286,39 @@ def test_broken_weights_predict_nothing(make: Any, call: str, arguments: tuple, 
         next(model.task.network.parameters()).fill_(value)
     with pytest.raises(ValueError, match="expected finite logits, but the network has others: its weights"):
         getattr(model, call)(torch.rand(NUM_POINTS, 3), *arguments)
+
+
+class TestUpAxis:
+    """A cloud that lies on its side is turned to the up axis of the training."""
+
+    @pytest.mark.parametrize(("up", "target"), [("y", "z"), ("z", "y"), ("x", "z"), ("y", "x"), ("z", "z")])
+    def test_turn_is_a_rotation(self, up: str, target: str) -> None:
+        turned = turn(torch.eye(3), up, target)
+        assert torch.equal(turned["xyz".index(up)], torch.eye(3)["xyz".index(target)])
+        assert torch.linalg.det(turned) == 1
+        assert torch.equal(turn(turned, target, up), torch.eye(3))
+
+    def test_same_prediction_as_upright(self) -> None:
+        task = Classification(3, network_kwargs=NETWORK, num_features=3)
+        with torch.no_grad():
+            for weights in task.parameters():
+                weights *= 2  # a network at its start hardly tells directions apart
+        preprocessing = {"features": ["normals"], "normalize": "sphere", "up_axis": "z"}
+        model = Model(task, {"num_points": 32, "preprocessing": preprocessing})
+        upright = torch.nn.functional.normalize(torch.randn(32, 6), dim=1)
+        lying = torch.cat((turn(upright[:, :3], "z", "y"), turn(upright[:, 3:], "z", "y")), dim=1)
+        expected = model.predict(upright)["probabilities"]
+        np.testing.assert_allclose(model.predict(lying, up_axis="y")["probabilities"], expected, atol=1e-4)
+        assert not np.allclose(model.predict(lying)["probabilities"], expected, atol=1e-2)
+
+    def test_normals_are_those_of_the_given_cloud(self) -> None:
+        torch.manual_seed(0)
+        model = Model(NormalEstimation(network_kwargs=NETWORK).eval(), {"num_points": 32})
+        upright = torch.randn(32, 3)
+        expected = turn(torch.from_numpy(model.predict(upright)["normals"]), "z", "y")
+        found = model.predict(turn(upright, "z", "y"), up_axis="y")["normals"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_other_axes_are_refused(self) -> None:
+        with pytest.raises(InputError, match="expected the up axis to be x, y or z, but got 'w'"):
+            turn(torch.eye(3), "w", "z")

@@ -9,8 +9,49 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader
 
-from pcattn.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
+from pcattn.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
+
+
+class Scripted(LightningModule):
+    """Logs given validation metrics, one pair of accuracy and loss an epoch."""
+
+    def __init__(self, metrics: list[tuple[float, float]]) -> None:
+        super().__init__()
+        self.metrics, self.weight = metrics, torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.weight**2
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        accuracy, loss = self.metrics[self.current_epoch]
+        self.log_dict({"val/oa": accuracy, "val/loss": loss})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best"),
+    [
+        ([(0.5, 1.0), (0.5, 0.4), (0.5, 0.6)], 1),  # the lower loss
+        ([(0.5, 0.4), (0.5, 0.4), (0.4, 0.1)], 1),  # the later one
+        ([(0.5, 1.0), (0.6, 2.0), (0.5, 0.1)], 1),  # the score comes first
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_ties_of_the_best_checkpoint(
+    metrics: list[tuple[float, float]], best: int, resumed: bool, tmp_path: Path
+) -> None:
+    batches, last = DataLoader(torch.zeros(2)), tmp_path / "checkpoints" / "last.ckpt"
+    for epochs in (2, 3) if resumed else (3,):
+        callbacks = [RunCheckpoint(tmp_path, "best", "val/oa"), RunCheckpoint(tmp_path, "last")]
+        options = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+        trainer = Trainer(max_epochs=epochs, callbacks=callbacks, num_sanity_val_steps=0, **options)
+        trainer.fit(Scripted(metrics), batches, batches, ckpt_path=str(last) if epochs == 3 and resumed else None)
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=False)["epoch"] == best
 
 
 class TestFullDisk:
