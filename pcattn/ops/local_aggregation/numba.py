@@ -212,8 +212,8 @@ def _block_dtype(points: Tensor) -> torch.dtype:
 
 
 def _dot(rows: Tensor, others: Tensor) -> Tensor:
-    """Sum over the rows of the products of two arrays (R, C), in float64."""
-    return (rows.double() * others).sum(0)
+    """Sum over the rows of the products of two arrays (R, C), summed in float64."""
+    return (rows * others).sum(0, dtype=torch.float64)
 
 
 def _sign(weight: Tensor) -> Tensor:
