@@ -117,9 +117,9 @@ class PointCloudFolder(FileDataset):
         on_error: str = "raise",
         drop_invalid: bool = False,
         mesh: str = "sample",
-        transform: Callable | None = None,
-        pre_transform: Callable | None = None,
-        pre_filter: Callable | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
     ) -> None:
         if not 0 <= test_fraction < 1:
             raise InputError(f"expected 0 <= test_fraction < 1, but got {test_fraction}")
@@ -272,7 +272,7 @@ def _build(
     )
 
 
-def _in_processes(jobs: Sequence[tuple]) -> Iterator[dict[str, Any] | DatasetError]:
+def _in_processes(jobs: Sequence[tuple[Path, Path, _Options]]) -> Iterator[dict[str, Any] | DatasetError]:
     """Call `_prepare` on all jobs, in order, with a progress bar."""
     bar = partial(tqdm, total=len(jobs), desc="reading clouds", leave=False, disable=None)
     # As in torch's data loaders: forked on Linux, where processes start fast. Elsewhere starting them does not pay off.
@@ -323,7 +323,7 @@ def _prepare(job: tuple[Path, Path, _Options]) -> dict[str, Any] | DatasetError:
         arrays = {"pos": _in_float32(pos)[keep], "x": columns}
         if label is not None:
             arrays["label"] = label[keep]
-        np.savez(target, **arrays)  # type: ignore[arg-type]
+        np.savez(target, **arrays)
     except DatasetError as error:
         return error
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pcattn.data.dataset import FileDataset
 from pcattn.datasets.modelnet_layouts import ClassCountError, find_layout
@@ -53,9 +53,9 @@ class ModelNet40(FileDataset):
         self,
         root: str,
         split: str = "train",
-        transform: Callable | None = None,
-        pre_transform: Callable | None = None,
-        pre_filter: Callable | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
         on_error: str = "raise",
     ) -> None:
         super().__init__(root, split, transform, pre_transform, pre_filter, on_error)

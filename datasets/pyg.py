@@ -51,9 +51,9 @@ class PyGPointClouds(PointCloudDataset):
         train_kwargs: dict[str, Any] | None = None,
         val_kwargs: dict[str, Any] | None = None,
         test_kwargs: dict[str, Any] | None = None,
-        transform: Callable | None = None,
-        pre_transform: Callable | None = None,
-        pre_filter: Callable | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
     ) -> None:
         if not path:
             raise InputError("expected the import path of a torch-geometric data set in dataset_kwargs.path")

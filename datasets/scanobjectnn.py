@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,9 +86,9 @@ class ScanObjectNN(FileDataset):
         variant: str = "pb_t50_rs",
         background: bool = True,
         fold: str = "main_split",
-        transform: Callable | None = None,
-        pre_transform: Callable | None = None,
-        pre_filter: Callable | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
         on_error: str = "raise",
     ) -> None:
         if variant not in VARIANTS:

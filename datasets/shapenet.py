@@ -69,9 +69,9 @@ class ShapeNetPart(FileDataset):
         categories: list[str] | None = None,
         on_error: str = "raise",
         split_seed: int = 0,
-        transform: Callable | None = None,
-        pre_transform: Callable | None = None,
-        pre_filter: Callable | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(root, split, transform, pre_transform, pre_filter, on_error)
         layout = find_layout(Path(root))

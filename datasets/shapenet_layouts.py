@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -362,7 +362,7 @@ class HDF5Layout(Layout):
                 counts[split] += len(pos)
         self.finish(out, counts, [set() for _ in self.categories], skipped)
 
-    def parse(self, path: Path) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:
+    def parse(self, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
         """Positions (n, P, 3), categories (n,), parts (n, P), and normals if the file has them."""
         from pcattn.io.hdf5 import read_arrays
 

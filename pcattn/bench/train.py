@@ -52,7 +52,7 @@ LOADED_CLOUDS = 2048
 _AUGMENTATION: list[dict[str, Any]] = [{"scale": {}}, {"translate": {}}, {"dropout": {}}]
 
 
-class RandomClouds(InMemoryDataset):  # type: ignore[misc]  # torch-geometric has no types
+class RandomClouds(InMemoryDataset):  # torch-geometric has no types
     """Points on spheres, as a data set."""
 
     class_names = tuple(str(label) for label in range(40))
@@ -63,7 +63,7 @@ class RandomClouds(InMemoryDataset):  # type: ignore[misc]  # torch-geometric ha
         self.slices = {"pos": torch.arange(num_clouds + 1) * num_points, "y": torch.arange(num_clouds + 1)}
 
 
-class OperationTimer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperationTimer(TorchDispatchMode):
     """Time of a step, forward and backward, split by the part of the network: one of `SHARES`.
 
     Neighbor search and farthest point sampling are recognized by their names, other operations by the module that calls
@@ -81,13 +81,13 @@ class OperationTimer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> "OperationTimer":
         self.last = self.clock()
-        self.modules.__enter__()  # type: ignore[no-untyped-call]
+        self.modules.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self.modules.__exit__(*error)  # type: ignore[no-untyped-call]
+        self.modules.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

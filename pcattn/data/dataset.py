@@ -72,9 +72,9 @@ class PointCloudDataset(InMemoryDataset):
         self,
         root: str | None = None,
         split: str = "train",
-        transform: Callable | None = None,
-        pre_transform: Callable | None = None,
-        pre_filter: Callable | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
         force_reload: bool = False,
     ) -> None:
         if split not in self.splits:
@@ -175,9 +175,9 @@ class FileDataset(PointCloudDataset):
         self,
         root: str,
         split: str = "train",
-        transform: Callable | None = None,
-        pre_transform: Callable | None = None,
-        pre_filter: Callable | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
         on_error: str = "raise",
     ) -> None:
         if on_error not in ("raise", "skip"):

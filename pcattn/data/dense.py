@@ -29,7 +29,7 @@ from pcattn.utils.errors import DatasetError, InputError
 SAMPLINGS = ("random", "first", "fps")
 
 
-class DenseClouds(Dataset):
+class DenseClouds(Dataset[PointBatch]):
     """A torch-geometric data set read as dense batches, each by one indexed read, even if clouds differ in size.
 
     The tensors are those of the data set's own storage, including memory-mapped files. Nothing is copied, unless the

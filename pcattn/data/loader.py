@@ -85,7 +85,7 @@ class EpochSampler:
             yield combine_seeds(self.seed, self.epoch, number), batches[number]
 
 
-class EpochLoader(DataLoader):
+class EpochLoader(DataLoader[PointBatch]):
     """Reads the batches of an `EpochSampler`. Lightning stores its state in checkpoints to resume within an epoch.
 
     Args:
@@ -97,7 +97,7 @@ class EpochLoader(DataLoader):
     sampler: EpochSampler
 
     def __init__(
-        self, clouds: Dataset, sampler: EpochSampler, finish: Callable[[Any], PointBatch] | None = None
+        self, clouds: Dataset[PointBatch], sampler: EpochSampler, finish: Callable[[Any], PointBatch] | None = None
     ) -> None:
         # batch_size None: the sampler yields whole batches. Indexing memory needs no worker processes.
         super().__init__(clouds, sampler=sampler, batch_size=None, collate_fn=finish)

@@ -76,7 +76,7 @@ def fits(dataset: DenseClouds, sampler: EpochSampler, device: torch.device) -> b
 
 
 def why_not_resident(
-    dataset: Dataset, sampler: EpochSampler, device: torch.device, resident: bool | Literal["auto"]
+    dataset: Dataset[PointBatch], sampler: EpochSampler, device: torch.device, resident: bool | Literal["auto"]
 ) -> str | None:
     """The reason why clouds are read on the host for every batch; None if they are to be stored on the device.
 

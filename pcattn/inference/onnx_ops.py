@@ -82,7 +82,7 @@ def _farthest_points(pos: FLOAT[...], count: INT64) -> INT64[...]:  # type: igno
         step = op.Sub(exact, op.GatherElements(exact, at, axis=1))
         nearest = op.Min(nearest, op.ReduceSum(op.Mul(step, step), axis, keepdims=0))
         current = op.ArgMax(nearest, axis=1, keepdims=1)
-    return chosen  # type: ignore[no-any-return]
+    return chosen
 
 
 #: The replacement of each operation.

@@ -239,7 +239,7 @@ def _read_uniform(file: BinaryIO, element: _Element, encoding: str) -> np.ndarra
         first = next(iter(_rows(file, element._replace(size=1), encoding)))
     finally:
         file.seek(start)
-    fields: list[tuple] = []
+    fields: list[tuple[Any, ...]] = []
     for index, (_, kind, counter) in enumerate(element.properties):
         if counter is not None:
             fields.append((f"count{index}", order + counter))

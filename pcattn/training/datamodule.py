@@ -249,7 +249,7 @@ class PointCloudDataModule(LightningDataModule):
             )
         return self._splits[split].cloud(index)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[PointBatch]:
         """Shuffled batches of the training part."""
         before, self._train_loader = self._train_loader, self._loader("train", self.train_indices, shuffle=True)
         if self._resumed is not None:
@@ -270,15 +270,15 @@ class PointCloudDataModule(LightningDataModule):
         """
         self._resumed = state_dict
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[PointBatch]:
         """Batches of the validation part, in order."""
         return self._loader("val", self.val_indices)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[PointBatch]:
         """Batches of the test split, in order."""
         return self._loader("test", torch.arange(len(self._splits["test"])))
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[PointBatch]:
         """Batches of the test split, in order.
 
         An ordinary loader, because Lightning replaces it by one with a sampler that counts what is predicted.

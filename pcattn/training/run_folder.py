@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from pytorch_lightning.utilities import rank_zero
+from pytorch_lightning.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
 from pcattn.utils.errors import InputError
 
@@ -12,7 +12,7 @@ CHECKPOINTS = "checkpoints"
 
 def is_first_process() -> bool:
     """Whether this process writes files and prints: the only process of a training, or rank 0 of several."""
-    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def run_of_config(config: Path) -> Path | None:

@@ -154,7 +154,7 @@ def corrupt_batch(
     return batch._replace(pos=corrupted.to(batch.pos.dtype), label=label, point_indices=None)
 
 
-class CorruptedClouds(Dataset):
+class CorruptedClouds(Dataset[PointBatch]):
     """Clouds whose batches are corrupted as they are read, see `corrupt_batch`.
 
     Args:

@@ -27,7 +27,7 @@ _GRAIN = 256
 
 def normalize(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
     """Rows (R, C), normalized; updates the running statistics."""
-    out, mean, variance = _Normalize.apply(rows, norm.weight, norm.bias, norm.eps)
+    out, mean, variance = _Normalize.apply(rows, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     update_statistics(norm, mean, variance, len(rows))
     return out
 

@@ -42,7 +42,8 @@ def why_not_numba(x: Tensor, *norms: nn.Module) -> list[str]:
 
 def why_not_rows(x: Tensor, *norms: nn.Module) -> list[str]:
     """Reasons why no compiled pass can take x (..., C) and the weights of `norms`."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # first: a graph has no sizes to look at
+    # First, because a graph has no sizes to look at.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return ["the model is being compiled, exported or traced"]
     reasons = backends.why_not_numba(x)
     if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):

@@ -58,7 +58,7 @@ def aggregate(
     points, centers = (rows.flatten(0, 1).to(dtype) for rows in (points, centers))
     with torch.autocast("cpu", enabled=False):
         if first.training:
-            out, *statistics = _Aggregate.apply(
+            out, *statistics = _Aggregate.apply(  # type: ignore[no-untyped-call]
                 points, centers, flat, first.weight, first.bias, linear.weight, second.weight, second.bias, first.eps,
                 second.eps, block_dtype,
             )  # fmt: skip
@@ -73,7 +73,9 @@ def pool(x: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d) -> Tensor:
     """See `pcattn.ops.local_aggregation.op.pool`; updates the running statistics."""
     sign = _sign(norm.weight)
     mapped = nn.functional.linear(x, linear.weight * sign[:, None], None if linear.bias is None else linear.bias * sign)
-    out, mean, variance = _Pool.apply(mapped, norm.weight * sign, norm.bias, norm.eps)
+    out, mean, variance = _Pool.apply(  # type: ignore[no-untyped-call]
+        mapped, norm.weight * sign, norm.bias, norm.eps
+    )
     update_statistics(norm, mean * sign, variance, x.shape[0] * x.shape[1])
     return out
 

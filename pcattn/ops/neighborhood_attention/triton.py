@@ -14,7 +14,7 @@ from pcattn.ops.backends import on_device
 _BLOCK_ELEMENTS = 1024
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def neighborhood_attention_fwd_kernel(  # type: ignore[no-untyped-def]
     q_ptr,
     k_ptr,
@@ -78,7 +78,7 @@ def neighborhood_attention_fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(lse_ptr + row * num_heads + head, largest + tl.log(total), valid)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def neighborhood_attention_bwd_kernel(  # type: ignore[no-untyped-def]
     grad_ptr,
     q_ptr,

@@ -77,7 +77,7 @@ def precedes(points, a, b, num_points, dim):  # type: ignore[no-untyped-def]
     return result
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def knn_fwd_kernel(  # type: ignore[no-untyped-def]
     query,  # (B, M, D)
     support,  # (B, D, N)

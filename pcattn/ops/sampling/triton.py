@@ -45,7 +45,7 @@ def farthest_point_sample(
     return chosen
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def fps_fwd_kernel(  # type: ignore[no-untyped-def]
     points,  # (B, D, N)
     start,  # (B, D), the centroid
