@@ -12,6 +12,7 @@ import yaml
 
 from pcattn.cli.lightning import PointCloudCLI
 from pcattn.cli.main import main
+from pcattn.cli.messages import announce_compilation
 from pcattn.inference import checkpoints
 from pcattn.tasks import Classification
 from pcattn.training import PointCloudDataModule
@@ -71,6 +72,16 @@ class TestFit:
         results = json.loads((run / "results.json").read_text())
         assert results["best"]["val/oa"] == pytest.approx(max(accuracies))
         assert 0 <= results["test"]["test/oa"] <= 1
+
+    @pytest.mark.parametrize(("attention", "proposed"), [("offset", "external"), ("external", "offset")])
+    def test_next_steps_work(self, attention: str, proposed: str, config: Path, capsys: pytest.CaptureFixture) -> None:
+        short = ["--trainer.max_epochs=1", "--trainer.logger=false", "--final_test=false"]
+        main(["fit", "-c", str(config), "--run=short", f"--model.attention={attention}", *short])
+        out = capsys.readouterr().out
+        assert f"fit -c short/config.yaml --model.attention {proposed}" in out
+        assert "validate -c short/config.yaml" in out
+        assert "tensorboard" not in out
+        assert "metrics.csv" not in out
 
     def test_checkpoint_is_plain_data(self, run: Path) -> None:
         checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
@@ -346,3 +357,17 @@ def test_interrupted_before_the_training(
     assert stop.value.code == 130
     assert capsys.readouterr().err.endswith("\ninterrupted\n")
     assert not Path("run").exists()
+
+
+def test_names_of_other_libraries(config: Path, capsys: pytest.CaptureFixture) -> None:
+    message = error_of(["fit", "-c", str(config), "--model.learning_rate", "0.1"], capsys)
+    assert message.endswith("(did you mean 'lr'?)")
+
+
+def test_compilation_is_announced(capsys: pytest.CaptureFixture) -> None:
+    with announce_compilation(delay=0.0):
+        time.sleep(0.2)
+    assert "compiling kernels" in capsys.readouterr().err
+    with announce_compilation(delay=60.0):
+        pass
+    assert capsys.readouterr().err == ""

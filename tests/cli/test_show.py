@@ -16,6 +16,7 @@ from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.voting import draw_views
 from pcattn.visualize import window
 from pcattn.visualize.offscreen import Open3DError
+from pcattn.visualize.scene import shown_fields
 from pcattn.visualize.window import open_window
 from tests.visualize.examples import ball
 
@@ -99,6 +100,15 @@ class TestFiles:
         np.savetxt("cloud.xyz", np.random.default_rng(0).random((20, 3)))
         assert show("cloud.xyz", "--out", "x.html") == 0
         assert content("x.html")["names"] == ["height"]
+
+    def test_colors_are_drawn(self, tmp_path: Path) -> None:
+        rgb = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
+        pos = np.eye(3)
+        for name, colors in (("a", rgb.astype(np.uint8)), ("b", rgb.astype(np.uint16) * 257)):
+            write_ply(tmp_path / f"{name}.ply", Cloud(pos, {"colors": colors}))
+            cloud = command.cloud_of_file(tmp_path / f"{name}.ply", "z")
+            assert shown_fields([cloud], command.FILE_FIELDS) == ["rgb"]
+            np.testing.assert_array_equal(cloud.fields["rgb"].colors(), rgb)
 
     def test_three_points(self) -> None:
         np.savetxt("cloud.xyz", np.eye(3))
