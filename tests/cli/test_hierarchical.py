@@ -1,4 +1,4 @@
-"""A hierarchical network through the command line: what it is told, what a checkpoint keeps, and where it goes."""
+"""A hierarchical network on the command line: its options, its checkpoints and their use."""
 
 from pathlib import Path
 

@@ -51,7 +51,7 @@ def test_printable() -> None:
 
 
 def test_predicted_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The terminal is told the escaped name; JSON and CSV have the real one."""
+    """The terminal shows the escaped name; JSON and CSV have the real one."""
     model = checkpoints.save_weights(classifier(), tmp_path / "a.safetensors", {"num_points": 32})
     folder = tmp_path / "clouds"
     folder.mkdir()

@@ -146,7 +146,7 @@ class TestWeights:
         capsys: pytest.CaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """The command that measures bundled weights; what belongs to them wins over the configuration, aloud."""
+        """The command that measures bundled weights; their options win over the configuration, and a line says so."""
         if named == "by name":
             monkeypatch.setattr(checkpoints, "bundled", {weights.stem: weights}.copy)
             weights = Path(weights.stem)

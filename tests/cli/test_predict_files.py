@@ -243,7 +243,7 @@ class TestSegment:
         assert not Path("predictions").exists()
 
     def test_interrupted(self, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        """What is finished is told."""
+        """Reports the files that are finished."""
         write_cloud("a.ply")
         write_cloud("b.ply")
 

@@ -169,7 +169,7 @@ def test_errors(args: list[str], message: str, class_run: Path, capsys: pytest.C
 
 
 class TestWindow:
-    """A window that cannot be opened is told in one line, and a page is written in its place."""
+    """If no window can be opened, one line says so, and a page is written instead."""
 
     def test_no_display(self, ply: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         for name in ("DISPLAY", "WAYLAND_DISPLAY"):
