@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, Timer
+from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -33,6 +33,7 @@ from pcattn.tasks.base import FROM_DATA
 from pcattn.training import PointCloudDataModule, run_folder
 from pcattn.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.training.logger import ResumableCSVLogger
+from pcattn.training.progress import EpochLines
 from pcattn.training.timer import ValidationTime
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import atomic_write, write_text
@@ -267,6 +268,10 @@ class PointCloudCLI(LightningCLI):
         self.best = RunCheckpoint(self.run, "best", monitor, mode)
         self.last = LastCheckpoint(self.run, options["minutes"])
         callbacks = [self.timer, self.validation_time, self.best, self.last]
+        if self.subcommand == "fit" and config["trainer"]["enable_progress_bar"] is None and not sys.stdout.isatty():
+            own = config["trainer"]["callbacks"] or []
+            if not any(isinstance(each, ProgressBar) for each in (own if isinstance(own, list) else [own])):
+                callbacks.append(EpochLines())
         kwargs["default_root_dir"] = config["trainer"]["default_root_dir"] or str(self.run)
         if self.subcommand != "fit":
             kwargs["logger"] = False

@@ -359,6 +359,16 @@ def test_interrupted_before_the_training(
     assert not Path("run").exists()
 
 
+def test_a_line_an_epoch_without_a_terminal(config: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--trainer.max_epochs=2", "--trainer.logger=false", "--final_test=false"]
+    main(["fit", "-c", str(config), "--trainer.enable_progress_bar=null", "--run=quiet", *options])
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("epoch ")]
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert all(name in line for line in lines for name in ("train/loss", "val/loss", "val/oa"))
+    assert "it/s" not in out
+
+
 def test_names_of_other_libraries(config: Path, capsys: pytest.CaptureFixture) -> None:
     message = error_of(["fit", "-c", str(config), "--model.learning_rate", "0.1"], capsys)
     assert message.endswith("(did you mean 'lr'?)")
