@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -18,12 +19,13 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, Timer
+from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from pcattn.cli.config_files import resolve_args
 from pcattn.cli.lightning_parser import Parser, configure_loader
+from pcattn.cli.messages import announce_compilation
 from pcattn.data import EpochSampler
 from pcattn.inference import checkpoints
 from pcattn.inference.finetune import initialize
@@ -31,6 +33,7 @@ from pcattn.tasks.base import FROM_DATA
 from pcattn.training import PointCloudDataModule, run_folder
 from pcattn.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, RunCheckpoint
 from pcattn.training.logger import ResumableCSVLogger
+from pcattn.training.progress import EpochLines
 from pcattn.training.timer import ValidationTime
 from pcattn.utils.errors import InputError
 from pcattn.utils.files import atomic_write, write_text
@@ -265,6 +268,10 @@ class PointCloudCLI(LightningCLI):
         self.best = RunCheckpoint(self.run, "best", monitor, mode)
         self.last = LastCheckpoint(self.run, options["minutes"])
         callbacks = [self.timer, self.validation_time, self.best, self.last]
+        if self.subcommand == "fit" and config["trainer"]["enable_progress_bar"] is None and not sys.stdout.isatty():
+            own = config["trainer"]["callbacks"] or []
+            if not any(isinstance(each, ProgressBar) for each in (own if isinstance(own, list) else [own])):
+                callbacks.append(EpochLines())
         kwargs["default_root_dir"] = config["trainer"]["default_root_dir"] or str(self.run)
         if self.subcommand != "fit":
             kwargs["logger"] = False
@@ -295,7 +302,7 @@ class PointCloudCLI(LightningCLI):
                 "expected --trainer.max_epochs or max_steps, over which the learning rate falls, but got neither"
             )
         example = self.datamodule.example()
-        with torch.no_grad():  # not compiled: no other batch has this size
+        with torch.no_grad(), announce_compilation():  # `compile` waits: no other batch has this size
             self.model.eval().evaluate(example)
         self.model.compute_metrics("val")  # resets the metrics
         if not self.model.hparams.get("compile"):  # one cloud, for the FLOPs in Lightning's summary
@@ -361,25 +368,45 @@ class PointCloudCLI(LightningCLI):
             return None
 
     def _print_summary(self, evaluate: str, tables: list[Path], pictures: list[Path]) -> None:
-        """Print what the run consists of, and the commands that a user may want next."""
+        """Print the files of the run and commands that a user may want next; only those that exist and work."""
         config = self.run / "config.yaml"
         files = {
-            "checkpoints/best.ckpt, last.ckpt": "weights, hyper-parameters, optimizer state",
+            "checkpoints/best.ckpt": "weights, hyper-parameters, optimizer state; the best by validation",
+            "checkpoints/last.ckpt": "the same, at the end of the training",
             "config.yaml": "every option, as it was used",
-            "metrics.csv, tensorboard/": "curves",
+            "metrics.csv": "curves",
+            "tensorboard/": "curves",
             "results.json": "the figures above",
             **{path.name: "the table above" for path in tables},
             **{path.name: "validation clouds: truth, prediction, error" for path in pictures},
         }
         pcattn = _command("pcattn")
-        commands = [
-            f"{pcattn} {evaluate} -c {config}",
-            f"{pcattn} fit -c {config} --model.attention external",
-            f"{pcattn} report {self.run}",
-            f"{_command('tensorboard')} --logdir {self.run.parent}",
-        ]
-        lines = [f"\nThe run is in {self.run}/", *(f"  {name:33}  {content}" for name, content in files.items())]
-        print("\n".join([*lines, "Next:", *(f"  {command}" for command in commands)]))
+        commands = []
+        if config.is_file():
+            if run_folder.checkpoint_path(self.run, "best").is_file():
+                commands.append(f"{pcattn} {evaluate} -c {config}")
+            if (attention := self._other_attention()) is not None:
+                commands.append(f"{pcattn} fit -c {config} --model.attention {attention}")
+        commands.append(f"{pcattn} report {self.run}")
+        if (self.run / "tensorboard").is_dir():
+            commands.append(f"{_command('tensorboard')} --logdir {self.run.parent}")
+        lines = [f"  {name:21}  {content}" for name, content in files.items() if (self.run / name).exists()]
+        print("\n".join([f"\nThe run is in {self.run}/", *lines, "Next:", *(f"  {command}" for command in commands)]))
+
+    def _other_attention(self) -> str | None:
+        """An attention that the same configuration can train with; None if no other fits, or none is to be expected."""
+        takes = inspect.signature(type(self.model)).parameters
+        arguments = {name: value for name, value in self.model.hparams.items() if name in takes}
+        if "attention" not in arguments or arguments.get("attention_kwargs"):  # these belong to the present attention
+            return None
+        for attention in ("external", "offset", "self"):
+            if attention != arguments["attention"]:
+                try:
+                    type(self.model)(**{**arguments, "attention": attention})
+                except (TypeError, ValueError):  # a network of the user, or one that does not take it
+                    continue
+                return attention
+        return None
 
     def _draw(self) -> list[Path]:
         """Draw a picture and a page of validation clouds with the predictions of the best checkpoint."""

@@ -27,6 +27,17 @@ def configure_loader(folder: Path) -> None:
     set_loader("pcattn", partial(config_files.load, folder=folder), config_files.LOAD_ERRORS)
 
 
+#: Options by names that users of other libraries try.
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "model": "variant",
+    "attn": "attention",
+    "data_dir": "root",
+}
+
+
 class Parser(LightningArgumentParser):
     """Lightning's parser with `pcattn.cli.config_files.load` for values and configurations, and short messages."""
 
@@ -56,7 +67,7 @@ def shorten(message: str) -> str:
     misspelled = re.search(r"'([\w.]+)' is not (?:accepted|expected)|nrecognized arguments: --([\w.]+)", message)
     if misspelled:
         name = (misspelled[1] or misspelled[2]).rpartition(".")[2]
-        close = difflib.get_close_matches(name, _option_names(), n=1)
+        close = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, _option_names(), n=1)
         message += f" (did you mean {close[0]!r}?)" if close else ""
     return " ".join(message.partition(", but got Namespace(")[0].split())
 

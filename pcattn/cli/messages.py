@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -46,6 +49,18 @@ def fail(message: str, cause: Exception | None = None) -> NoReturn:
 def hint(message: str) -> None:
     """Print a hint."""
     print(f"pcattn: hint: {escape_unprintable(message)}", file=sys.stderr)
+
+
+@contextmanager
+def announce_compilation(delay: float = 3.0) -> Iterator[None]:
+    """Say that kernels are being compiled if the first call of a network takes longer than `delay` seconds."""
+    timer = threading.Timer(delay, hint, ["compiling kernels for this machine, once; later starts are faster"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def format_warning(

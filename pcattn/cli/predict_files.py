@@ -9,6 +9,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import pcattn
+from pcattn.cli.messages import announce_compilation
 from pcattn.cli.options import add_ckpt_path
 from pcattn.data.preprocessing import ESTIMATED_NORMALS
 from pcattn.inference.model import Model
@@ -30,6 +32,10 @@ from pcattn.visualize.camera import AXES
 
 #: One file: its path, and that of its result below the output folder.
 Job = tuple[Path, Path]
+
+
+#: Scores of a cloud that comes with labels.
+SCORES = ("accuracy", "mean IoU")
 
 
 def name_outputs(jobs: Sequence[Job]) -> list[Path]:
@@ -67,16 +73,56 @@ def add_attributes(cloud: Cloud, new: Mapping[str, NDArray[Any]]) -> Cloud:
     return Cloud(cloud.pos, {**kept, **new})
 
 
+class Agreement:
+    """Counts how often the predicted labels of points are those that a file has already.
+
+    The file has them under the name that the training read them by (`label` of the data set), with the values by which
+    the network names its parts. Files without such labels have no scores.
+
+    Args:
+        model: the network.
+        category: of the cloud.
+    """
+
+    def __init__(self, model: Model, category: int) -> None:
+        options = model.data.get("dataset_kwargs") or {}
+        parts = model.task.parts[category] if model.task.parts else []
+        self.name = str(options.get("label") or "label")
+        ids = {model.part_names[part].rpartition("/")[2]: part for part in parts}
+        self.ids = {int(value): part for value, part in ids.items() if value.isdecimal()}
+        self.counts = np.zeros((len(model.part_names),) * 2, dtype=np.int64)  # by truth and prediction
+
+    def add(self, block: Cloud, attributes: Mapping[str, NDArray[Any]]) -> None:
+        """Count the points of a block."""
+        truth, predicted = block.attributes.get(self.name), attributes.get("label")
+        if truth is None or predicted is None or not set(np.unique(truth).tolist()) <= self.ids.keys():
+            return
+        values, where = np.unique(truth, return_inverse=True)
+        parts = np.array([self.ids[int(value)] for value in values])[where.reshape(-1)]
+        np.add.at(self.counts, (parts, predicted), 1)
+
+    def scores(self) -> dict[str, float]:
+        """Accuracy of the points and mean IoU of the parts that occur; empty without labels."""
+        right, total = self.counts.diagonal(), self.counts.sum()
+        union = self.counts.sum(axis=0) + self.counts.sum(axis=1) - right
+        if not total:
+            return {}
+        iou = right[union > 0] / union[union > 0]
+        return dict(zip(SCORES, (round(float(right.sum() / total), 6), round(float(iou.mean()), 6)), strict=True))
+
+
 def format_table(task: PointCloudTask, rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of files as aligned text, safe to print."""
     if not rows:
         return ""
+    scores = [name for name in SCORES if any(name in row for row in rows)]
     body = []
     for row in rows:
         output = [row["output"]] if "output" in row else []
+        output += [f"{row[name]:.3f}" if name in row else "-" for name in scores]
         entries = task.format_entries(row[task.ENTRIES], row["points"])
         body.append([row["file"], f"{row['points']:,}", *output, *entries])
-    header = ["file", "points", *(["written to"] if "output" in rows[0] else []), task.HEADING]
+    header = ["file", "points", *(["written to"] if "output" in rows[0] else []), *scores, task.HEADING]
     width = max(map(len, body))
     return _align([(cells + [""] * width)[:width] for cells in (header, *body)])
 
@@ -101,10 +147,11 @@ def main(args: Sequence[str]) -> int:
             for (path, _), name in zip(progress, name_outputs(jobs), strict=True):
                 progress.set_description(escape_unprintable(path.name[-30:]))
                 try:
-                    if model.task.PER_POINT:
-                        rows.append(_predict_points(model, path, options.out / name, category, options))
-                    else:
-                        rows.append(_predict_cloud(model, path, category, options))
+                    with nullcontext() if rows else announce_compilation():
+                        if model.task.PER_POINT:
+                            rows.append(_predict_points(model, path, options.out / name, category, options))
+                        else:
+                            rows.append(_predict_cloud(model, path, category, options))
                 except (OSError, MemoryError, RuntimeError, ValueError) as error:
                     reason = " ".join(str(error).split()) or type(error).__name__
                     failures.append({"file": str(path), "error": reason})
@@ -149,18 +196,20 @@ def _predict_points(
             raise InputError(f"expected another folder than that of the input for --out, but {output} is the input")
     file, task, index = _read(model, path, options), model.task, category or 0
     counts = np.zeros(0, dtype=np.int64)
+    agreement = Agreement(model, index)
 
     def results() -> Iterator[Cloud]:
         nonlocal counts
         predicted = model.predict_blocks(file, category, options.votes, options.seed, options.up)
         for block, attributes in zip(file, predicted, strict=True):
             counts = task.count(attributes, index) + (counts if len(counts) else 0)
+            agreement.add(block, attributes)
             colors = task.point_colors(attributes, index)
             yield add_attributes(block, attributes if colors is None else {**attributes, "colors": colors})
 
     output.parent.mkdir(parents=True, exist_ok=True)
     write_blocks(output, file.num_points, results(), overwrite=options.overwrite)
-    row = _row(model, path, file, category) | {"output": str(output)}
+    row = _row(model, path, file, category) | {"output": str(output)} | agreement.scores()
     return row | {task.ENTRIES: task.entries(counts, index)}
 
 

@@ -31,8 +31,8 @@ from pcattn.visualize.window import open_window
 #: Suffixes of pictures.
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
-# Fields of a file that are shown first.
-_FILE_FIELDS = ("truth", "prediction", "error")
+#: Fields of a file that are shown first.
+FILE_FIELDS = ("truth", "prediction", "error", "rgb")
 
 # Parts of the names of attributes that hold labels of points.
 _LABELS = ("label", "part", "class", "seg", "pred")
@@ -87,7 +87,7 @@ def add_attention(
 
 
 def cloud_of_file(path: Path, up: str) -> Cloud:
-    """A file as it is, colored by the labels and quantities that it holds, or else by height.
+    """A file as it is, colored by its colors (`rgb`), labels and quantities, or else by height.
 
     Raises:
         DatasetError: it cannot be read.
@@ -95,6 +95,9 @@ def cloud_of_file(path: Path, up: str) -> Cloud:
     pos, attributes = read_cloud(path)
     fields: dict[str, Field] = {}
     for name, values in attributes.items():
+        if name == "colors":
+            scale = 255 if values.dtype.kind == "f" else 255 / np.iinfo(values.dtype).max
+            fields["rgb"] = Field((values * scale).round().clip(0, 255).astype(np.uint8))
         if values.ndim != 1:
             continue
         whole = values.dtype.kind in "iu" or bool((values == np.round(values)).all())
@@ -212,7 +215,7 @@ def _gather(given: argparse.Namespace) -> tuple[list[Cloud], Sequence[str], str,
         up = given.up or "z"
         if given.attention is not None:
             raise InputError("expected a run, or files with --ckpt_path, to show attention of")
-        return [cloud_of_file(path, up) for path in sources], _FILE_FIELDS, up, ""
+        return [cloud_of_file(path, up) for path in sources], FILE_FIELDS, up, ""
     model = load(given.ckpt_path, given.trust)
     up = given.up or model.up_axis
     category = given.category[0] if given.category else None

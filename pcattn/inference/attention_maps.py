@@ -1,4 +1,4 @@
-"""Attention made visible: which points a chosen point attends to, in one layer of a trained network."""
+"""Attention maps: which points a chosen point attends to in one layer of a trained network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pcattn.ops import knn
 from pcattn.utils.errors import InputError
 from pcattn.visualize.scene import Cloud, Field, quantity
 
-# Maps that are shown: of heads at most so many, of the slots of a memory those that the point attends to most.
+# The most heads that are shown, and the most slots of a memory: those that the point attends to most.
 _MAX_HEADS, _MAX_SLOTS = 8, 4
 _RANKS = ("1st", "2nd", "3rd", "4th")
 
 
 def attention_layers(network: nn.Module) -> list[nn.Module]:
-    """The cores of the attention layers of a network, in their order."""
+    """The attention mechanisms of the layers of a network, in order."""
     return [module.core for module in network.modules() if isinstance(module, (AttentionLayer, AttentionBlock))]
 
 
@@ -32,14 +32,14 @@ def attention_maps(
     """What a point attends to in one layer, while `forward` runs the network on one cloud.
 
     Args:
-        network: in evaluation mode.
-        forward: runs it.
-        layer: of its attention layers, counted from 0.
+        network: the network, in evaluation mode.
+        forward: runs the network.
+        layer: index of the attention layer, from 0.
         pos: (N, 3), the points of the cloud.
-        point: one of them. Where the layer works on fewer tokens than points, the token nearest to it is taken.
+        point: index of one of them. If the layer works on fewer tokens than points, the token nearest to it is taken.
 
     Returns:
-        The maps over the tokens, positions (T, 3) of the tokens, and the token.
+        The maps over the T tokens, the positions (T, 3) of the tokens, and the index of the token.
 
     Raises:
         InputError: no such layer or point, or the mechanism has no maps.
@@ -72,14 +72,14 @@ def show_attention(
     point: int,
     head: int | None = None,
 ) -> Cloud:
-    """The cloud with a field for each map of attention of a point, named by head, slot or gate.
+    """The cloud with a field for each attention map of a point, named by head, slot or gate.
 
-    Colors reach from the smallest weight of the map to the largest. Of tokens fewer than points, every point has the
-    weight of the nearest one. Of the slots of a memory, those are shown that the point attends to most; the note says
-    which, and with what shares.
+    Colors span the smallest to the largest weight of the map. If there are fewer tokens than points, every point has
+    the weight of its nearest token. Of the slots of a memory, only those that the point attends to most are shown; the
+    note names them with their shares.
 
     Args:
-        cloud: what is drawn; its points are those of `pos`.
+        cloud: the cloud to draw; its points are those of `pos`.
         network, forward, pos, layer, point: see `attention_maps`.
         head: number of the only map to show, in the order of the mechanism's names.
 
@@ -100,7 +100,7 @@ def show_attention(
     fields: dict[str, Field] = {}
     for rank, each in enumerate(chosen):
         values = weights[each][nearest].double().cpu().numpy()
-        # Slots differ from cloud to cloud: named by rank, so that their pictures stand in one row.
+        # The top slots differ between clouds: named by rank, they share a row of a picture.
         name = f"{_RANKS[rank]} slot" if maps.slots and head is None else maps.names[each]
         fields[f"layer {layer}, {name}"] = quantity(values, float(values.min()), float(values.max()))
     note = cloud.note

@@ -1,4 +1,4 @@
-"""Weights of one network as the start of another: fine-tuning on other classes, or with another part exchanged."""
+"""Initialize a network with the weights of another one, for fine-tuning on other classes or with a changed layer."""
 
 from collections.abc import Mapping
 
@@ -9,17 +9,17 @@ from pcattn.utils.errors import InputError
 
 
 def initialize(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Copy the weights that have the same name and shape in both, running statistics included.
+    """Copy the weights that have the same name and shape in both networks, running statistics included.
 
     Args:
-        network: receives them.
-        state: of the other network.
+        network: receives the weights.
+        state: state dict of the other network.
 
     Returns:
-        What was not copied, a line a tensor: of `network`, where it keeps its values, and of `state`.
+        A line for each tensor that was not copied: those of `network`, which keep their values, then those of `state`.
 
     Raises:
-        InputError: no matrix fits but in the head, so that the two have nothing in common; `network` is unchanged.
+        InputError: no matrix outside the head fits, so the networks have nothing in common; `network` is unchanged.
     """
     own = network.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}

@@ -112,8 +112,9 @@ class PointCloudTask(LightningModule):
     network: nn.Module
     #: Names of the classes of clouds, or of their categories.
     class_names: list[str]
-    #: Names of the parts of points.
+    #: Names of the parts of points, and the ids of the parts of each category.
     part_names: list[str]
+    parts: list[list[int]]
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class PointCloudTask(LightningModule):
             raise InputError(f"expected votes >= 1, but got {votes}")
         if compile:
             check_mode(compile)
-        self.class_names, self.part_names = [], []
+        self.class_names, self.part_names, self.parts = [], [], []
         self.votes, self.all_points = votes, all_points
         self._to_compile = compile
         self.eval_loss = MeanMetric()

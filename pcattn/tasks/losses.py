@@ -53,7 +53,7 @@ def mixed_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, label_smo
 
 
 def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
-    r"""Lovász-Softmax, a convex stand-in for 1 - IoU: the mean over the parts in a shape's truth, then over shapes.
+    r"""Lovász-Softmax, a convex surrogate of 1 - IoU: the mean over the parts that a shape has, then over shapes.
 
     With the errors :math:`m_i = |[y_i = c] - p_i(c)|` of part c in descending order and J_i the Jaccard loss when the
     first i points are wrong,
@@ -62,7 +62,7 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
         \ell_c = \sum_i m_i (J_i - J_{i-1}), \qquad
         J_i = 1 - \frac{G - g_i}{G + i - g_i}
 
-    where G points are of part c, g_i of them among the first i.
+    where G points belong to part c, g_i of them among the first i.
 
     Args:
         probabilities: (B, N, P).
@@ -71,8 +71,8 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     Shape:
         (), in [0, 1].
 
-    Source: Berman et al. 2018, https://arxiv.org/abs/1705.08790, section 3; of each shape by itself, as the instance
-        mIoU counts.
+    Source: Berman et al. 2018, https://arxiv.org/abs/1705.08790, section 3; computed for each shape, as the
+        instance mIoU is.
 
     Raises:
         InputError: shapes do not fit, or on the CPU a target is out of range.

@@ -68,7 +68,7 @@ def build_schedule(optimizer: Optimizer, lr: float, min_lr: float, warmup: int, 
 
 
 class AveragedWeights(WeightAveraging):
-    r"""Exponential moving average of the weights, with which validation, checkpoints and test work.
+    r"""Exponential moving average of the weights, used in validation, checkpoints and test.
 
     The average begins as a copy of the weights after step 0. From step t = 1 on, with the running statistics of batch
     normalization averaged like the weights they belong to, and counters copied:
@@ -77,8 +77,8 @@ class AveragedWeights(WeightAveraging):
         \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t)\, \theta_t, \qquad
         d_t = \min\left(d, \frac{1 + t}{10 + t}\right)
 
-    d_t grows to d so that the first epochs are not held back by the weights that training began with. A checkpoint has
-    the average as its `state_dict`, and beside it what training goes on with.
+    d_t grows to d, so that the initial weights soon lose their influence. The `state_dict` of a checkpoint is the
+    average; the weights that training continues with are stored beside it.
 
     Args:
         decay: d, 0 <= d < 1. The average spans about the last 1 / (1 - d) steps.
@@ -89,7 +89,7 @@ class AveragedWeights(WeightAveraging):
         self.decay = decay
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with both states in training; evaluation needs no more than the average, which is loaded by then."""
+        """Restore both states for training. Evaluation needs only the average, which is loaded already."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
@@ -104,21 +104,21 @@ class AveragedWeights(WeightAveraging):
 
 
 def check_mode(mode: bool | str) -> None:
-    """Raise `ValueError` where `mode` is neither true nor one of `COMPILE_MODES`."""
+    """Raise `InputError` if `mode` is neither true nor one of `COMPILE_MODES`."""
     if mode is not True and mode not in COMPILE_MODES:
         raise InputError(f"expected compile to be true, false or one of {', '.join(COMPILE_MODES)}, but got {mode!r}")
 
 
 def compile_network(network: nn.Module, mode: bool | str, device: str) -> None:
-    """Compile a network in place with `torch.compile`, where that makes it faster on the device that it runs on.
+    """Compile a network in place with `torch.compile` if that makes it faster on its device.
 
-    Where it does not, see `_why_not_compiled`, the network stays as it is and a warning says so: it computes the same.
-    Every size of a batch has a graph of its own. In training there is one, because incomplete batches are left out.
+    Otherwise the network stays as it is, with a warning; its results are the same. Each batch size is compiled
+    separately. Training has only one, because it leaves out incomplete batches.
 
     Args:
-        network: what to compile.
-        mode: true, or a mode of `torch.compile` out of `COMPILE_MODES`.
-        device: `"cpu"`, `"cuda"`, ...: not what the machine has, but what is used.
+        network: the network to compile.
+        mode: true, or one of `COMPILE_MODES`.
+        device: type of the device that the network runs on, `"cpu"`, `"cuda"`, ...
 
     Raises:
         InputError: another mode.
@@ -133,13 +133,13 @@ def compile_network(network: nn.Module, mode: bool | str, device: str) -> None:
 def _why_not_compiled(network: nn.Module, device: str) -> str | None:
     """Why a network should not be compiled; None if it should.
 
-    On the CPU it needs a C++ compiler (`CXX`, else the platform's own), and a network with local aggregation is faster
-    with the blocks of `pcattn.ops.local_aggregation.op`, which a compiled one goes without.
+    On the CPU, compilation needs a C++ compiler (`CXX`, else that of the platform). A network with local aggregation is
+    faster uncompiled there, with the kernels of `pcattn.ops.local_aggregation.op`.
     """
     if device != "cpu":
         return None
     if any(isinstance(module, LocalAggregation) for module in network.modules()):
-        return "is for GPUs where a network has local aggregation, which is faster in its own blocks on the CPU"
+        return "is for GPUs if a network has local aggregation, which is faster in its own kernels on the CPU"
     default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     compiler = (shlex.split(os.environ.get("CXX", "")) or [default])[0]
     return None if shutil.which(compiler) else f"needs a C++ compiler, but {compiler} is not found"

@@ -1,4 +1,4 @@
-"""Stopping at the first number that is not finite, without making a GPU wait for the question."""
+"""Stop a training at the first NaN or infinity, without synchronizing a GPU in every step."""
 
 from collections.abc import Callable
 
@@ -9,29 +9,29 @@ from pcattn.utils.errors import InputError
 
 
 class NonFiniteError(InputError):
-    """A batch holds NaN or infinity, or leads to a loss that is one."""
+    """A batch, its logits or its loss hold NaN or infinity."""
 
 
 class FiniteWatch:
-    """Raises `NonFiniteError` once something turns out not to be finite.
+    """Raises `NonFiniteError` for the first step that is not finite.
 
-    What lies on the CPU is looked at as soon as it is seen. What lies on a GPU has not been computed by then: its flag
-    is copied to the host behind it, and read when the next one is seen, by when it has arrived. The error is one step
-    late there and still tells of its own step; `flush` reads what is left, before anything is saved.
+    On the CPU a flag is checked at once. On a GPU its value has not been computed yet: the flag is copied to the host
+    asynchronously and read with the next step, when it has arrived. The error comes one step late there, but its
+    message is about the right step. `flush` checks the last flag before anything is saved.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[Callable[[], bool], Callable[[bool], str]] | None = None
 
     def see(self, finite: Tensor, explain: Callable[[bool], str]) -> None:
-        """Take notice of whether a step went well.
+        """Check the flag of a step.
 
         Args:
-            finite: (), true or false.
-            explain: what to say where it is false; called with whether that is noticed late, after further steps.
+            finite: (), bool.
+            explain: returns the message if the flag is false; its argument says whether later steps were taken since.
 
         Raises:
-            NonFiniteError: it is false, or on a GPU what was seen before it is.
+            NonFiniteError: the flag is false; on a GPU, the flag before it is.
         """
         self.flush()
         if finite.device.type == "cpu":
@@ -41,7 +41,7 @@ class FiniteWatch:
             self._pending = read_later(finite), explain
 
     def flush(self) -> None:
-        """Raise for what was seen last.
+        """Check the last flag.
 
         Raises:
             NonFiniteError: it is false.
@@ -52,7 +52,7 @@ class FiniteWatch:
 
 
 def read_later(flag: Tensor) -> Callable[[], bool]:
-    """A function that returns the value of a flag, and waits for nothing that is put to work after this call."""
+    """A function that returns the value of a flag. It does not wait for GPU work that is queued after this call."""
     if flag.device.type != "cuda":
         return lambda: bool(flag)
     copy = flag.to("cpu", non_blocking=True)

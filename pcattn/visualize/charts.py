@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-#: What the losses of a run are; on smoothed labels the one of training may stay far above the other.
+#: Names of the losses in the legend. With smoothed labels the training loss may stay far above the validation loss.
 _LEGEND = {"train/loss": "train/loss (as minimized)", "val/loss": "val/loss (cross-entropy alone)"}
 
 
@@ -39,9 +39,9 @@ def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Path | None:
-    """Losses on the left, metrics of the validation on the right; None where there is nothing to draw.
+    """Losses on the left, metrics of the validation on the right; None if there is nothing to draw.
 
-    The losses of our tasks have levels of their own: that of training is what is minimized, smoothed labels included.
+    The levels of the losses differ: the training loss includes smoothed and mixed labels.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -52,7 +52,7 @@ def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Pat
         return None
     figure = Figure(figsize=(9.5, 3), layout="constrained")
     for axes, chosen, label in zip(figure.subplots(1, 2), (losses, metrics), ("loss", "validation"), strict=True):
-        # Markers of several shapes: curves may lie upon each other.
+        # Different markers, because curves may overlap.
         for (name, values), color, marker in zip(sorted(chosen.items()), palette(len(chosen)), cycle("os^D")):
             epochs, numbers = zip(*values, strict=True)
             axes.plot(
@@ -79,7 +79,7 @@ def draw_curves(curves: dict[str, list[tuple[float, float]]], path: Path) -> Pat
 def draw_bars(
     names: Sequence[str], values: Sequence[float | None], counts: Sequence[int], what: str, path: Path
 ) -> Path:
-    """A bar a category, the best first, with its value and the number of shapes."""
+    """A bar per category, the best first, with its value and the number of shapes."""
     from matplotlib.figure import Figure
 
     order = sorted(range(len(names)), key=lambda i: -1 if values[i] is None else values[i])  # type: ignore[arg-type,return-value]
@@ -98,7 +98,7 @@ def draw_bars(
 
 
 class Confusion(NamedTuple):
-    """How often what stands in a row of `matrix` (R, C) was taken for what stands in a column."""
+    """A confusion matrix: `matrix` (R, C) counts how often the class of a row was predicted as that of a column."""
 
     title: str
     matrix: NDArray[Any]
@@ -108,7 +108,7 @@ class Confusion(NamedTuple):
 
 @plain_text()
 def draw_confusion(confusions: Sequence[Confusion], path: Path) -> Path:
-    """Truth in the rows, each row as shares of its sum: where it went. Several lie side by side."""
+    """Draw confusion matrices side by side, each row normalized by its sum: truth in rows, predictions in columns."""
     from matplotlib.figure import Figure
 
     wide = min(4, len(confusions))
@@ -127,7 +127,7 @@ def draw_confusion(confusions: Sequence[Confusion], path: Path) -> Path:
         axes.set_title(escape_unprintable(confusion.title), fontsize=9)
     figure.supxlabel("prediction")
     figure.supylabel("truth")
-    if len(confusions) == 1:  # in small ones every number is written
+    if len(confusions) == 1:  # several small ones show their numbers instead
         figure.colorbar(image, ax=axes, shrink=0.6, label="share of the truth")
     write_figure(path, figure, dpi=110)
     return path

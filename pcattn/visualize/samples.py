@@ -1,4 +1,4 @@
-"""A picture of samples of a data set, one row a class."""
+"""A picture of samples of a data set, a row per class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pcattn.visualize.camera import fade, look, radius
 from pcattn.visualize.colors import Colors, palette, sequential
 from pcattn.visualize.text import plain_text
 
-#: Rows that stand above one another; further ones stand beside them.
+#: Rows in a column; further rows start a new column.
 MAX_ROWS = 14
 
-#: Classes that are drawn.
+#: The most classes that are drawn.
 MAX_CLASSES = 42
 
 _MAX_POINTS = 2000
@@ -40,14 +40,14 @@ def draw_samples(
     num_samples: int = 6,
     up: str = "z",
 ) -> None:
-    """Draw the first clouds of every class, colored by their parts, else as they are, else by height.
+    """Draw the first clouds of every class, colored by their parts, else by their own colors, else by height.
 
     Args:
         splits: the data sets; clouds of the first one are drawn first.
-        class_names: one row for each that has clouds, `MAX_CLASSES` at most.
+        class_names: names of the classes; those without clouds are left out, and `MAX_CLASSES` at most are drawn.
         path: the picture, in any format that matplotlib writes.
-        num_samples: clouds a class; fewer where rows stand side by side.
-        up: coordinate that points up.
+        num_samples: clouds per class; fewer if there are several columns of rows.
+        up: the axis that points up.
     """
     from matplotlib.figure import Figure  # no pyplot: no window system, and nothing global
 

@@ -1,4 +1,4 @@
-"""A hierarchical network through the command line: what it is told, what a checkpoint keeps, and where it goes."""
+"""A hierarchical network on the command line: its options, its checkpoints and their use."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 import yaml
 
 import pcattn
-from pcattn.cli.compare import _count
+from pcattn.cli.compare import _inspect
 from pcattn.cli.main import main
 from pcattn.models import HierarchicalSegmenter
 from tests.cli.test_parts import write_config
@@ -62,7 +62,7 @@ def test_loaded_network_gives_the_same_logits(run: Path, network: HierarchicalSe
 
 
 def test_count(run: Path, network: HierarchicalSegmenter) -> None:
-    counted = _count(run / "checkpoints" / "best.ckpt")
+    counted = _inspect(run / "checkpoints" / "best.ckpt")
     assert counted["parameters"] == sum(parameter.numel() for parameter in network.parameters())
     assert counted["multiply_adds"] > 48 * 512 * 256  # the head alone has more
 

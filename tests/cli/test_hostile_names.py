@@ -14,6 +14,7 @@ from pcattn.cli import compare, report
 from pcattn.cli.main import main
 from pcattn.inference import checkpoints
 from pcattn.io import read_cloud
+from pcattn.tasks import Classification
 from pcattn.utils.errors import DatasetBrokenError
 from pcattn.utils.text import escape_unprintable
 from pcattn.visualize import charts
@@ -51,7 +52,7 @@ def test_printable() -> None:
 
 
 def test_predicted_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The terminal is told the escaped name; JSON and CSV have the real one."""
+    """The terminal shows the escaped name; JSON and CSV have the real one."""
     model = checkpoints.save_weights(classifier(), tmp_path / "a.safetensors", {"num_points": 32})
     folder = tmp_path / "clouds"
     folder.mkdir()
@@ -105,7 +106,8 @@ def test_pictures() -> None:
 
 def test_comparison(capsys: pytest.CaptureFixture) -> None:
     """In its table and its plot, and when a network cannot be called so."""
-    values = {"metrics": {"oa": {"mean": 0.5, "std": 0.0, "values": [0.5]}}, "split": "test"}
+    metric = {**Classification.METRICS["oa"]._asdict(), "mean": 0.5, "std": 0.0, "values": [0.5]}
+    values = {"metrics": {"oa": metric}, "split": "test"}
     costs = {"clouds_per_second": 1.0, "parameters": 1, "multiply_adds": 1, "peak_mib": 1.0, "peak_of": "process"}
     rows = [{"network": name, **values, **costs} for name in (SCRIPT, FORMULA, ESCAPES)]
     compare.plot(rows, Path("a.png"))

@@ -12,6 +12,7 @@ import yaml
 
 from pcattn.cli.lightning import PointCloudCLI
 from pcattn.cli.main import main
+from pcattn.cli.messages import announce_compilation
 from pcattn.inference import checkpoints
 from pcattn.tasks import Classification
 from pcattn.training import PointCloudDataModule
@@ -71,6 +72,16 @@ class TestFit:
         results = json.loads((run / "results.json").read_text())
         assert results["best"]["val/oa"] == pytest.approx(max(accuracies))
         assert 0 <= results["test"]["test/oa"] <= 1
+
+    @pytest.mark.parametrize(("attention", "proposed"), [("offset", "external"), ("external", "offset")])
+    def test_next_steps_work(self, attention: str, proposed: str, config: Path, capsys: pytest.CaptureFixture) -> None:
+        short = ["--trainer.max_epochs=1", "--trainer.logger=false", "--final_test=false"]
+        main(["fit", "-c", str(config), "--run=short", f"--model.attention={attention}", *short])
+        out = capsys.readouterr().out
+        assert f"fit -c short/config.yaml --model.attention {proposed}" in out
+        assert "validate -c short/config.yaml" in out
+        assert "tensorboard" not in out
+        assert "metrics.csv" not in out
 
     def test_checkpoint_is_plain_data(self, run: Path) -> None:
         checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
@@ -135,7 +146,7 @@ class TestWeights:
         capsys: pytest.CaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """The command that measures bundled weights; what belongs to them wins over the configuration, aloud."""
+        """The command that measures bundled weights; their options win over the configuration, and a line says so."""
         if named == "by name":
             monkeypatch.setattr(checkpoints, "bundled", {weights.stem: weights}.copy)
             weights = Path(weights.stem)
@@ -346,3 +357,27 @@ def test_interrupted_before_the_training(
     assert stop.value.code == 130
     assert capsys.readouterr().err.endswith("\ninterrupted\n")
     assert not Path("run").exists()
+
+
+def test_a_line_an_epoch_without_a_terminal(config: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--trainer.max_epochs=2", "--trainer.logger=false", "--final_test=false"]
+    main(["fit", "-c", str(config), "--trainer.enable_progress_bar=null", "--run=quiet", *options])
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("epoch ")]
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert all(name in line for line in lines for name in ("train/loss", "val/loss", "val/oa"))
+    assert "it/s" not in out
+
+
+def test_names_of_other_libraries(config: Path, capsys: pytest.CaptureFixture) -> None:
+    message = error_of(["fit", "-c", str(config), "--model.learning_rate", "0.1"], capsys)
+    assert message.endswith("(did you mean 'lr'?)")
+
+
+def test_compilation_is_announced(capsys: pytest.CaptureFixture) -> None:
+    with announce_compilation(delay=0.0):
+        time.sleep(0.2)
+    assert "compiling kernels" in capsys.readouterr().err
+    with announce_compilation(delay=60.0):
+        pass
+    assert capsys.readouterr().err == ""

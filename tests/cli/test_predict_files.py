@@ -243,7 +243,7 @@ class TestSegment:
         assert not Path("predictions").exists()
 
     def test_interrupted(self, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        """What is finished is told."""
+        """Reports the files that are finished."""
         write_cloud("a.ply")
         write_cloud("b.ply")
 
@@ -333,3 +333,29 @@ def test_columns_and_up_axis_as_in_training(tmp_path: Path) -> None:
     np.testing.assert_allclose(probability("b.txt", "--columns", "x", "y", "z", "intensity"), expected, atol=1e-5)
     turned = np.sort(model.predict(cloud, up_axis="y")["probabilities"])[::-1]
     np.testing.assert_allclose(probability("a.txt", "--up", "y"), turned, atol=1e-5)
+
+
+def test_labeled_clouds_get_scores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """By the values of the labels in the files, which name the parts."""
+    torch.manual_seed(0)
+    task = PartSegmentation([[0, 1]], network_kwargs=NETWORK, class_names=["all"], part_names=["all/3", "all/7"])
+    data = {"num_points": 32, "dataset_kwargs": {"label": "part"}}
+    weights = checkpoints.save_weights(task, tmp_path / "model.safetensors", data)
+    cloud = write_cloud("plain.ply")
+    label = pcattn.load(weights, device="cpu").segment(cloud.pos).labels
+    truth = np.array([3, 7])[label]
+    truth[:10] = 10 - truth[:10]  # 10 of 50 are the other part
+    write_ply("labeled.ply", Cloud(cloud.pos, {"part": truth.astype(np.int16)}))
+    assert run("plain.ply", "labeled.ply", "--ckpt_path", weights, "--json", "out.json") == 0
+    plain, labeled = json.loads(Path("out.json").read_text())
+    assert "accuracy" not in plain
+    assert labeled["accuracy"] == 0.8
+    both = np.array([np.searchsorted([3, 7], truth), label])
+    ious = [
+        (both == part).all(axis=0).sum() / (both == part).any(axis=0).sum() for part in (0, 1) if (both == part).any()
+    ]
+    assert labeled["mean IoU"] == pytest.approx(np.mean(ious), abs=1e-5)
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert "accuracy  mean IoU" in header
+    assert "0.800" in second
+    assert "0.800" not in first

@@ -16,6 +16,7 @@ from pcattn.tasks import Classification, PartSegmentation
 from pcattn.tasks.voting import draw_views
 from pcattn.visualize import window
 from pcattn.visualize.offscreen import Open3DError
+from pcattn.visualize.scene import shown_fields
 from pcattn.visualize.window import open_window
 from tests.visualize.examples import ball
 
@@ -100,6 +101,15 @@ class TestFiles:
         assert show("cloud.xyz", "--out", "x.html") == 0
         assert content("x.html")["names"] == ["height"]
 
+    def test_colors_are_drawn(self, tmp_path: Path) -> None:
+        rgb = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
+        pos = np.eye(3)
+        for name, colors in (("a", rgb.astype(np.uint8)), ("b", rgb.astype(np.uint16) * 257)):
+            write_ply(tmp_path / f"{name}.ply", Cloud(pos, {"colors": colors}))
+            cloud = command.cloud_of_file(tmp_path / f"{name}.ply", "z")
+            assert shown_fields([cloud], command.FILE_FIELDS) == ["rgb"]
+            np.testing.assert_array_equal(cloud.fields["rgb"].colors(), rgb)
+
     def test_three_points(self) -> None:
         np.savetxt("cloud.xyz", np.eye(3))
         assert show("cloud.xyz", "--out", "x.png", "--renderer", "matplotlib") == 0
@@ -159,7 +169,7 @@ def test_errors(args: list[str], message: str, class_run: Path, capsys: pytest.C
 
 
 class TestWindow:
-    """A window that cannot be opened is told in one line, and a page is written in its place."""
+    """If no window can be opened, one line says so, and a page is written instead."""
 
     def test_no_display(self, ply: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         for name in ("DISPLAY", "WAYLAND_DISPLAY"):

@@ -1,4 +1,4 @@
-"""Clouds as users hold them: every kind gives the same points, and what is none is told."""
+"""Clouds as users hold them: every kind gives the same points, and anything else is refused."""
 
 from pathlib import Path
 

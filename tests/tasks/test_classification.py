@@ -122,7 +122,7 @@ class TestNotFinite:
 
 
 class Unchecked(torch.nn.Module):
-    """A network of one's own, which does not look at its input."""
+    """A network that ignores its input."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()

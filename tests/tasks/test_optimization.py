@@ -240,7 +240,7 @@ class TestCompilation:
         for stage in ("fit", "test"):
             task.setup(stage)
         assert asked == [{"mode": expected, "dynamic": False}] * pays
-        why = f"compile: {str(mode).lower()} is for GPUs where a network has local aggregation"
+        why = f"compile: {str(mode).lower()} is for GPUs if a network has local aggregation"
         assert [str(warning.message).startswith(why) for warning in recwarn] == [True] * (not pays)
 
     def test_mode(self) -> None:

@@ -47,7 +47,7 @@ def batches(spoiled: int) -> list[PointBatch]:
 
 
 class Unchecked(torch.nn.Module):
-    """A network of one's own, which does not look at its input."""
+    """A network that ignores its input."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pictures: every cell has its colors, and Open3D that cannot draw is told and replaced."""
+"""Pictures: every cell has its colors, and matplotlib replaces Open3D if that cannot draw."""
 
 import sys
 from pathlib import Path
@@ -76,7 +76,7 @@ TROUBLES = {
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_trouble_with_open3d(trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told in one line, and the picture is there all the same."""
+    """One line says so, and the picture is written by matplotlib."""
     program, message = TROUBLES[trouble]
     monkeypatch.setattr(offscreen, "_COMMAND", (sys.executable, "-c", program))
     limit = 0.5 if trouble == "hang" else 60.0
