@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pcattn.data import DenseClouds, PointBatch
 from pcattn.ops import knn
 from pcattn.utils.errors import InputError
-
-if TYPE_CHECKING:
-    from pcattn.data import DenseClouds, PointBatch
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
