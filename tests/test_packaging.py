@@ -34,6 +34,7 @@ def test_editable_install(cwd: Path | None, tmp_path: Path) -> None:
     assert Path(found).resolve() == REPOSITORY / "datasets" / "__init__.py"
 
 
+@pytest.mark.slow
 def test_sdist_and_wheel(tmp_path: Path) -> None:
     """`build` makes the sdist and from it, in another folder, the wheel; the wheel imports without the repository."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]

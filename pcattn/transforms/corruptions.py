@@ -80,7 +80,7 @@ def corrupt(
         1046 to 1075.
 
     Raises:
-        InputError: an argument is out of range, or the cloud has too few points or not finite ones.
+        InputError: an argument is out of range, the cloud has too few points, or some are not finite.
     """
     corruption = find(name, severity)
     if up_axis not in ("x", "y", "z"):
@@ -129,7 +129,7 @@ def corrupt_batch(
     """Corrupt every cloud of a batch, see `corrupt`; labels of points follow their points.
 
     Raises:
-        InputError: as `corrupt`; the clouds have features, which corrupted positions would belie; points of the
+        InputError: as `corrupt`; the clouds have features, which would not fit corrupted positions; points of the
             background would need labels; or the clouds reach far beyond the unit sphere.
     """
     if batch.channels is not None:

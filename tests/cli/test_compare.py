@@ -171,6 +171,7 @@ class TestOptions:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_trains_once_and_goes_on(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         root = write_modelnet40(tmp_path / "data", train=(80,))
         config = write_tiny_config(tmp_path / "tiny.yaml", root)

@@ -102,6 +102,7 @@ class TestClassesOfTheCurrentFolder:
         with open(read):
             assert "class_path: in_a_pipe.Own" in printed_config(["-c", f"/dev/fd/{read}"], capsys)
 
+    @pytest.mark.slow
     def test_by_the_program(self) -> None:
         """The script `pcattn` does not have the current folder in its path."""
         Path("some_task.py").write_text(TASK)

@@ -61,6 +61,7 @@ def test_classification(capsys: pytest.CaptureFixture) -> None:
     assert sum(f"| {row['file']} | {row['prediction']} " in table for row in rows) == 2
 
 
+@pytest.mark.slow
 def test_parts(capsys: pytest.CaptureFixture) -> None:
     write_clouds(Path("my_clouds"), {"ball": 16, "needle": 16}, labels=True)
     config = write_config("PartSegmentation", "val/instance_miou")

@@ -77,6 +77,7 @@ def test_classification(module: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     use(Path("own"), tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_part_segmentation(module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()

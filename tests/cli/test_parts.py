@@ -148,6 +148,7 @@ def test_votes_and_all_points_have_lines_of_their_own(run: Path, capsys: pytest.
     assert summary["further"][1]["instance_miou"] == pytest.approx(sum(ious) / len(ious))
 
 
+@pytest.mark.slow
 def test_validation_during_training_does_not_vote(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     args = ["fit", "-c", str(run / "config.yaml"), "--run", str(tmp_path / "voting"), "--trainer.max_epochs=1"]
     main([*args, "--model.votes=2"])

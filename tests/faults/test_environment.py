@@ -26,6 +26,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are shorter elsewhere")
+@pytest.mark.slow
 def test_fit(tmp_path: Path) -> None:
     """Paths of more than 200 characters beyond ASCII, read-only data, no home and no network, all at once."""
     folder = tmp_path / ("Wölkchen " * 12).strip() / ("点云" * 20) / ("long" * 25)

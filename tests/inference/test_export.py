@@ -32,6 +32,7 @@ def segmenter(**kwargs: Any) -> Model:
 
 
 class TestONNX:
+    @pytest.mark.slow
     def test_same_results_in_onnxruntime(self, tmp_path: Path) -> None:
         """Neighbor search, farthest point sampling and interpolation, for other numbers of clouds and points."""
         onnxruntime = pytest.importorskip("onnxruntime")
@@ -62,6 +63,7 @@ class TestONNX:
         words = export.export(lively(task, {"num_points": 32}), tmp_path / "a.onnx", "onnx")
         assert "any number of clouds of any number of points" in words
 
+    @pytest.mark.slow
     def test_hierarchical(self, tmp_path: Path) -> None:
         """Neighbor lists, sorted into classes by dilation, and attention over them; compared by `export` itself."""
         pytest.importorskip("onnxruntime")
@@ -84,6 +86,7 @@ class TestONNX:
             export.export(segmenter(), tmp_path / "a.onnx", "onnx")
 
 
+@pytest.mark.slow
 def test_pt2(tmp_path: Path) -> None:
     model = segmenter()
     words = export.export(model, tmp_path / "a.pt2", "pt2")

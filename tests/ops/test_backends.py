@@ -30,9 +30,9 @@ def test_errors_list_every_reason(nothing_installed: None) -> None:
     with pytest.raises(InputError, match=r"'numba': numba is not installed"):
         neighborhood_attention(Q, Q, Q, torch.zeros(1, 9, 2).long(), backend="numba")
     norm = torch.nn.BatchNorm1d(3).eval()
-    with pytest.raises(InputError, match=r"'numba': numba is not installed; torch.float16 .*; .* training mode"):
+    with pytest.raises(InputError, match=r"'numba': numba is not installed; torch.float16 is none of torch.float32"):
         normalize(norm, cloud.half(), backend="numba")
-    with pytest.raises(InputError, match=r"'numba': .* training mode; the features do not require gradients"):
+    with pytest.raises(InputError, match=r"'numba': numba is not installed; the features do not require gradients"):
         pool(cloud, torch.nn.Linear(3, 3), norm, backend="numba")
 
 

@@ -166,7 +166,7 @@ class TestConditioning:
     ("kwargs", "message"),
     [
         ({"parts": None}, "per_point: true"),
-        ({"parts": [[0], []]}, "one part or more"),
+        ({"parts": [[0], []]}, "at least one part"),
         ({"protocol": "any"}, "one of category, all50, present"),
         ({"class_names": ["one"]}, "expected 3 class_names, one a category, but got 1"),
         ({"lovasz": -1.0}, "lovasz >= 0"),

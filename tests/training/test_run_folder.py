@@ -79,6 +79,7 @@ class TestTwoRunsOfOneConfiguration:
         main(args)
         return next(line for line in capsys.readouterr().out.splitlines() if "overall accuracy" in line)
 
+    @pytest.mark.slow
     def test_which_is_meant(self, config: str, capsys: pytest.CaptureFixture) -> None:
         assert {path.name for path in Path("runs").iterdir()} == {"tiny", "tiny.2"}
         main(["validate", "-c", config])
@@ -101,6 +102,7 @@ class TestTwoRunsOfOneConfiguration:
         line = self.evaluated(["test", "-c", "moved/config.yaml"], capsys)
         assert f"accuracy {results('moved')['test']['test/oa']:.4f}" in line
 
+    @pytest.mark.slow
     def test_weights_from_elsewhere_start_a_new_run(self, config: str) -> None:
         weights = Path("weights.ckpt")
         weights.write_bytes(run_folder.checkpoint_path(Path("runs/tiny"), "last").read_bytes())
@@ -119,6 +121,7 @@ class TestResumption:
             accuracies = [float(row["val/oa"]) for row in csv.DictReader(file) if row["val/oa"]]
         assert results("run")["best"]["val/oa"] == pytest.approx(min(accuracies))
 
+    @pytest.mark.slow
     def test_in_the_middle_of_a_schedule(self, config: str) -> None:
         """Options of the first call are those of the second, whatever path leads to the run; data and seed too."""
         options = ["--seed_everything=7", "--data.batch_size=48", "--data.split_seed=5"]
