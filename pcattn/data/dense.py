@@ -96,7 +96,7 @@ class DenseClouds(Dataset[PointBatch]):
     def _read_positions(self) -> None:
         data = self.dataset._data
         if "pos" not in data:
-            raise DatasetError(f"expected pos in {self.name}, but its clouds have {', '.join(data.keys())}")
+            raise DatasetError(f"expected pos in {self.name}, but its clouds have {', '.join(sorted(data.keys()))}")
         bounds = self.dataset.bounds
         if data.pos.shape[1:] != (3,):
             raise DatasetError(f"expected pos (P, 3) in {self.name}, but got {tuple(data.pos.shape)}")
@@ -117,7 +117,7 @@ class DenseClouds(Dataset[PointBatch]):
         data, num_clouds = self.dataset._data, len(self)
         field = "y" if self.per_point or "category" not in data else "category"
         if field not in data:
-            raise DatasetError(f"expected {field} in {self.name}, but its clouds have {', '.join(data.keys())}")
+            raise DatasetError(f"expected {field} in {self.name}, but its clouds have {', '.join(sorted(data.keys()))}")
         label, num_points = torch.as_tensor(data[field]), len(data.pos)
         self.category: Tensor | None = None
         if self.per_point:
